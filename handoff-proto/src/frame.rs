@@ -1,0 +1,160 @@
+//! Frames: `u32` little-endian length of what follows, `u16` little-endian version, one postcard-encoded [`Message`].
+//!
+//! Nothing here allocates more than [`MAX_FRAME_BYTES`] for a peer, whatever its prefix claims, nor before the bytes arrive.
+
+use std::io::{ErrorKind, Read, Write};
+
+use crate::error::{Result, WireError};
+use crate::message::Message;
+use crate::version::ProtoVersion;
+
+/// The largest value that a frame's length prefix may carry, in bytes.
+pub const MAX_FRAME_BYTES: u32 = 1 << 20;
+
+const PREFIX_BYTES: usize = 4;
+const VERSION_BYTES: usize = 2;
+/// What is read at a time into a growing buffer, so that a prefix alone costs a peer's victim nothing.
+const CHUNK_BYTES: usize = 16 * 1024;
+
+/// Appends one frame to `out`; on an error `out` is as it was.
+///
+/// # Errors
+/// [`WireError::FrameTooLarge`] when the message does not fit one frame: send its revisions ahead of it (version 2) or
+/// refuse it (version 1).
+pub fn encode_into(out: &mut Vec<u8>, version: ProtoVersion, message: &Message) -> Result<()> {
+    let start = out.len();
+    out.extend_from_slice(&[0; PREFIX_BYTES]);
+    out.extend_from_slice(&version.to_le_bytes());
+    if let Err(error) = postcard::to_extend(message, Tail(out)) {
+        out.truncate(start);
+        return Err(WireError::Encode(error));
+    }
+    let frame_bytes = out.len() - start - PREFIX_BYTES;
+    if frame_bytes > MAX_FRAME_BYTES as usize {
+        out.truncate(start);
+        return Err(WireError::FrameTooLarge { bytes: frame_bytes as u64 });
+    }
+    out[start..start + PREFIX_BYTES].copy_from_slice(&(frame_bytes as u32).to_le_bytes());
+    Ok(())
+}
+
+/// Lets postcard append to a buffer that it does not own.
+struct Tail<'a>(&'a mut Vec<u8>);
+
+impl Extend<u8> for Tail<'_> {
+    fn extend<I: IntoIterator<Item = u8>>(&mut self, bytes: I) {
+        self.0.extend(bytes);
+    }
+}
+
+/// One frame as bytes of its own.
+///
+/// # Errors
+/// As [`encode_into`].
+pub fn encode(version: ProtoVersion, message: &Message) -> Result<Vec<u8>> {
+    let mut out = Vec::with_capacity(64);
+    encode_into(&mut out, version, message)?;
+    Ok(out)
+}
+
+/// Writes one frame with a single `write_all` and flushes.
+///
+/// # Errors
+/// As [`encode_into`], or [`WireError::Io`]. A socket raises SIGPIPE when its peer is gone unless the process ignores that
+/// signal; the runtime's sockets send with MSG_NOSIGNAL instead.
+pub fn write_message<W: Write>(writer: &mut W, version: ProtoVersion, message: &Message) -> Result<()> {
+    writer.write_all(&encode(version, message)?)?;
+    writer.flush()?;
+    Ok(())
+}
+
+/// Reads one frame, waiting for all of it. Use a [`FrameAccumulator`] where reads can time out.
+///
+/// # Errors
+/// [`WireError::Io`] with `UnexpectedEof` at the end of the stream; else who sent what is wrong. The stream is then unusable.
+pub fn read_message<R: Read>(reader: &mut R) -> Result<(ProtoVersion, Message)> {
+    let mut accumulator = FrameAccumulator::new();
+    match accumulator.poll_read(reader)? {
+        Some(read) => Ok(read),
+        None => Err(WireError::Io(ErrorKind::WouldBlock.into())),
+    }
+}
+
+/// Collects a frame over any number of partial reads.
+///
+/// A read that times out or would block is a pause, not a loss: what arrived is kept. After an error it is empty.
+#[derive(Debug, Default)]
+pub struct FrameAccumulator {
+    buffer: Vec<u8>,
+}
+
+impl FrameAccumulator {
+    /// An empty one.
+    pub const fn new() -> Self {
+        Self { buffer: Vec::new() }
+    }
+
+    /// Whether a part of a frame has arrived: the peer is alive, only slow.
+    pub fn has_partial(&self) -> bool {
+        !self.buffer.is_empty()
+    }
+
+    /// Reads until a frame is whole, and never a byte beyond it. `None`: the read timed out or would block.
+    ///
+    /// # Errors
+    /// As [`read_message`].
+    pub fn poll_read(&mut self, reader: &mut impl Read) -> Result<Option<(ProtoVersion, Message)>> {
+        let outcome = self.read_frame(reader);
+        if !matches!(outcome, Ok(None)) {
+            self.buffer.clear();
+        }
+        outcome
+    }
+
+    fn read_frame(&mut self, reader: &mut impl Read) -> Result<Option<(ProtoVersion, Message)>> {
+        if !self.fill(reader, PREFIX_BYTES)? {
+            return Ok(None);
+        }
+        let prefix = u32::from_le_bytes([self.buffer[0], self.buffer[1], self.buffer[2], self.buffer[3]]);
+        if prefix > MAX_FRAME_BYTES {
+            return Err(WireError::FrameTooLarge { bytes: u64::from(prefix) });
+        }
+        if (prefix as usize) < VERSION_BYTES {
+            return Err(WireError::FrameTooShort { bytes: prefix });
+        }
+        if !self.fill(reader, PREFIX_BYTES + prefix as usize)? {
+            return Ok(None);
+        }
+        decode(&self.buffer[PREFIX_BYTES..]).map(Some)
+    }
+
+    /// Reads until the buffer holds `want_bytes`; `false`: the read timed out or would block.
+    fn fill(&mut self, reader: &mut impl Read, want_bytes: usize) -> Result<bool> {
+        while self.buffer.len() < want_bytes {
+            let have = self.buffer.len();
+            self.buffer.resize(want_bytes.min(have + CHUNK_BYTES), 0);
+            let read = reader.read(&mut self.buffer[have..]);
+            self.buffer.truncate(have + *read.as_ref().unwrap_or(&0));
+            match read {
+                Ok(0) => return Err(WireError::Io(ErrorKind::UnexpectedEof.into())),
+                Ok(_) => {}
+                Err(error) => match error.kind() {
+                    ErrorKind::Interrupted => {}
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut => return Ok(false),
+                    _ => return Err(WireError::Io(error)),
+                },
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Decodes what follows the length prefix.
+fn decode(frame: &[u8]) -> Result<(ProtoVersion, Message)> {
+    let (version, body) = frame.split_at(VERSION_BYTES);
+    let (message, rest) = postcard::take_from_bytes(body).map_err(WireError::Malformed)?;
+    if !rest.is_empty() {
+        return Err(WireError::TrailingBytes { extra: rest.len() });
+    }
+    Ok((u16::from_le_bytes([version[0], version[1]]), message))
+}

@@ -1,0 +1,2 @@
+//! The `handoff` program.
+fn main() {}
