@@ -11,6 +11,7 @@
 //! | [`frame`] | length-prefixed frames around them |
 //! | [`version`] | the negotiation of a version |
 //! | [`lease`] | what the machines see of the data-dir lock's lease |
+//! | [`revisions`] | how the revisions of many shards travel |
 //! | [`machine`] | the contract that every machine keeps |
 //! | [`supervisor`], [`incumbent`], [`successor`] | the three roles |
 //! | [`recovery`] | what a restarted supervisor does with what it finds |
@@ -26,6 +27,7 @@ pub mod lease;
 pub mod machine;
 pub mod message;
 pub mod recovery;
+pub mod revisions;
 pub mod successor;
 pub mod supervisor;
 pub mod version;
