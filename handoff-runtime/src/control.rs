@@ -1,0 +1,271 @@
+//! Control sockets: where an incumbent answers.
+//!
+//! A socket is bound and listens under a staging name beside its path and is then renamed into place: a client finds the
+//! old one or the new one, never none, and never one that refuses it. It has mode 0600 before anybody can connect.
+//! A published path is never unlinked by a process that leaves: it may be its successor's by then.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use handoff_proto::{Message, Side};
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with};
+
+use crate::channel::{Channel, Received};
+use crate::error::{Error, Result};
+use crate::sys::poll;
+
+/// What `sun_path` holds beside the closing zero (unix(7)).
+const SUN_PATH_BYTES_MAX: usize = 107;
+/// A dot and the longest pid that Linux gives (PID_MAX_LIMIT, 2^22).
+const STAGING_SUFFIX_BYTES_MAX: usize = 8;
+/// The kernel lowers it to `/proc/sys/net/core/somaxconn`.
+const BACKLOG: i32 = i32::MAX;
+const MODE: u32 = 0o600;
+/// How many strangers one call turns away, so that a crowd of them does not hold up the loop.
+const STRANGERS_PER_CALL_MAX: usize = 16;
+
+/// A socket that listens under a staging name. Dropping it removes that name.
+#[derive(Debug)]
+pub(crate) struct StagedControl {
+    socket: OwnedFd,
+    inode: Inode,
+    path: PathBuf,
+    staging: StagingName,
+}
+
+/// A socket that listens at its path.
+#[derive(Debug)]
+pub(crate) struct ControlSocket {
+    socket: OwnedFd,
+    inode: Inode,
+    path: PathBuf,
+}
+
+impl StagedControl {
+    /// Binds beside `path` and listens; nobody finds it there yet. A leftover of a dead process with our pid is replaced.
+    ///
+    /// # Errors
+    /// The path is too long, or its directory is missing or not ours to write.
+    pub(crate) fn bind(path: &Path) -> Result<Self> {
+        check_socket_path(path)?;
+        let staging = StagingName(staging_path(path, std::process::id()));
+        let (socket, inode) = listen_at(&staging.0)
+            .map_err(|error| Error::io(format!("bind control socket {}", staging.0.display()), error))?;
+        Ok(Self { socket, inode, path: path.to_owned(), staging })
+    }
+
+    /// Renames it into place; from here on new clients come to it.
+    ///
+    /// # Errors
+    /// The rename failed; the staging name is removed.
+    pub(crate) fn publish(self) -> Result<ControlSocket> {
+        fs::rename(&self.staging.0, &self.path)
+            .map_err(|error| Error::io(format!("publish control socket {}", self.path.display()), error))?;
+        self.staging.forget();
+        Ok(ControlSocket { socket: self.socket, inode: self.inode, path: self.path })
+    }
+}
+
+impl AsFd for StagedControl {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl ControlSocket {
+    /// The next client of our own user or root; others are turned away. `None`: nobody waits.
+    ///
+    /// # Errors
+    /// The system's, such as no descriptor left (EMFILE): the client still waits, so try again later and not at once.
+    pub(crate) fn accept(&self) -> Result<Option<Channel>> {
+        let failed = |error: io::Error| Error::io(format!("accept on {}", self.path.display()), error);
+        for _ in 0..STRANGERS_PER_CALL_MAX {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let socket = match retry_on_intr(|| accept_with(&self.socket, flags)) {
+                Ok(socket) => socket,
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(Errno::CONNABORTED) => continue,
+                Err(error) => return Err(failed(error.into())),
+            };
+            let channel = Channel::new(UnixStream::from(socket)).map_err(failed)?;
+            match is_one_of_us(&channel) {
+                Ok(()) => return Ok(Some(channel)),
+                Err(error) => tracing::warn!(path = %self.path.display(), %error, "a client was turned away"),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Where it is published.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the path still leads to this socket.
+    pub(crate) fn is_published(&self) -> bool {
+        Inode::at(&self.path).is_ok_and(|inode| inode == self.inode)
+    }
+
+    /// Leads the path to us again, if it is gone or another's.
+    ///
+    /// A socket has one name in its life, so this is a new one under the old path. Who waits at the old one unaccepted is
+    /// disconnected and tries again.
+    ///
+    /// # Errors
+    /// As [`StagedControl::bind`]; the old socket stays as it is.
+    pub(crate) fn publish_again(&mut self) -> Result<()> {
+        if !self.is_published() {
+            *self = StagedControl::bind(&self.path)?.publish()?;
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for ControlSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Whether a control socket at `path`, and its staging name, fit the system's address.
+///
+/// # Errors
+/// [`Error::SocketPathTooLong`]; [`Error::Usage`] for a path without a file name.
+pub(crate) fn check_socket_path(path: &Path) -> Result<()> {
+    let bytes = path.as_os_str().len();
+    let bytes_max = SUN_PATH_BYTES_MAX - STAGING_SUFFIX_BYTES_MAX;
+    if bytes > bytes_max {
+        return Err(Error::SocketPathTooLong { path: path.to_owned(), bytes, bytes_max });
+    }
+    if path.file_name().is_none() || path.as_os_str().as_bytes().contains(&0) {
+        return Err(Error::Usage(format!("{} can't be the path of a socket", path.display())));
+    }
+    Ok(())
+}
+
+/// Connects without waiting.
+///
+/// # Errors
+/// Nobody listens, the path is too long, we may not, or too many wait already (EAGAIN).
+pub(crate) fn connect(path: &Path) -> Result<Channel> {
+    let bytes = path.as_os_str().len();
+    if bytes > SUN_PATH_BYTES_MAX {
+        return Err(Error::SocketPathTooLong { path: path.to_owned(), bytes, bytes_max: SUN_PATH_BYTES_MAX });
+    }
+    let connected = new_socket().and_then(|socket| {
+        let address = SocketAddrUnix::new(path)?;
+        retry_on_intr(|| rustix::net::connect(&socket, &address))?;
+        Ok(socket)
+    });
+    let failed = |error: io::Error| Error::io(format!("connect to control socket {}", path.display()), error);
+    let socket = connected.map_err(|error| failed(error.into()))?;
+    Channel::new(UnixStream::from(socket)).map_err(failed)
+}
+
+/// The pid of the incumbent that answers at `path`, as the kernel knows it. `None`: nobody says Hello in time.
+pub(crate) fn who_answers(path: &Path, within: Duration) -> Option<u32> {
+    let until = Instant::now() + within;
+    let mut channel = connect(path).ok()?;
+    loop {
+        match channel.receive() {
+            Received::Message { message: Message::Hello { role: Side::Incumbent, .. }, .. } => {
+                return channel.peer().ok().map(|peer| peer.pid);
+            }
+            Received::Nothing => {}
+            Received::Message { .. } | Received::Closed | Received::Malformed(_) => return None,
+        }
+        let left = until.checked_duration_since(Instant::now())?;
+        poll::wait(&mut [PollFd::new(&channel, PollFlags::IN)], Some(left)).ok()?;
+    }
+}
+
+/// Removes the staging name that a process which was ended may have left.
+pub(crate) fn remove_staging(path: &Path, pid: u32) {
+    drop(StagingName(staging_path(path, pid)));
+}
+
+/// Whether the peer's user is ours or root.
+///
+/// # Errors
+/// [`Error::PeerNotPermitted`].
+fn is_one_of_us(channel: &Channel) -> Result<()> {
+    let uid = channel.peer().map_err(|error| Error::io("ask who connected", error))?.uid;
+    let own_uid = rustix::process::geteuid().as_raw();
+    if uid == own_uid || uid == 0 { Ok(()) } else { Err(Error::PeerNotPermitted { uid }) }
+}
+
+/// Nobody can connect before `listen`, so nobody ever does with another mode than ours.
+fn listen_at(staging: &Path) -> io::Result<(OwnedFd, Inode)> {
+    let socket = new_socket()?;
+    let address = SocketAddrUnix::new(staging)?;
+    match bind(&socket, &address) {
+        Err(Errno::ADDRINUSE) => {
+            fs::remove_file(staging)?;
+            bind(&socket, &address)?;
+        }
+        result => result?,
+    }
+    fs::set_permissions(staging, fs::Permissions::from_mode(MODE))?;
+    let inode = Inode::at(staging)?;
+    listen(&socket, BACKLOG)?;
+    Ok((socket, inode))
+}
+
+fn new_socket() -> rustix::io::Result<OwnedFd> {
+    socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
+}
+
+/// Beside the path, so that a rename reaches it; with the pid, so that whoever ends that process can remove it.
+fn staging_path(path: &Path, pid: u32) -> PathBuf {
+    let mut staging = OsString::from(path);
+    staging.push(format!(".{pid}"));
+    staging.into()
+}
+
+/// Removes its file when dropped.
+#[derive(Debug)]
+struct StagingName(PathBuf);
+
+impl StagingName {
+    /// It is renamed: there is nothing to remove.
+    fn forget(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for StagingName {
+    fn drop(&mut self) {
+        if self.0.as_os_str().is_empty() {
+            return;
+        }
+        match fs::remove_file(&self.0) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                tracing::warn!(path = %self.0.display(), %error, "a staging name could not be removed");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What a path leads to. A socket that is open keeps its inode, so the number is not given to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Inode {
+    device: u64,
+    number: u64,
+}
+
+impl Inode {
+    fn at(path: &Path) -> io::Result<Self> {
+        let metadata = fs::symlink_metadata(path)?;
+        Ok(Self { device: metadata.dev(), number: metadata.ino() })
+    }
+}

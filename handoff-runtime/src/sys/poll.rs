@@ -1,0 +1,27 @@
+//! Waiting for descriptors and time together.
+
+use std::io;
+use std::time::Duration;
+
+use rustix::event::{PollFd, Timespec, poll};
+use rustix::io::Errno;
+
+/// Waits until a descriptor is ready, `timeout` is over, or a signal arrives (ppoll(2)).
+///
+/// `None` waits without a limit. A signal is no error: the descriptors are then all shown as not ready, and a loop that
+/// looks at its timers and waits again does the right thing.
+pub(crate) fn wait(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> io::Result<()> {
+    let timeout = timeout.map(timespec);
+    match poll(fds, timeout.as_ref()) {
+        Ok(_) => Ok(()),
+        Err(Errno::INTR) => {
+            fds.iter_mut().for_each(PollFd::clear_revents);
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec { tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX), tv_nsec: duration.subsec_nanos().into() }
+}
