@@ -8,6 +8,8 @@ pub mod crash;
 pub mod drainable;
 pub mod error;
 mod process;
+#[cfg(feature = "service")]
+pub mod service;
 #[allow(unsafe_code)]
 mod sys;
 mod timers;

@@ -1,0 +1,131 @@
+//! The state directory: one supervisor at a time, by `flock` on `<state-dir>/supervisor.lock` (flock(2)).
+//!
+//! The file is never removed while the directory is in use: two supervisors could then each lock a file of that name.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use super::error::ServiceError;
+
+const LOCK_FILE: &str = "supervisor.lock";
+
+/// The state directory, ours until this is dropped or the process ends.
+#[derive(Debug)]
+pub(crate) struct StateDir {
+    _lock: File,
+}
+
+impl StateDir {
+    /// Takes a directory that was used before; none if it was not. Creates nothing.
+    ///
+    /// # Errors
+    /// [`ServiceError::StateDirTaken`] names the supervisor that holds it.
+    pub(crate) fn take_existing(dir: &Path) -> Result<Option<Self>, ServiceError> {
+        match OpenOptions::new().read(true).write(true).open(dir.join(LOCK_FILE)) {
+            Ok(file) => Self::lock(file, dir).map(Some),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(ServiceError::StateDir { path: dir.to_owned(), source: error }),
+        }
+    }
+
+    /// Creates the directory where it is missing, and takes it.
+    ///
+    /// # Errors
+    /// As [`take_existing`](Self::take_existing).
+    pub(crate) fn create(dir: &Path, visitors: Visitors) -> Result<Self, ServiceError> {
+        let mode = match visitors {
+            Visitors::OwnUserOnly => 0o700,
+            Visitors::OtherUsers => 0o711,
+        };
+        let file = DirBuilder::new().recursive(true).mode(mode).create(dir).and_then(|()| {
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(dir.join(LOCK_FILE))
+        });
+        Self::lock(file.map_err(|source| ServiceError::StateDir { path: dir.to_owned(), source })?, dir)
+    }
+
+    fn lock(mut file: File, dir: &Path) -> Result<Self, ServiceError> {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                return Err(ServiceError::StateDirTaken { path: dir.to_owned(), pid: read_pid(&mut file) });
+            }
+            Err(error) => return Err(ServiceError::StateDir { path: dir.to_owned(), source: error.into() }),
+        }
+        write_pid(&mut file).map_err(|source| ServiceError::StateDir { path: dir.to_owned(), source })?;
+        Ok(Self { _lock: file })
+    }
+}
+
+/// Who must be able to reach the sockets in a new state directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Visitors {
+    /// Nobody else: mode 0700.
+    OwnUserOnly,
+    /// The admin socket checks them: mode 0711.
+    OtherUsers,
+}
+
+/// Whether the directory could be made or written, looking only.
+pub(crate) fn check_creatable(dir: &Path) -> Result<(), ServiceError> {
+    let refused = |source: io::Error| ServiceError::StateDir { path: dir.to_owned(), source };
+    let nearest = dir.ancestors().find(|ancestor| ancestor.symlink_metadata().is_ok());
+    let nearest: PathBuf = nearest.map_or_else(|| PathBuf::from("/"), Path::to_owned);
+    if !nearest.is_dir() {
+        return Err(refused(Errno::NOTDIR.into()));
+    }
+    rustix::fs::access(&nearest, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)
+        .map_err(|error| refused(error.into()))
+}
+
+fn read_pid(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.take(32).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+fn write_pid(file: &mut File) -> io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    writeln!(file, "{}", std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_second_taker_is_told_who_was_first_and_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b");
+        assert!(StateDir::take_existing(&path).unwrap().is_none());
+        assert!(!path.exists());
+        let first = StateDir::create(&path, Visitors::OwnUserOnly).unwrap();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+        for second in
+            [StateDir::take_existing(&path).unwrap_err(), StateDir::create(&path, Visitors::OtherUsers).unwrap_err()]
+        {
+            let own = std::process::id();
+            assert!(matches!(second, ServiceError::StateDirTaken { pid: Some(pid), .. } if pid == own), "{second}");
+        }
+        drop(first);
+        assert!(StateDir::take_existing(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_directory_below_a_file_can_not_be_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let error = check_creatable(&file.join("state")).unwrap_err();
+        assert!(error.to_string().contains("file/state"), "{error}");
+        check_creatable(&dir.path().join("x/y")).unwrap();
+        assert!(!dir.path().join("x").exists());
+    }
+}
