@@ -36,7 +36,6 @@ const READS_MAX: u32 = 3;
 pub struct Journal {
     path: PathBuf,
     file: SlotFile<File>,
-    current: Option<StateJournal>,
     set_aside: Option<SetAside>,
 }
 
@@ -62,11 +61,11 @@ impl Journal {
         let path = path.as_ref();
         let path = std::path::absolute(path).map_err(io_error(path, "find the current directory"))?;
         match SlotFile::create_or_open(&path) {
-            Ok((file, current)) => Ok(Self { path, file, current, set_aside: None }),
+            Ok(file) => Ok(Self { path, file, set_aside: None }),
             Err(reason @ (JournalError::Unreadable { .. } | JournalError::NewerVersion { .. })) => {
                 let kept_at = set_aside(&path)?;
-                let (file, current) = SlotFile::create_or_open(&path)?;
-                Ok(Self { path, file, current, set_aside: Some(SetAside { kept_at, reason }) })
+                let file = SlotFile::create_or_open(&path)?;
+                Ok(Self { path, file, set_aside: Some(SetAside { kept_at, reason }) })
             }
             Err(error) => Err(error),
         }
@@ -78,9 +77,7 @@ impl Journal {
     /// [`JournalError::TooLong`] is the caller's fault; [`JournalError::Io`] is the disk's. The record before it stays the
     /// newest, unless the failed write reached the file whole.
     pub fn record(&mut self, state: &StateJournal) -> Result<()> {
-        self.file.write(Some(state))?;
-        self.current = Some(state.clone());
-        Ok(())
+        self.file.write(Some(state.clone()))
     }
 
     /// Writes down that no handover is under way any more, in order as [`record`](Self::record) does.
@@ -88,9 +85,7 @@ impl Journal {
     /// # Errors
     /// As [`record`](Self::record).
     pub fn clear(&mut self) -> Result<()> {
-        self.file.write(None)?;
-        self.current = None;
-        Ok(())
+        self.file.write(None)
     }
 
     /// Makes the newest record durable. Costs nothing if it is already.
@@ -102,20 +97,17 @@ impl Journal {
     /// writes the record again.
     pub fn sync(&mut self) -> Result<()> {
         if !self.file.is_linked()? {
-            let anew = Self::open(&self.path)?;
-            self.set_aside = anew.set_aside.or(self.set_aside.take());
+            let mut anew = Self::open(&self.path)?;
+            anew.file.write(self.file.current.clone())?;
             self.file = anew.file;
-            self.file.write(self.current.as_ref())?;
-        }
-        if self.file.sync_failed {
-            self.file.write(self.current.as_ref())?;
+            self.set_aside = anew.set_aside.or(self.set_aside.take());
         }
         self.file.sync()
     }
 
     /// The newest record; `None` if no handover is under way.
     pub fn current(&self) -> Option<&StateJournal> {
-        self.current.as_ref()
+        self.file.current.as_ref()
     }
 
     /// The file that [`open`](Self::open) found and could not read, for the log.
@@ -170,6 +162,8 @@ pub(crate) fn delete(path: &Path) -> Result<()> {
 pub(crate) struct SlotFile<S> {
     path: PathBuf,
     storage: S,
+    /// The newest record.
+    pub(crate) current: Option<StateJournal>,
     newest: Slot,
     sequence: u64,
     /// The slot that is certainly on the disk.
@@ -181,8 +175,8 @@ pub(crate) struct SlotFile<S> {
 }
 
 impl SlotFile<File> {
-    /// Opens the file at `path` or creates it, durably, with the directories above it; gives its newest record too.
-    pub(crate) fn create_or_open(path: &Path) -> Result<(Self, Option<StateJournal>)> {
+    /// Opens the file at `path` or creates it, durably, with the directories above it.
+    pub(crate) fn create_or_open(path: &Path) -> Result<Self> {
         create_directory_durably(parent_of(path)).map_err(io_error(path, "create its directory"))?;
         match regular_file(path) {
             Err(JournalError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
@@ -205,44 +199,49 @@ impl SlotFile<File> {
 impl<S: Storage> SlotFile<S> {
     /// Takes the file as it is found: fills a blank or a truncated one up, and syncs, so that what was found is on the disk
     /// and later syncs have no size or block to write.
-    pub(crate) fn load(path: &Path, storage: S) -> Result<(Self, Option<StateJournal>)> {
+    pub(crate) fn load(path: &Path, storage: S) -> Result<Self> {
         let content = read_content(path, &storage)?;
         let mut file = Self {
             path: path.to_owned(),
             storage,
+            current: None,
             newest: slots::LAST,
             sequence: 0,
             synced: slots::LAST,
             sync_failed: false,
             buffer: Box::new([0; SLOT_BYTES]),
         };
-        let state = match content {
-            Content::Blank => None,
+        match content {
+            Content::Blank => {}
             Content::Newest { slot, sequence, state } => {
                 (file.newest, file.sequence, file.synced) = (slot, sequence, slot);
-                state
+                file.current = state;
             }
             Content::NewerVersion(version) => return Err(newer_version(path, version)),
             Content::Unreadable => return Err(JournalError::Unreadable { path: path.to_owned() }),
-        };
+        }
         file.fill_up()?;
         storage::sync(&file.storage).map_err(io_error(path, "sync it"))?;
-        Ok((file, state))
+        Ok(file)
     }
 
     /// Writes a record into the next slot.
-    pub(crate) fn write(&mut self, state: Option<&StateJournal>) -> Result<()> {
+    pub(crate) fn write(&mut self, state: Option<StateJournal>) -> Result<()> {
         let sequence = self.sequence + 1;
-        let length = slots::encode(&self.path, sequence, state, &mut self.buffer)?;
+        let length = slots::encode(&self.path, sequence, state.as_ref(), &mut self.buffer)?;
         let slot = slots::slot_to_write(self.newest, self.synced);
         storage::write_all(&self.storage, &self.buffer[..length], slots::offset(slot))
             .map_err(io_error(&self.path, "write to it"))?;
         (self.newest, self.sequence, self.sync_failed) = (slot, sequence, false);
+        self.current = state;
         Ok(())
     }
 
-    /// Waits until the newest record is on the disk. After a failure, write it again before the next call.
+    /// Waits until the newest record is on the disk.
     pub(crate) fn sync(&mut self) -> Result<()> {
+        if self.sync_failed {
+            self.write(self.current.clone())?;
+        }
         if self.synced != self.newest {
             self.sync_failed = true;
             storage::sync(&self.storage).map_err(io_error(&self.path, "sync it"))?;

@@ -15,6 +15,8 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod crash_tests;
 mod error;
 mod journal;
 mod record;

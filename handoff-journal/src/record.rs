@@ -60,8 +60,8 @@ impl StateJournal {
     /// is; [`JournalError::TooLong`] is the caller's fault; else the disk's. After an error the file gives the old record or
     /// this one.
     pub fn write_atomic(&self, path: &Path) -> Result<()> {
-        let (mut file, _) = SlotFile::create_or_open(path)?;
-        file.write(Some(self))?;
+        let mut file = SlotFile::create_or_open(path)?;
+        file.write(Some(self.clone()))?;
         file.sync()
     }
 

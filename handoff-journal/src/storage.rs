@@ -79,3 +79,183 @@ pub(crate) fn sync(storage: &impl Storage) -> io::Result<()> {
         }
     }
 }
+
+/// A disk in memory that tears writes and fails calls.
+#[cfg(test)]
+pub(crate) mod fake {
+    use std::cell::RefCell;
+    use std::collections::BTreeMap;
+    use std::rc::Rc;
+
+    use super::*;
+
+    /// What a disk writes whole or not at all.
+    pub(crate) const SECTOR_BYTES: usize = 512;
+
+    /// How a call goes wrong.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub(crate) enum Fault {
+        /// The call does nothing and returns this error number.
+        Error(i32),
+        /// A write writes only this many bytes; the next call fails with ENOSPC.
+        ShortWrite(usize),
+    }
+
+    /// The operations asked for, in order.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub(crate) enum Call {
+        Len,
+        Read,
+        Write,
+        Sync,
+    }
+
+    /// Clones share the disk.
+    #[derive(Debug, Clone, Default)]
+    pub(crate) struct FakeDisk(Rc<RefCell<Inner>>);
+
+    #[derive(Debug, Default)]
+    struct Inner {
+        /// What the process sees.
+        cache: Vec<u8>,
+        /// What a power loss leaves for sure.
+        durable: Vec<u8>,
+        /// Each sector written since the last sync, with all its contents since then.
+        dirty: BTreeMap<usize, Vec<[u8; SECTOR_BYTES]>>,
+        calls: Vec<Call>,
+        /// The fault of the n-th call from now on.
+        fault: Option<(usize, Fault)>,
+    }
+
+    impl FakeDisk {
+        pub(crate) fn with_content(content: &[u8]) -> Self {
+            let inner = Inner { cache: content.to_vec(), durable: content.to_vec(), ..Inner::default() };
+            Self(Rc::new(RefCell::new(inner)))
+        }
+
+        /// Lets the n-th call from now on (0: the next one) go wrong, once.
+        pub(crate) fn fail(&self, nth: usize, fault: Fault) {
+            self.0.borrow_mut().fault = Some((nth, fault));
+        }
+
+        /// Takes a fault back that did not happen yet.
+        pub(crate) fn heal(&self) {
+            self.0.borrow_mut().fault = None;
+        }
+
+        /// Takes the calls made so far.
+        pub(crate) fn take_calls(&self) -> Vec<Call> {
+            std::mem::take(&mut self.0.borrow_mut().calls)
+        }
+
+        /// What is left when the process dies.
+        pub(crate) fn after_kill(&self) -> Vec<u8> {
+            self.0.borrow().cache.clone()
+        }
+
+        /// How many versions each dirty sector may have after a power loss, the durable one included.
+        pub(crate) fn versions(&self) -> Vec<usize> {
+            self.0.borrow().dirty.values().map(|versions| versions.len() + 1).collect()
+        }
+
+        /// What is left after a power loss: of each dirty sector the chosen version, 0 being the durable one.
+        pub(crate) fn after_power_loss(&self, chosen: &[usize]) -> Vec<u8> {
+            let inner = self.0.borrow();
+            let mut image = inner.durable.clone();
+            image.resize(inner.cache.len(), 0);
+            for ((sector, versions), choice) in inner.dirty.iter().zip(chosen) {
+                if let Some(version) = choice.checked_sub(1).map(|at| versions[at]) {
+                    let start = sector * SECTOR_BYTES;
+                    let end = image.len().min(start + SECTOR_BYTES);
+                    image[start..end].copy_from_slice(&version[..end - start]);
+                }
+            }
+            image
+        }
+    }
+
+    impl Inner {
+        fn call(&mut self, call: Call) -> io::Result<usize> {
+            self.calls.push(call);
+            match self.fault {
+                Some((0, Fault::Error(errno))) => {
+                    self.fault = None;
+                    Err(io::Error::from_raw_os_error(errno))
+                }
+                Some((0, Fault::ShortWrite(bytes))) => {
+                    self.fault = Some((0, Fault::Error(28)));
+                    Ok(bytes)
+                }
+                Some((nth, fault)) => {
+                    self.fault = Some((nth - 1, fault));
+                    Ok(usize::MAX)
+                }
+                None => Ok(usize::MAX),
+            }
+        }
+
+        fn write(&mut self, bytes: &[u8], offset: usize) {
+            let end = offset + bytes.len();
+            if self.cache.len() < end {
+                self.cache.resize(end, 0);
+            }
+            self.cache[offset..end].copy_from_slice(bytes);
+            for sector in offset / SECTOR_BYTES..end.div_ceil(SECTOR_BYTES) {
+                let start = sector * SECTOR_BYTES;
+                let stop = self.cache.len().min(start + SECTOR_BYTES);
+                let mut version = [0; SECTOR_BYTES];
+                version[..stop - start].copy_from_slice(&self.cache[start..stop]);
+                self.dirty.entry(sector).or_default().push(version);
+            }
+        }
+    }
+
+    impl Storage for FakeDisk {
+        fn len(&self) -> io::Result<u64> {
+            let mut inner = self.0.borrow_mut();
+            inner.call(Call::Len)?;
+            Ok(inner.cache.len() as u64)
+        }
+
+        fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
+            let mut inner = self.0.borrow_mut();
+            inner.call(Call::Read)?;
+            let there = inner.cache.get(offset as usize..).unwrap_or_default();
+            let length = there.len().min(out.len());
+            out[..length].copy_from_slice(&there[..length]);
+            Ok(length)
+        }
+
+        fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+            let mut inner = self.0.borrow_mut();
+            let length = inner.call(Call::Write)?.min(bytes.len());
+            inner.write(&bytes[..length], offset as usize);
+            Ok(length)
+        }
+
+        /// A failed sync drops what was dirty: the process still sees it, and a later sync believes it clean (fsync(2)).
+        fn sync_data(&self) -> io::Result<()> {
+            let mut inner = self.0.borrow_mut();
+            let outcome = inner.call(Call::Sync);
+            if outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::Interrupted) {
+                return outcome.map(drop);
+            }
+            let dirty = std::mem::take(&mut inner.dirty);
+            outcome?;
+            let length = inner.cache.len();
+            inner.durable.resize(length, 0);
+            for (sector, versions) in dirty {
+                let start = sector * SECTOR_BYTES;
+                let end = length.min(start + SECTOR_BYTES);
+                if let Some(version) = versions.last() {
+                    inner.durable[start..end].copy_from_slice(&version[..end - start]);
+                }
+            }
+            Ok(())
+        }
+
+        fn is_linked(&self) -> io::Result<bool> {
+            Ok(true)
+        }
+    }
+}
