@@ -6,3 +6,5 @@ pub mod mock;
 
 pub use crash::{CrashInjector, CrashPoint, check_crash_point, clear_injector, install_injector, run_with_crash};
 pub use mock::{HookCall, MockDrainable, ScriptedSupervisor, connect_with_retry};
+#[cfg(feature = "store")]
+pub mod store;
