@@ -55,6 +55,17 @@ pub enum Error {
         bytes_max: usize,
     },
 
+    /// A program could not be started. `reason` says what to do; nothing is left of the attempt.
+    #[error("cannot start {}: {reason}", binary.display())]
+    CannotStart {
+        /// The program.
+        binary: PathBuf,
+        /// Why, for people.
+        reason: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+
     /// A peer of a foreign user connected.
     #[error("a process of uid {uid} is not allowed on this socket")]
     PeerNotPermitted {

@@ -6,10 +6,13 @@ mod channel;
 mod control;
 pub mod crash;
 pub mod drainable;
+mod environment;
 pub mod error;
+mod listeners;
 mod process;
 #[cfg(feature = "service")]
 pub mod service;
+mod spawn;
 #[allow(unsafe_code)]
 mod sys;
 mod timers;
@@ -20,4 +23,5 @@ pub use drainable::{
     StateNotReadable, StateSnapshot,
 };
 pub use error::{Error, Result};
+pub use listeners::{InheritedListeners, pass_listener_fds_on_spawn};
 pub use process::Process;

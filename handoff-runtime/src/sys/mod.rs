@@ -4,7 +4,10 @@
 
 pub(crate) mod clock;
 pub(crate) mod env;
+pub(crate) mod fd;
 pub(crate) mod poll;
 #[cfg(feature = "crash-points")]
 pub(crate) mod process;
+pub(crate) mod signals;
 pub(crate) mod socket;
+pub(crate) mod spawn;

@@ -1,0 +1,65 @@
+//! Signals as a descriptor of a loop (signalfd(2)): no handler ever runs.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use rustix::io::{Errno, retry_on_intr};
+
+/// Blocked signals, to be read instead of handled.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    fd: OwnedFd,
+}
+
+impl Signals {
+    /// Blocks these signals (SIGTERM and the like, by number) in this thread and in those that it starts from now on, so
+    /// call it before there are others. Programs started by [`spawn`](super::spawn) get an empty mask again.
+    pub(crate) fn block(signals: &[i32]) -> io::Result<Self> {
+        let set = signal_set(signals)?;
+        // SAFETY: pthread_sigmask(3) reads the set, which is initialised; no old set is asked for.
+        let error = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+        if error != 0 {
+            return Err(io::Error::from_raw_os_error(error));
+        }
+        // SAFETY: signalfd(2) reads the set and gives a new descriptor or -1.
+        let raw = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+        if raw < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor is new and nobody else's.
+        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(raw) } })
+    }
+
+    /// The number of the next signal that has arrived; `None`: none is left.
+    pub(crate) fn next(&self) -> io::Result<Option<i32>> {
+        let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
+        match retry_on_intr(|| rustix::io::read(&self.fd, &mut info)) {
+            // The number is the first field, `ssi_signo`.
+            Ok(_) => Ok(Some(i32::from_ne_bytes([info[0], info[1], info[2], info[3]]))),
+            Err(Errno::AGAIN) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn signal_set(signals: &[i32]) -> io::Result<libc::sigset_t> {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigemptyset(3) initialises the set that it is given.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    // SAFETY: it was initialised just now.
+    let mut set = unsafe { set.assume_init() };
+    for &signal in signals {
+        // SAFETY: sigaddset(3) changes an initialised set and refuses numbers that are no signal.
+        if unsafe { libc::sigaddset(&raw mut set, signal) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(set)
+}
