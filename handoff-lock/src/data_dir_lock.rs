@@ -1,0 +1,486 @@
+//! The lock of a data dir, from the claim to the release.
+//!
+//! ```text
+//!             try_lock            claim (epoch + 1)
+//!   Unlocked ─────────► Claim ──────────────────────► DataDirLock ──┐ activate, stamp, reserve_epochs
+//!      ▲                  │ unlock                      │     ▲─────┘
+//!      ├──────────────────┘                             │ seal (lease Sealed, then unlocked)
+//!      └────────────────────────────────────────────────┘      drop, release, death: unlocked, lease as it stands
+//! ```
+//!
+//! Invariants: a decision about ownership is made on the lease that was read under the lock; nothing is written before
+//! `claim`; the epoch goes up by one with each claim and is durable, or reserved durably, before it is used; a step that can't
+//! write its lease is not done.
+
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::error::LockError;
+use crate::holder;
+use crate::lease::{BUILD_ID_BYTES_MAX, Lease, LeaseState, Owner};
+use crate::lock_file::Contents;
+use crate::mark::{self, NextEpoch, NoEpoch};
+use crate::pair::{Attempt, Pair, Unlocked};
+use crate::sys;
+
+/// The lock of a data dir: while a process has one, it is the only one that may write there (promise 1).
+///
+/// Dropping it removes the pidfile and releases the lock, both in the process that took it only: a forked child neither keeps
+/// nor undoes its parent's lock. (Take it after daemonizing, not before: the lock does not follow a fork.)
+#[derive(Debug)]
+#[must_use = "dropping the lock releases it"]
+pub struct DataDirLock {
+    pair: Pair,
+    lease: Lease,
+    mark: u64,
+}
+
+impl DataDirLock {
+    /// Takes the lock of `dir`, which is created if it is missing, and returns at once.
+    ///
+    /// # Errors
+    /// [`LockError::Held`] if somebody else holds it, this process included; [`LockError::UnsupportedFilesystem`] where
+    /// flock(2) does not exclude other hosts; [`LockError::Lease`] if the lock's files can't be trusted; [`LockError::Io`].
+    pub fn acquire(dir: &Path) -> Result<Self, LockError> {
+        attempt(Unlocked::open(dir)?).or_held()
+    }
+
+    /// The same on any file system. The caller vouches that no other host uses the directory, or that flock excludes it.
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire), without [`LockError::UnsupportedFilesystem`].
+    pub fn acquire_on_any_filesystem(dir: &Path) -> Result<Self, LockError> {
+        attempt(Unlocked::open_on_any_filesystem(dir)?).or_held()
+    }
+
+    /// Takes the lock, and waits up to `wait` for who holds it.
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire); [`LockError::Held`] once the time is over. All others come at once.
+    pub fn acquire_timeout(dir: &Path, wait: Duration) -> Result<Self, LockError> {
+        attempt_within(Unlocked::open(dir)?, wait).or_held()
+    }
+
+    /// Takes the lock, also when the process that is named as its holder has died and the kernel is about to free it.
+    ///
+    /// A lock that is held is never broken: not by unlinking, and not because a pidfile names a dead process.
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire), with [`LockError::StaleLockBreakRefused`] in place of [`LockError::Held`].
+    pub fn acquire_or_break_stale(dir: &Path) -> Result<Self, LockError> {
+        let unlocked = match attempt(Unlocked::open(dir)?) {
+            Outcome::Held(unlocked) => unlocked,
+            outcome => return outcome.or_held(),
+        };
+        let holder = holder::of_held(&unlocked.pair);
+        if holder.as_ref().is_some_and(|holder| holder.alive) {
+            return Err(LockError::StaleLockBreakRefused { holder });
+        }
+        match attempt_within(unlocked, STALE_RETRIES) {
+            Outcome::Held(unlocked) => {
+                Err(LockError::StaleLockBreakRefused { holder: holder::of_held(&unlocked.pair).or(holder) })
+            }
+            outcome => outcome.or_held(),
+        }
+    }
+
+    /// The directory, as given.
+    pub fn data_dir(&self) -> &Path {
+        self.pair.data_dir()
+    }
+
+    /// The fencing token: one higher at each acquisition, never lower again, also after a power failure and a removed lock
+    /// file. Put it into what you write, and a late write of an earlier owner can be told apart.
+    pub fn epoch(&self) -> u64 {
+        self.lease.epoch
+    }
+
+    /// The lease as this owner last wrote it.
+    pub fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// Writes the id of a handover into the lease, or clears it. No sync.
+    ///
+    /// # Errors
+    /// The lease could not be written and stands as it was.
+    pub fn stamp(&mut self, handoff_id: Option<[u8; 16]>) -> Result<(), LockError> {
+        self.rewrite(Lease { handoff_id, ..self.lease.clone() })
+    }
+
+    /// Says in the lease that this process serves now, with this build id, of which 64 bytes are kept. No sync.
+    ///
+    /// # Errors
+    /// The lease could not be written and stands as it was.
+    pub fn activate(&mut self, build_id: &[u8]) -> Result<(), LockError> {
+        let build_id = build_id[..build_id.len().min(BUILD_ID_BYTES_MAX)].to_vec();
+        self.rewrite(Lease { state: LeaseState::Active, build_id, ..self.lease.clone() })
+    }
+
+    /// Says in the lease that the data is sealed, removes the pidfile, and releases the lock (promise 2). The descriptors stay
+    /// open, so that taking the lock back needs no new one. No sync.
+    ///
+    /// # Errors
+    /// The lease could not be written, or the lock not released: the lock is still held, and comes back beside the error.
+    // The error is large because it gives the lock back; boxing it would allocate on the way that must not fail.
+    #[allow(clippy::result_large_err)]
+    pub fn seal(mut self) -> Result<Unlocked, (Self, LockError)> {
+        let before = self.lease.clone();
+        if let Err(error) = self.rewrite(Lease { state: LeaseState::Sealed, ..before.clone() }) {
+            return Err((self, error));
+        }
+        if let Err(error) = self.pair.unlock() {
+            // Still the owner: the lease must not say that it left. If even that fails, the first error says more.
+            let _ = self.rewrite(before);
+            self.pair.write_pidfile();
+            return Err((self, error));
+        }
+        Ok(Unlocked { pair: self.pair })
+    }
+
+    /// Reserves epochs ahead and syncs the reservation, unless enough are left. Call it when nobody waits: it spares a later
+    /// [`claim`](Claim::claim) the sync.
+    ///
+    /// # Errors
+    /// The reservation is not durable; the one before still is, and the lock is held as before.
+    pub fn reserve_epochs(&mut self) -> Result<(), LockError> {
+        let second_copy = mark::read_second_copy(self.pair.dir()?, self.data_dir())?;
+        let left = self.mark.saturating_sub(self.lease.epoch);
+        if left >= mark::RESERVED_AHEAD / 2 && mark::covers(second_copy, self.mark) {
+            return Ok(());
+        }
+        let mark = self.mark.max(self.lease.epoch.saturating_add(mark::RESERVED_AHEAD));
+        reserve(&mut self.pair, mark)?;
+        self.mark = mark;
+        Ok(())
+    }
+
+    /// Releases the lock as a drop does, and tells if something failed. The lease stands as it is: who reads it sees by the
+    /// lock that nobody owns the data.
+    ///
+    /// # Errors
+    /// The lock file was replaced and could not be put back, or the unlock failed; the descriptors are closed in any case.
+    pub fn release(mut self) -> Result<(), LockError> {
+        let in_place = self.pair.keep_in_place();
+        self.pair.unlock().and(in_place)
+    }
+
+    /// Keeps the lock until the process exits.
+    pub fn forget(self) {
+        std::mem::forget(self);
+    }
+
+    fn rewrite(&mut self, lease: Lease) -> Result<(), LockError> {
+        self.pair.write_lease(lease.clone())?;
+        self.lease = lease;
+        Ok(())
+    }
+}
+
+/// The lock, just taken, with nothing written yet: look at the lease that was found, then decide.
+///
+/// Dropping it unlocks and leaves no trace.
+#[derive(Debug)]
+#[must_use = "dropping a claim unlocks it"]
+pub struct Claim {
+    pair: Pair,
+    found: Contents,
+}
+
+impl Claim {
+    pub(crate) fn new(pair: Pair, found: Contents) -> Self {
+        Self { pair, found }
+    }
+
+    /// The lease of the last owner, read under the lock. One that is not [of this boot](Lease::of_this_boot) has no owner.
+    pub fn found(&self) -> Option<&Lease> {
+        self.found.newest.as_ref().map(|newest| &newest.lease)
+    }
+
+    /// Becomes the owner under the next epoch, in the state Opening, and writes the pidfile.
+    ///
+    /// It syncs only when the epochs that were reserved ahead are used up, which [`DataDirLock::reserve_epochs`] prevents, and
+    /// after a reboot.
+    ///
+    /// # Errors
+    /// [`LockError::Lease`] if neither the lock file nor `.handoff.epoch` tells which epochs were used, [`LockError::Io`] if
+    /// the lease or the reservation can't be written. The lock is released.
+    #[allow(clippy::result_large_err)]
+    pub fn claim(mut self, handoff_id: Option<[u8; 16]>) -> Result<DataDirLock, (Unlocked, LockError)> {
+        match self.try_claim(handoff_id) {
+            Ok((lease, mark)) => Ok(DataDirLock { pair: self.pair, lease, mark }),
+            Err(error) => Err((self.unlock(), error)),
+        }
+    }
+
+    /// Gives the lock up again, having written nothing.
+    pub fn unlock(mut self) -> Unlocked {
+        // An unlock of a local flock has no way to fail; if one does, the lock goes when `Unlocked` is dropped.
+        let _ = self.pair.unlock();
+        Unlocked { pair: self.pair }
+    }
+
+    fn try_claim(&mut self, handoff_id: Option<[u8; 16]>) -> Result<(Lease, u64), LockError> {
+        let (epoch, mark) = self.next_epoch()?;
+        let lease = Lease {
+            epoch,
+            owner: Owner::current(),
+            state: LeaseState::Opening,
+            handoff_id,
+            build_id: Vec::new(),
+            since_unix_ms: unix_ms(),
+        };
+        self.pair.own(&self.found, mark, lease.clone())?;
+        self.pair.write_pidfile();
+        Ok((lease, mark))
+    }
+
+    fn next_epoch(&mut self) -> Result<(u64, u64), LockError> {
+        if let Some(NextEpoch { epoch, mark }) = mark::next_if_reserved(&self.found) {
+            return Ok((epoch, mark));
+        }
+        let second_copy = mark::read_second_copy(self.pair.dir()?, self.pair.data_dir())?;
+        let NextEpoch { epoch, mark } =
+            mark::next_above_all(&self.found, second_copy).map_err(|no_epoch| self.no_epoch(no_epoch))?;
+        reserve(&mut self.pair, mark)?;
+        Ok((epoch, mark))
+    }
+
+    fn no_epoch(&self, why: NoEpoch) -> LockError {
+        let second_copy = self.pair.data_dir().join(mark::SECOND_COPY);
+        let reason = match why {
+            NoEpoch::Exhausted => "the epochs are used up; remove it, if no fenced data refers to them".to_string(),
+            NoEpoch::MarkLost => format!(
+                "neither it nor {} tells which epochs were used; restore one of them from a backup, or remove both if no \
+                 data carries epochs",
+                second_copy.display()
+            ),
+        };
+        LockError::lease(self.pair.lock_path(), reason)
+    }
+}
+
+/// The second copy first: a mark in the lock file is used at once by who reads it.
+fn reserve(pair: &mut Pair, mark: u64) -> Result<(), LockError> {
+    mark::write_second_copy(pair.dir()?, pair.data_dir(), mark)?;
+    pair.write_mark(mark)
+}
+
+/// How long a lock whose holder is dead may take to come free: a process of several GiB holds its locks for 100 ms and more
+/// after its death.
+const STALE_RETRIES: Duration = Duration::from_millis(500);
+const WAIT_MIN: Duration = Duration::from_millis(1);
+const WAIT_MAX: Duration = Duration::from_millis(20);
+
+/// What came of acquiring.
+enum Outcome {
+    Acquired(DataDirLock),
+    Held(Unlocked),
+    Failed(LockError),
+}
+
+impl Outcome {
+    fn or_held(self) -> Result<DataDirLock, LockError> {
+        match self {
+            Self::Acquired(lock) => Ok(lock),
+            Self::Held(unlocked) => Err(LockError::Held { holder: holder::of_held(&unlocked.pair) }),
+            Self::Failed(error) => Err(error),
+        }
+    }
+}
+
+fn attempt(unlocked: Unlocked) -> Outcome {
+    match unlocked.try_lock() {
+        Attempt::Locked(claim) => match claim.claim(None) {
+            Ok(lock) => Outcome::Acquired(lock),
+            Err((_, error)) => Outcome::Failed(error),
+        },
+        Attempt::Held(unlocked) => Outcome::Held(unlocked),
+        Attempt::Failed(_, error) => Outcome::Failed(error),
+    }
+}
+
+/// Tries again with growing pauses: there is no flock that waits for a bounded time.
+fn attempt_within(mut unlocked: Unlocked, wait: Duration) -> Outcome {
+    let start = Instant::now();
+    let mut pause = WAIT_MIN;
+    loop {
+        match attempt(unlocked) {
+            Outcome::Held(still) => unlocked = still,
+            outcome => return outcome,
+        }
+        let left = wait.saturating_sub(start.elapsed());
+        if left.is_zero() {
+            return Outcome::Held(unlocked);
+        }
+        sys::pause(pause.min(left));
+        pause = (pause * 2).min(WAIT_MAX);
+    }
+}
+
+/// By the system clock, for people; a clock before 1970 counts as 1970.
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::path::PathBuf;
+
+    use rustix::fs::{FlockOperation, flock};
+
+    use super::*;
+    use crate::LOCK_FILE;
+
+    const PIDFILE: &str = ".handoff.pidfile";
+
+    fn scratch() -> tempfile::TempDir {
+        tempfile::tempdir().unwrap()
+    }
+
+    /// A peer that knows only the lock file.
+    fn lock_file_only(dir: &Path) -> File {
+        let file =
+            File::options().read(true).write(true).create(true).truncate(false).open(dir.join(LOCK_FILE)).unwrap();
+        flock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();
+        file
+    }
+
+    fn own_pid(holder: Option<holder::Holder>) -> bool {
+        holder.is_some_and(|holder| holder.pid == std::process::id() && holder.alive && !holder.inherited)
+    }
+
+    #[test]
+    fn acquires_an_empty_directory() {
+        let dir = scratch();
+        let lock = DataDirLock::acquire(dir.path()).unwrap();
+        assert_eq!((lock.data_dir(), lock.epoch()), (dir.path(), 1));
+        assert_eq!(fs::read_to_string(dir.path().join(PIDFILE)).unwrap(), format!("{}\n", std::process::id()));
+    }
+
+    #[test]
+    fn creates_a_missing_directory() {
+        let dir = scratch();
+        let lock = DataDirLock::acquire(&dir.path().join("a/b")).unwrap();
+        assert!(lock.data_dir().is_dir());
+    }
+
+    #[test]
+    fn a_second_acquire_is_refused_and_names_the_holder() {
+        let dir = scratch();
+        let _lock = DataDirLock::acquire(dir.path()).unwrap();
+        match DataDirLock::acquire(dir.path()) {
+            Err(LockError::Held { holder }) => assert!(own_pid(holder)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_drop_releases() {
+        let dir = scratch();
+        drop(DataDirLock::acquire(dir.path()).unwrap());
+        assert!(!dir.path().join(PIDFILE).exists());
+        let again = DataDirLock::acquire(dir.path()).unwrap();
+        assert_eq!(again.epoch(), 2);
+    }
+
+    #[test]
+    fn stale_is_refused_for_a_live_pid() {
+        let dir = scratch();
+        let _lock = DataDirLock::acquire(dir.path()).unwrap();
+        match DataDirLock::acquire_or_break_stale(dir.path()) {
+            Err(LockError::StaleLockBreakRefused { holder }) => assert!(own_pid(holder)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn stale_is_taken_when_the_kernel_released_it() {
+        let dir = scratch();
+        fs::write(dir.path().join(LOCK_FILE), "").unwrap();
+        fs::write(dir.path().join(PIDFILE), i32::MAX.to_string()).unwrap();
+        drop(DataDirLock::acquire_or_break_stale(dir.path()).unwrap());
+        fs::write(dir.path().join(PIDFILE), i32::MAX.to_string()).unwrap();
+        let _lock = DataDirLock::acquire(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn stale_is_refused_when_the_pidfile_lies() {
+        let dir = scratch();
+        let _peer = lock_file_only(dir.path());
+        fs::write(dir.path().join(PIDFILE), i32::MAX.to_string()).unwrap();
+        match DataDirLock::acquire_or_break_stale(dir.path()) {
+            Err(LockError::StaleLockBreakRefused { holder }) => assert!(own_pid(holder)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_peer_that_locks_only_the_file_is_excluded_and_excludes() {
+        let dir = scratch();
+        let peer = lock_file_only(dir.path());
+        assert!(matches!(DataDirLock::acquire(dir.path()), Err(LockError::Held { .. })));
+        drop(peer);
+        let lock = DataDirLock::acquire(dir.path()).unwrap();
+        let peer = File::open(dir.path().join(LOCK_FILE)).unwrap();
+        assert!(flock(&peer, FlockOperation::NonBlockingLockExclusive).is_err());
+        drop(lock);
+        flock(&peer, FlockOperation::NonBlockingLockExclusive).unwrap();
+    }
+
+    fn lease_of(dir: &Path) -> Lease {
+        crate::read_lease(dir).unwrap().unwrap()
+    }
+
+    #[test]
+    fn the_lease_tells_each_step() {
+        let dir = scratch();
+        let mut lock = DataDirLock::acquire(dir.path()).unwrap();
+        let opening = lease_of(dir.path());
+        assert_eq!((opening.epoch, opening.state, opening.owner), (1, LeaseState::Opening, Owner::current()));
+        assert!(opening.of_this_boot());
+        lock.activate(&[7; 80]).unwrap();
+        assert_eq!((lease_of(dir.path()).state, lease_of(dir.path()).build_id), (LeaseState::Active, vec![7; 64]));
+        lock.stamp(Some([9; 16])).unwrap();
+        assert_eq!(lease_of(dir.path()).handoff_id, Some([9; 16]));
+        assert_eq!(&lease_of(dir.path()), lock.lease());
+        let unlocked = lock.seal().map_err(|(_, error)| error).unwrap();
+        let sealed = unlocked.read_lease().unwrap().unwrap();
+        assert_eq!((sealed.state, sealed.epoch, sealed.handoff_id), (LeaseState::Sealed, 1, Some([9; 16])));
+        assert!(!dir.path().join(PIDFILE).exists());
+        assert_eq!(holder::holder(dir.path()).unwrap(), None);
+
+        let Attempt::Locked(claim) = unlocked.try_lock() else { panic!("not locked") };
+        assert_eq!(claim.found(), Some(&sealed));
+        let lock = claim.claim(Some([8; 16])).map_err(|(_, error)| error).unwrap();
+        assert_eq!((lock.epoch(), lock.lease().handoff_id), (2, Some([8; 16])));
+    }
+
+    #[test]
+    fn a_claim_given_up_leaves_no_trace() {
+        let dir = scratch();
+        DataDirLock::acquire(dir.path()).unwrap().release().unwrap();
+        let before = lease_of(dir.path());
+        let Attempt::Locked(claim) = Unlocked::open(dir.path()).unwrap().try_lock() else { panic!("not locked") };
+        let unlocked = claim.unlock();
+        assert_eq!(unlocked.read_lease().unwrap(), Some(before));
+        let lock = DataDirLock::acquire(dir.path()).unwrap();
+        assert_eq!(lock.epoch(), 2);
+        assert!(matches!(unlocked.try_lock(), Attempt::Held(_)));
+    }
+
+    fn names(dir: &Path) -> Vec<PathBuf> {
+        let mut names: Vec<PathBuf> =
+            fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn nothing_is_left_but_the_two_files() {
+        let dir = scratch();
+        DataDirLock::acquire(dir.path()).unwrap().release().unwrap();
+        assert_eq!(names(dir.path()), [PathBuf::from(".handoff.epoch"), PathBuf::from(LOCK_FILE)]);
+    }
+}

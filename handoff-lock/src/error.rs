@@ -1,0 +1,112 @@
+//! What can go wrong with the data-dir lock, in words that say what to do about it.
+//!
+//! An error never carries a lock: who gets one holds nothing, unless the function gives the lock back beside it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::holder::Holder;
+
+/// Why a lock was not taken, or a step under the lock was not done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LockError {
+    /// Somebody else holds the lock. Nobody's fault: wait, or stop that process.
+    #[error("the data dir is locked by {}", Named(holder.as_ref()))]
+    Held {
+        /// Who holds it, as far as the system tells.
+        holder: Option<Holder>,
+    },
+    /// [`acquire_or_break_stale`](crate::DataDirLock::acquire_or_break_stale) found that the lock is not stale: somebody
+    /// still holds it, and a lock that is held is never broken (promise 1).
+    #[error("the lock of the data dir is not stale and was not broken: it is held by {}", Named(holder.as_ref()))]
+    StaleLockBreakRefused {
+        /// Who holds it, as far as the system tells.
+        holder: Option<Holder>,
+    },
+    /// The data dir is on a file system where flock(2) does not reliably exclude other hosts.
+    #[error(
+        "data dir {path} is on {filesystem}, where flock does not exclude other hosts; put it on a local disk, or allow it \
+         with acquire_on_any_filesystem",
+        path = path.display()
+    )]
+    UnsupportedFilesystem {
+        /// The data dir.
+        path: PathBuf,
+        /// The file system's name, as in mount(8).
+        filesystem: String,
+    },
+    /// The lock's own files are not what this crate leaves there, or the step is not allowed in the lease's present state.
+    #[error("{path}: {reason}", path = path.display())]
+    Lease {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it and what to do.
+        reason: String,
+    },
+    /// A system call failed.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file or directory that the call was about.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl LockError {
+    pub(crate) fn io(path: impl AsRef<Path>, source: impl Into<io::Error>) -> Self {
+        Self::Io { path: path.as_ref().to_path_buf(), source: source.into() }
+    }
+
+    pub(crate) fn lease(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        Self::Lease { path: path.as_ref().to_path_buf(), reason: reason.into() }
+    }
+}
+
+/// The holder and what to do about it, in one line.
+struct Named<'a>(Option<&'a Holder>);
+
+impl std::fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(holder) if holder.alive => write!(f, "{holder}; stop that process or use another data dir"),
+            Some(holder) => write!(f, "{holder}; the kernel may still be freeing it, try again"),
+            None => f.write_str(
+                "a process that can't be seen from here (another user's or another container's); stop it or use another data dir",
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holder(alive: bool) -> Holder {
+        Holder { pid: 4711, alive, command: Some("stored --data /x".into()), since_unix_ms: Some(0), inherited: false }
+    }
+
+    #[test]
+    fn each_error_is_one_line_that_names_its_subject() {
+        let errors = [
+            LockError::Held { holder: Some(holder(true)) },
+            LockError::StaleLockBreakRefused { holder: Some(holder(false)) },
+            LockError::UnsupportedFilesystem { path: "/srv/4711".into(), filesystem: "nfs".into() },
+            LockError::lease("/srv/4711/.handoff.lock", "bad"),
+            LockError::io("/srv/4711", io::Error::from(io::ErrorKind::PermissionDenied)),
+        ];
+        for error in errors {
+            let line = error.to_string();
+            assert!(line.contains("4711") && !line.contains('\n'), "{line}");
+        }
+        let unknown = LockError::Held { holder: None }.to_string();
+        assert!(unknown.contains("can't be seen"), "{unknown}");
+    }
+
+    #[test]
+    fn errors_cross_threads() {
+        fn assert_error<E: std::error::Error + Send + Sync + 'static>() {}
+        assert_error::<LockError>();
+    }
+}

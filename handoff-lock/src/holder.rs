@@ -1,0 +1,252 @@
+//! Who holds a lock, for people and for supervisors. It never tries the lock, and decides nothing.
+//!
+//! The kernel knows best: its table says which pid took the lock. That process may be gone while the lock lives on in a
+//! descriptor that a child inherited; then the process with such a descriptor is the holder. Where the kernel does not tell,
+//! the lease and the pidfile do, as far as the process that they name is alive.
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
+
+use crate::error::LockError;
+use crate::lease::{Lease, LeaseState, Owner};
+use crate::pair::{LOCK_FILE, Pair, open_to_read, settled_lease};
+use crate::pidfile;
+use crate::sys::{self, LockTable};
+
+/// Who holds the lock of a data dir.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Its pid.
+    pub pid: u32,
+    /// Whether that process was alive when it was looked for. If not, the kernel is still freeing the lock, or the holder
+    /// can't be seen from here.
+    pub alive: bool,
+    /// Its command line, or its name where the command line is empty.
+    pub command: Option<String>,
+    /// Since when the lock is held, in milliseconds since 1970, if the holder or the one it inherited from wrote it down.
+    pub since_unix_ms: Option<u64>,
+    /// Whether it holds the lock through a descriptor inherited from a process that is gone.
+    pub inherited: bool,
+}
+
+/// Who holds the lock of this data dir now; `None` if nobody does, or there is no such directory.
+///
+/// It may look at every process. Others' processes can be examined only by root; without that, the answer may lack a command,
+/// and a holder that inherited the lock may be missed.
+///
+/// # Errors
+/// [`LockError::Io`] if the directory or the lock file can't be read, [`LockError::Lease`] if a newer version of this crate
+/// wrote it.
+pub fn holder(dir: &Path) -> Result<Option<Holder>, LockError> {
+    let Some(place) = Place::open(dir)? else { return Ok(None) };
+    let lease = place.lease()?;
+    Ok(match LockTable::of(&place.descriptors()) {
+        Some(table) => find(&table, Scan::Always, lease.as_ref()).map(|found| found.describe(lease.as_ref())),
+        None => recorded(lease.as_ref(), &place.dir).filter(|holder| holder.alive),
+    })
+}
+
+/// The lease of a data dir at this moment, read without the lock; `None` if there is no directory, no lock file, or no lease
+/// in it.
+///
+/// It takes no lock and changes nothing. By the time that the caller looks at it, the lease may be another: decide about
+/// ownership only by what [`Claim::found`](crate::Claim::found) says.
+///
+/// # Errors
+/// As [`holder`].
+pub fn read_lease(dir: &Path) -> Result<Option<Lease>, LockError> {
+    Place::open(dir)?.map_or(Ok(None), |place| place.lease())
+}
+
+/// What can be seen of a lock from outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Look {
+    /// The lease.
+    pub lease: Option<Lease>,
+    /// The pid of who holds the lock, if anybody does. Where the system does not tell (it does on Linux), a living owner that
+    /// the lease names and that has not sealed.
+    pub locked_by: Option<u32>,
+}
+
+/// Looks at lock and lease from outside, cheaply enough to be repeated. It takes no lock, not even for a moment: a try would
+/// make a successor's own try fail.
+///
+/// Lease and holder are read one after the other, so they may not belong together: decide about ownership only by what
+/// [`Claim::found`](crate::Claim::found) says.
+///
+/// # Errors
+/// As [`holder`].
+pub fn look(dir: &Path) -> Result<Look, LockError> {
+    let Some(place) = Place::open(dir)? else { return Ok(Look { lease: None, locked_by: None }) };
+    let table = LockTable::of(&place.descriptors());
+    let lease = place.lease()?;
+    let locked_by = match &table {
+        Some(table) => find(table, Scan::IfTaken, lease.as_ref()).map(|found| found.pid),
+        None => recorded(lease.as_ref(), &place.dir).filter(|holder| holder.alive).map(|holder| holder.pid),
+    };
+    Ok(Look { lease, locked_by })
+}
+
+/// Who holds a lock that was just found to be held: the best guess if the kernel does not tell.
+pub(crate) fn of_held(pair: &Pair) -> Option<Holder> {
+    let (dir, file) = (pair.dir().ok()?, pair.file().ok()?);
+    let lease = settled_lease(file, &pair.lock_path()).ok().flatten();
+    let found = LockTable::of(&[file, dir]).and_then(|table| find(&table, Scan::Always, lease.as_ref()));
+    found.map(|found| found.describe(lease.as_ref())).or_else(|| recorded(lease.as_ref(), dir))
+}
+
+/// Whether there is such a process. One that we may not signal is alive: only ESRCH means that it is gone, kill(2).
+pub(crate) fn is_alive(pid: u32) -> bool {
+    let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return false };
+    test_kill_process(raw) != Err(Errno::SRCH) && !sys::is_zombie(pid)
+}
+
+/// The directory and the lock file, opened to be looked at.
+struct Place {
+    path: PathBuf,
+    dir: OwnedFd,
+    file: Option<OwnedFd>,
+}
+
+impl Place {
+    fn open(data_dir: &Path) -> Result<Option<Self>, LockError> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let dir = match openat(CWD, data_dir, flags | OFlags::DIRECTORY, Mode::empty()) {
+            Ok(dir) => dir,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(LockError::io(data_dir, error)),
+        };
+        let path = data_dir.join(LOCK_FILE);
+        let file = open_to_read(dir.as_fd(), &path)?;
+        Ok(Some(Self { path, dir, file }))
+    }
+
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        self.file.iter().chain([&self.dir]).map(AsFd::as_fd).collect()
+    }
+
+    fn lease(&self) -> Result<Option<Lease>, LockError> {
+        self.file.as_ref().map_or(Ok(None), |file| settled_lease(file.as_fd(), &self.path))
+    }
+}
+
+/// When to look through the descriptors of every process.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scan {
+    /// Also if the table of locks names nobody: in a container it hides a lock whose taker is gone.
+    Always,
+    IfTaken,
+}
+
+/// A process that holds the lock.
+struct Found {
+    pid: u32,
+    alive: bool,
+    inherited: bool,
+}
+
+fn find(table: &LockTable, scan: Scan, lease: Option<&Lease>) -> Option<Found> {
+    let owner = lease.filter(|lease| lease.of_this_boot()).map(|lease| lease.owner.pid);
+    let mut takers = table.takers();
+    takers.sort_by_key(|pid| Some(*pid) != owner);
+    // A taker whose descriptors can't be seen is believed; one that has none of the lock is a later process of the same pid.
+    let holds = |pid: &u32| is_alive(*pid) && table.is_held_through(*pid) != Some(false);
+    if let Some(pid) = takers.iter().copied().find(holds) {
+        return Some(Found { pid, alive: true, inherited: false });
+    }
+    let scan = scan == Scan::Always || !takers.is_empty();
+    if let Some(pid) = scan.then(|| table.find_holder()).flatten() {
+        return Some(Found { pid, alive: true, inherited: Some(pid) != owner });
+    }
+    takers.first().map(|pid| Found { pid: *pid, alive: false, inherited: false })
+}
+
+impl Found {
+    fn describe(&self, lease: Option<&Lease>) -> Holder {
+        let lease = lease.filter(|lease| lease.of_this_boot() && lease.state != LeaseState::Sealed);
+        let since =
+            lease.filter(|lease| self.inherited || lease.owner.pid == self.pid).map(|lease| lease.since_unix_ms);
+        Holder { inherited: self.inherited, since_unix_ms: since, ..Holder::named(self.pid, self.alive) }
+    }
+}
+
+/// Who wrote down that it holds the lock: a living one first.
+fn recorded(lease: Option<&Lease>, dir: impl AsFd) -> Option<Holder> {
+    let owner = lease.filter(|lease| lease.of_this_boot() && lease.state != LeaseState::Sealed);
+    let owner = owner.map(|lease| Holder {
+        since_unix_ms: Some(lease.since_unix_ms),
+        ..Holder::named(lease.owner.pid, is_owner_alive(&lease.owner))
+    });
+    let named = pidfile::read_pid(dir.as_fd()).map(|pid| Holder::named(pid, is_alive(pid)));
+    let records: Vec<Holder> = owner.into_iter().chain(named).collect();
+    records.iter().find(|holder| holder.alive).or(records.first()).cloned()
+}
+
+fn is_owner_alive(owner: &Owner) -> bool {
+    let is_same = |start_time| owner.start_time == 0 || start_time == owner.start_time;
+    is_alive(owner.pid) && sys::start_time(owner.pid).is_none_or(is_same)
+}
+
+impl Holder {
+    fn named(pid: u32, alive: bool) -> Self {
+        let command =
+            if alive { sys::command(pid).map(|text| one_line(&text)).filter(|text| !text.is_empty()) } else { None };
+        Self { pid, alive, command, since_unix_ms: None, inherited: false }
+    }
+}
+
+/// A process chooses its command line: it must not break a log's line or flood it.
+fn one_line(command: &str) -> String {
+    const CHARS_MAX: usize = 200;
+    let clean = command.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>();
+    let mut chars = clean.trim().chars();
+    let mut line: String = chars.by_ref().take(CHARS_MAX).collect();
+    if chars.next().is_some() {
+        line.push('…');
+    }
+    line
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pid {}", self.pid)?;
+        if let Some(command) = &self.command {
+            write!(f, " ({command})")?;
+        }
+        if let Some(since_unix_ms) = self.since_unix_ms {
+            write!(f, " since {}", Utc(since_unix_ms / 1000))?;
+        }
+        if self.inherited {
+            f.write_str(", which inherited it from a process that is gone")?;
+        }
+        if !self.alive {
+            f.write_str(", which is dead")?;
+        }
+        Ok(())
+    }
+}
+
+/// Seconds since 1970 as a date.
+struct Utc(u64);
+
+impl fmt::Display for Utc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (days, second) = (self.0 / 86_400, self.0 % 86_400);
+        // Years from March on, so that the leap day is a year's last; 719_468 days lie between the year 0's March and 1970.
+        let days = days + 719_468;
+        let (era, day_of_era) = (days / 146_097, days % 146_097);
+        let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let month_from_march = (5 * day_of_year + 2) / 153;
+        let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+        let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+        let year = era * 400 + year_of_era + u64::from(month <= 2);
+        let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+        write!(f, "{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+    }
+}

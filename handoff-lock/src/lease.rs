@@ -1,0 +1,211 @@
+//! The lease: who owns the data dir, under which epoch, and how far that owner has come.
+//!
+//! This file knows what a lease means and how it is laid out in one slot of the lock file. It does no I/O.
+//!
+//! Invariants: a slot is decoded only if its checksum fits, so a torn write never yields a mixture of two leases; a slot of
+//! a newer format is an error, never "no lease".
+
+use std::sync::OnceLock;
+
+use crate::sys;
+
+/// The most bytes of a build id that a lease keeps.
+pub const BUILD_ID_BYTES_MAX: usize = 64;
+
+/// A process, by more than a pid: neither a reused pid nor a reboot makes another process look like it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Owner {
+    /// Its pid, as its own pid namespace counts.
+    pub pid: u32,
+    /// When it started: on Linux in clock ticks after boot (field 22 of `/proc/PID/stat`, proc_pid_stat(5)), elsewhere in
+    /// microseconds since 1970; 0 where the system does not tell.
+    pub start_time: u64,
+    /// The machine's boot (`/proc/sys/kernel/random/boot_id`, random(4)); zeros where the system does not tell.
+    pub boot_id: [u8; 16],
+}
+
+impl Owner {
+    /// The calling process.
+    pub fn current() -> Self {
+        Self { pid: std::process::id(), start_time: sys::own_start_time(), boot_id: this_boot() }
+    }
+}
+
+/// How far the owner of a lease has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LeaseState {
+    /// It holds the lock and opens its data; it acknowledges nothing yet (promise 5).
+    Opening,
+    /// It serves.
+    Active,
+    /// It sealed its data and released the lock (promise 2).
+    Sealed,
+}
+
+/// One reading of the lease.
+///
+/// Only the epoch outlives a reboot. All else describes a process of one boot: ask [`Lease::of_this_boot`] first.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Lease {
+    /// The fencing token: one higher at every acquisition, never lower again.
+    pub epoch: u64,
+    /// Who wrote it.
+    pub owner: Owner,
+    /// How far that owner has come.
+    pub state: LeaseState,
+    /// The handover that it belongs to, if any.
+    pub handoff_id: Option<[u8; 16]>,
+    /// The owner's build, at most [`BUILD_ID_BYTES_MAX`] bytes of it; empty until the owner became active.
+    pub build_id: Vec<u8>,
+    /// When the owner took the lock, in milliseconds since 1970 by the system clock. For people.
+    pub since_unix_ms: u64,
+}
+
+impl Lease {
+    /// Whether the lease was written since the machine booted. The owner of a lease of an earlier boot is nobody.
+    ///
+    /// Where the system does not name its boots, every lease counts as one of this boot: an owner too many is asked about,
+    /// but none is overlooked.
+    pub fn of_this_boot(&self) -> bool {
+        self.owner.boot_id == this_boot()
+    }
+
+    /// Whether the lease is certain to be the last one written: a lease of an earlier boot may have been lost by a power
+    /// failure, as leases are not synced.
+    pub(crate) fn is_certainly_last(&self) -> bool {
+        self.of_this_boot() && self.owner.boot_id != UNKNOWN_BOOT
+    }
+}
+
+const UNKNOWN_BOOT: [u8; 16] = [0; 16];
+
+/// The boot id does not change while the process lives, so it is read once.
+fn this_boot() -> [u8; 16] {
+    static BOOT_ID: OnceLock<[u8; 16]> = OnceLock::new();
+    *BOOT_ID.get_or_init(|| sys::boot_id().unwrap_or(UNKNOWN_BOOT))
+}
+
+/// Bytes of one slot. Less than a sector, so that the two slots never share one.
+pub(crate) const SLOT_BYTES: usize = 160;
+
+const MAGIC: &[u8; 8] = b"handlock";
+const FORMAT: u32 = 1;
+const CHECKED_BYTES: usize = SLOT_BYTES - 4;
+
+/// CRC-32C.
+pub(crate) const CRC: crc::Crc<u32, crc::Table<16>> = crc::Crc::<u32, crc::Table<16>>::new(&crc::CRC_32_ISCSI);
+
+/// A lease and its place in the line of writes: the higher sequence is the newer one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Numbered {
+    pub(crate) sequence: u64,
+    pub(crate) lease: Lease,
+}
+
+/// What a slot holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Slot {
+    Valid(Numbered),
+    /// Never written, torn, or not ours.
+    Unreadable,
+    /// Whole, but of a format that this build does not know.
+    Newer(u32),
+}
+
+impl Numbered {
+    /// The slot's bytes. A build id that is too long is cut.
+    pub(crate) fn encode(&self) -> [u8; SLOT_BYTES] {
+        let lease = &self.lease;
+        let build_id = &lease.build_id[..lease.build_id.len().min(BUILD_ID_BYTES_MAX)];
+        let state = match lease.state {
+            LeaseState::Opening => 1,
+            LeaseState::Active => 2,
+            LeaseState::Sealed => 3,
+        };
+        let mut bytes = [0; SLOT_BYTES];
+        let mut writer = Writer { bytes: &mut bytes, at: 0 };
+        writer.put(MAGIC);
+        writer.put(&FORMAT.to_le_bytes());
+        writer.put(&[state, u8::from(lease.handoff_id.is_some()), build_id.len() as u8, 0]);
+        writer.put(&self.sequence.to_le_bytes());
+        writer.put(&lease.epoch.to_le_bytes());
+        writer.put(&lease.owner.start_time.to_le_bytes());
+        writer.put(&lease.since_unix_ms.to_le_bytes());
+        writer.put(&lease.owner.pid.to_le_bytes());
+        writer.put(&lease.owner.boot_id);
+        writer.put(&lease.handoff_id.unwrap_or_default());
+        writer.put(build_id);
+        let checksum = CRC.checksum(&bytes[..CHECKED_BYTES]);
+        bytes[CHECKED_BYTES..].copy_from_slice(&checksum.to_le_bytes());
+        bytes
+    }
+}
+
+impl Slot {
+    /// Reads a slot; anything but a whole slot is [`Slot::Unreadable`].
+    pub(crate) fn decode(bytes: &[u8]) -> Self {
+        decode(bytes).unwrap_or(Self::Unreadable)
+    }
+}
+
+fn decode(bytes: &[u8]) -> Option<Slot> {
+    let (checked, checksum) = bytes.get(..SLOT_BYTES)?.split_at(CHECKED_BYTES);
+    let mut reader = Reader(checked);
+    if reader.take::<8>()? != *MAGIC || checksum != CRC.checksum(checked).to_le_bytes() {
+        return None;
+    }
+    let format = u32::from_le_bytes(reader.take()?);
+    if format != FORMAT {
+        return Some(Slot::Newer(format));
+    }
+    let [state, has_handoff_id, build_id_len, _] = reader.take()?;
+    let state = match state {
+        1 => LeaseState::Opening,
+        2 => LeaseState::Active,
+        3 => LeaseState::Sealed,
+        _ => return None,
+    };
+    let sequence = reader.u64()?;
+    let epoch = reader.u64()?;
+    let start_time = reader.u64()?;
+    let since_unix_ms = reader.u64()?;
+    let pid = u32::from_le_bytes(reader.take()?);
+    let boot_id = reader.take()?;
+    let handoff_id = reader.take()?;
+    let build_id = reader.take::<BUILD_ID_BYTES_MAX>()?.get(..usize::from(build_id_len))?.to_vec();
+    let lease = Lease {
+        epoch,
+        owner: Owner { pid, start_time, boot_id },
+        state,
+        handoff_id: (has_handoff_id == 1).then_some(handoff_id),
+        build_id,
+        since_unix_ms,
+    };
+    Some(Slot::Valid(Numbered { sequence, lease }))
+}
+
+struct Writer<'a> {
+    bytes: &'a mut [u8; SLOT_BYTES],
+    at: usize,
+}
+
+impl Writer<'_> {
+    fn put(&mut self, field: &[u8]) {
+        self.bytes[self.at..self.at + field.len()].copy_from_slice(field);
+        self.at += field.len();
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl Reader<'_> {
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (field, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*field)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.take().map(u64::from_le_bytes)
+    }
+}

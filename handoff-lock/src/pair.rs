@@ -1,0 +1,465 @@
+//! The two inodes that make up the lock: the lock file and the directory itself.
+//!
+//! ```text
+//!               lock file   directory
+//!   try_lock    1st  ─────► 2nd         who has the file retries the directory for a moment, then gives both up
+//!   unlock      2nd  ◄───── 1st
+//! ```
+//!
+//! The file excludes peers that lock only the file; the directory excludes those who come by a replaced file. After locking,
+//! both paths must still name the inodes that were locked, else it starts over. No lock is ever broken by unlinking.
+//!
+//! This file reads and writes bytes of the lock file; what they mean stands in `lock_file` and `lease`.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{
+    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, Stat, fdatasync, flock, fstat, openat, stat, statat,
+};
+use rustix::io::{Errno, pread, pwrite, retry_on_intr};
+
+use crate::data_dir_lock::Claim;
+use crate::error::LockError;
+use crate::lease::{Lease, Numbered};
+use crate::lock_file::{self, Contents, FILE_BYTES, Found, NewerFormat};
+use crate::pidfile;
+use crate::sys::{self, GuardedFd};
+
+/// The lock file's name in the data dir.
+pub const LOCK_FILE: &str = ".handoff.lock";
+
+/// A data dir whose lock is not held, with all that is needed to take it: no descriptor and no file has to be made for it.
+///
+/// Open it ahead of time, [`try_lock`](Unlocked::try_lock) it when the turn has come. Dropping it changes nothing.
+#[derive(Debug)]
+pub struct Unlocked {
+    pub(crate) pair: Pair,
+}
+
+/// What came of [`Unlocked::try_lock`].
+#[derive(Debug)]
+#[must_use = "dropping a locked Claim unlocks it"]
+pub enum Attempt {
+    /// The lock is held by this process. Nothing is written yet.
+    Locked(Claim),
+    /// Somebody else holds it.
+    Held(Unlocked),
+    /// It could not be tried, or its lease could not be read; it is not held.
+    Failed(Unlocked, LockError),
+}
+
+impl Unlocked {
+    /// Opens the directory and its lock file, both of which are created if they are missing.
+    ///
+    /// # Errors
+    /// [`LockError::UnsupportedFilesystem`] where flock(2) does not exclude other hosts, [`LockError::Lease`] if the lock
+    /// file is not a regular file, [`LockError::Io`] for the rest. None of them is this process's to mend at run time.
+    pub fn open(dir: &Path) -> Result<Self, LockError> {
+        Ok(Self { pair: Pair::open(dir, Filesystems::Local)? })
+    }
+
+    /// The same on any file system. The caller vouches that no other host uses the directory, or that flock excludes it.
+    ///
+    /// # Errors
+    /// As [`open`](Unlocked::open), without [`LockError::UnsupportedFilesystem`].
+    pub fn open_on_any_filesystem(dir: &Path) -> Result<Self, LockError> {
+        Ok(Self { pair: Pair::open(dir, Filesystems::Any)? })
+    }
+
+    /// The directory, as given.
+    pub fn data_dir(&self) -> &Path {
+        self.pair.data_dir()
+    }
+
+    /// The lease at this moment, read without the lock. By the time that the caller looks at it, it may be another: decide
+    /// only by what [`Claim::found`] says.
+    ///
+    /// # Errors
+    /// [`LockError::Io`], or [`LockError::Lease`] if a newer version of this crate wrote the file.
+    pub fn read_lease(&self) -> Result<Option<Lease>, LockError> {
+        self.pair.read_lease()
+    }
+
+    /// Tries to take the lock. Does not wait for a holder; only for the moment that the kernel needs to free the second of
+    /// the two inodes after it freed the first (some 25 ms at most).
+    ///
+    /// A handful of system calls, none of which syncs. In a forked child of the process that opened it, it fails.
+    pub fn try_lock(mut self) -> Attempt {
+        match self.pair.try_lock() {
+            Ok(Locking::Locked(contents)) => Attempt::Locked(Claim::new(self.pair, contents)),
+            Ok(Locking::Busy) => Attempt::Held(self),
+            Err(error) => Attempt::Failed(self, error),
+        }
+    }
+}
+
+/// On which file systems a lock is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Filesystems {
+    Local,
+    Any,
+}
+
+/// Both descriptors. Dropping a pair that holds the lock releases it as [`Pair::unlock`] does; in a forked child it does
+/// nothing at all.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    /// As given, for messages.
+    data_dir: PathBuf,
+    /// The same, absolute.
+    path: PathBuf,
+    filesystems: Filesystems,
+    holding: Holding,
+    // In this order, so that the directory is closed, and thereby freed, first.
+    dir: GuardedFd,
+    file: GuardedFd,
+}
+
+#[derive(Debug)]
+enum Holding {
+    Nothing,
+    /// Locked; nothing written.
+    Lock,
+    /// Locked and owned: what the lock file must hold, whichever inode it is.
+    Ownership(Box<Record>),
+}
+
+/// What an owner wrote last.
+#[derive(Debug, Clone)]
+struct Record {
+    newest: Numbered,
+    mark: u64,
+}
+
+pub(crate) enum Locking {
+    Locked(Contents),
+    Busy,
+}
+
+const FILE_FLAGS: OFlags = OFlags::CLOEXEC.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK);
+/// How often a start over is worth it: each means that somebody replaced the file or the directory in this very moment.
+const ROUNDS_MAX: u32 = 8;
+/// Pauses before the directory is tried again, in microseconds.
+const DIRECTORY_RETRIES_US: [u64; 8] = [100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800];
+/// Pauses of an owner whose lock file was replaced: who has the new file gives it up after the pauses above.
+const REPLACED_RETRIES_US: [u64; 12] =
+    [100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 12_800, 12_800, 12_800, 12_800];
+/// How often a torn lease is read again.
+const TORN_READS_MAX: u32 = 64;
+
+impl Pair {
+    pub(crate) fn open(data_dir: &Path, filesystems: Filesystems) -> Result<Self, LockError> {
+        // A daemon may change its working directory later; the checks below must go on naming the same directory.
+        let path = std::path::absolute(data_dir).map_err(|error| LockError::io(data_dir, error))?;
+        let dir = open_dir(&path).map_err(|error| LockError::io(data_dir, error))?;
+        if filesystems == Filesystems::Local {
+            let refused =
+                dir.get().and_then(sys::refused_filesystem).map_err(|error| LockError::io(data_dir, error))?;
+            if let Some(name) = refused {
+                return Err(LockError::UnsupportedFilesystem { path: data_dir.into(), filesystem: name.into() });
+            }
+        }
+        let file = open_file(&dir, &data_dir.join(LOCK_FILE))?;
+        // Asked now, so that a claim, which may be on somebody's pause, need not.
+        sys::own_start_time();
+        Ok(Self { data_dir: data_dir.into(), path, filesystems, holding: Holding::Nothing, dir, file })
+    }
+
+    /// As the caller named it.
+    pub(crate) fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    pub(crate) fn lock_path(&self) -> PathBuf {
+        self.data_dir.join(LOCK_FILE)
+    }
+
+    pub(crate) fn dir(&self) -> Result<BorrowedFd<'_>, LockError> {
+        self.dir.get().map_err(|error| LockError::io(&self.data_dir, error))
+    }
+
+    pub(crate) fn file(&self) -> Result<BorrowedFd<'_>, LockError> {
+        self.file.get().map_err(|error| LockError::io(self.lock_path(), error))
+    }
+
+    fn try_lock(&mut self) -> Result<Locking, LockError> {
+        for _ in 0..ROUNDS_MAX {
+            let locked = self.lock_both()?;
+            if !self.is_in_place()? {
+                self.unlock()?;
+                *self = Self::open(&self.data_dir, self.filesystems)?;
+                continue;
+            }
+            if !locked {
+                return Ok(Locking::Busy);
+            }
+            let contents = self.read_contents();
+            if contents.is_err() {
+                self.unlock()?;
+            }
+            return contents.map(Locking::Locked);
+        }
+        Err(LockError::lease(self.lock_path(), "it is replaced again and again; find out by whom and end that"))
+    }
+
+    /// Whether both are locked now; else neither is.
+    fn lock_both(&mut self) -> Result<bool, LockError> {
+        if !try_flock(self.file()?).map_err(|error| LockError::io(self.lock_path(), error))? {
+            return Ok(false);
+        }
+        self.holding = Holding::Lock;
+        let locked = flock_within(self.dir()?, &DIRECTORY_RETRIES_US);
+        if !matches!(locked, Ok(true)) {
+            self.unlock()?;
+        }
+        locked.map_err(|error| LockError::io(&self.data_dir, error))
+    }
+
+    /// Releases the lock, the directory first. A pidfile goes before, else it could be the next owner's.
+    ///
+    /// # Errors
+    /// Nothing was released.
+    pub(crate) fn unlock(&mut self) -> Result<(), LockError> {
+        if let Holding::Nothing = self.holding {
+            return Ok(());
+        }
+        if let Holding::Ownership(_) = self.holding {
+            pidfile::remove(self.dir()?);
+        }
+        unflock(self.dir()?).map_err(|error| LockError::io(&self.data_dir, error))?;
+        if let Err(error) = unflock(self.file()?) {
+            // Nobody else can hold the directory for longer than a moment: we still have the file.
+            flock_within(self.dir()?, &DIRECTORY_RETRIES_US).map_err(|error| LockError::io(&self.data_dir, error))?;
+            return Err(LockError::io(self.lock_path(), error));
+        }
+        self.holding = Holding::Nothing;
+        Ok(())
+    }
+
+    /// Whether the paths still name the two open inodes.
+    fn is_in_place(&self) -> Result<bool, LockError> {
+        let open = fstat(self.dir()?).map_err(|error| LockError::io(&self.data_dir, error))?;
+        match stat(&self.path) {
+            Ok(named) if is_same(&named, &open) => self.is_file_in_place(),
+            Ok(_) | Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(LockError::io(&self.data_dir, error)),
+        }
+    }
+
+    fn is_file_in_place(&self) -> Result<bool, LockError> {
+        let failed = |error| LockError::io(self.lock_path(), error);
+        let open = fstat(self.file()?).map_err(failed)?;
+        match statat(self.dir()?, LOCK_FILE, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(named) => Ok(is_same(&named, &open)),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    pub(crate) fn read_contents(&self) -> Result<Contents, LockError> {
+        read_contents(self.file()?, &self.lock_path())
+    }
+
+    /// The lease that the lock file has at this moment, whichever inode it is. Opens a descriptor only if it was replaced.
+    fn read_lease(&self) -> Result<Option<Lease>, LockError> {
+        if self.is_file_in_place()? {
+            return settled_lease(self.file()?, &self.lock_path());
+        }
+        let path = self.lock_path();
+        open_to_read(self.dir()?, &path)?.map_or(Ok(None), |file| settled_lease(file.as_fd(), &path))
+    }
+
+    /// Becomes the owner: writes the first lease of an acquisition, one above `found`.
+    pub(crate) fn own(&mut self, found: &Contents, mark: u64, lease: Lease) -> Result<(), LockError> {
+        let last = found.newest.as_ref().map_or(0, |newest| newest.sequence);
+        let newest = Numbered { sequence: last.wrapping_add(1), lease };
+        self.write(&newest.encode(), lock_file::slot_offset(newest.sequence))?;
+        self.holding = Holding::Ownership(Box::new(Record { newest, mark }));
+        Ok(())
+    }
+
+    /// Writes the owner's next lease. On an error the last one stands.
+    pub(crate) fn write_lease(&mut self, lease: Lease) -> Result<(), LockError> {
+        self.keep_in_place()?;
+        let Holding::Ownership(record) = &self.holding else { return Ok(()) };
+        let newest = Numbered { sequence: record.newest.sequence.wrapping_add(1), lease };
+        self.write(&newest.encode(), lock_file::slot_offset(newest.sequence))?;
+        if let Holding::Ownership(record) = &mut self.holding {
+            record.newest = newest;
+        }
+        Ok(())
+    }
+
+    /// Writes the mark into the lock file; it is durable on return.
+    pub(crate) fn write_mark(&mut self, mark: u64) -> Result<(), LockError> {
+        self.keep_in_place()?;
+        self.write(&lock_file::encode_mark(mark), lock_file::MARK_OFFSET)?;
+        fdatasync(self.file()?).map_err(|error| LockError::io(self.lock_path(), error))?;
+        if let Holding::Ownership(record) = &mut self.holding {
+            record.mark = mark;
+        }
+        Ok(())
+    }
+
+    /// An owner whose lock file was removed or replaced creates, locks and fills the new one: a peer that locks only the file
+    /// stays excluded, and who takes the lock next finds the lease.
+    pub(crate) fn keep_in_place(&mut self) -> Result<(), LockError> {
+        for _ in 0..ROUNDS_MAX {
+            let Holding::Ownership(record) = &self.holding else { return Ok(()) };
+            if self.is_file_in_place()? {
+                return Ok(());
+            }
+            let path = self.lock_path();
+            let file = open_file(&self.dir, &path)?;
+            let new = file.get().map_err(|error| LockError::io(&path, error))?;
+            if !flock_within(new, &REPLACED_RETRIES_US).map_err(|error| LockError::io(&path, error))? {
+                return Err(LockError::lease(
+                    path,
+                    "it was replaced, and another process locked the new one; end that process",
+                ));
+            }
+            write_all(new, &lock_file::image(&record.newest, record.mark), 0)
+                .map_err(|error| LockError::io(&path, error))?;
+            self.file = file;
+        }
+        Err(LockError::lease(self.lock_path(), "it is replaced again and again; find out by whom and end that"))
+    }
+
+    /// Best effort, as all about the pidfile.
+    pub(crate) fn write_pidfile(&self) {
+        if let Ok(dir) = self.dir.get() {
+            pidfile::write_own(dir);
+        }
+    }
+
+    fn write(&self, bytes: &[u8], at: u64) -> Result<(), LockError> {
+        write_all(self.file()?, bytes, at).map_err(|error| LockError::io(self.lock_path(), error))
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        if !self.file.is_at_home() {
+            return;
+        }
+        // Nobody is left to hear of a failure; the kernel frees what remains when the descriptors close.
+        let _ = self.keep_in_place();
+        let _ = self.unlock();
+    }
+}
+
+/// Opens the lock file of a directory to look at it; `None` if it is missing.
+pub(crate) fn open_to_read(dir: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedFd>, LockError> {
+    match openat(dir, LOCK_FILE, OFlags::RDONLY | FILE_FLAGS, Mode::empty()) {
+        Ok(file) => check_is_file(file.as_fd(), path).map(|()| Some(file)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(refused_open(path, error)),
+    }
+}
+
+/// Reads a lease beside its writer: two writes within one read can leave neither slot whole, so it reads again.
+pub(crate) fn settled_lease(file: BorrowedFd<'_>, path: &Path) -> Result<Option<Lease>, LockError> {
+    for _ in 0..TORN_READS_MAX {
+        match read_contents(file, path)? {
+            Contents { newest: Some(newest), .. } => return Ok(Some(newest.lease)),
+            Contents { mark: Found::Nothing, .. } => return Ok(None),
+            Contents { newest: None, .. } => std::thread::yield_now(),
+        }
+    }
+    Ok(None)
+}
+
+fn read_contents(file: BorrowedFd<'_>, path: &Path) -> Result<Contents, LockError> {
+    let mut bytes = [0; FILE_BYTES];
+    let len = read_all(file, &mut bytes).map_err(|error| LockError::io(path, error))?;
+    lock_file::parse(&bytes[..len]).map_err(|NewerFormat(format)| {
+        LockError::lease(path, format!("it was written by a newer build (lease format {format}); start that one"))
+    })
+}
+
+fn open_dir(path: &Path) -> io::Result<GuardedFd> {
+    let open = || {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(openat(CWD, path, flags, Mode::empty())?)
+    };
+    match GuardedFd::open(open) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            std::fs::create_dir_all(path)?;
+            GuardedFd::open(open)
+        }
+        opened => opened,
+    }
+}
+
+fn open_file(dir: &GuardedFd, path: &Path) -> Result<GuardedFd, LockError> {
+    let flags = OFlags::RDWR | OFlags::CREATE | FILE_FLAGS;
+    let open = || Ok(openat(dir.get()?, LOCK_FILE, flags, Mode::RUSR | Mode::WUSR)?);
+    let file = GuardedFd::open(open).map_err(|error| refused_open(path, error))?;
+    check_is_file(file.get().map_err(|error| LockError::io(path, error))?, path)?;
+    Ok(file)
+}
+
+fn check_is_file(file: BorrowedFd<'_>, path: &Path) -> Result<(), LockError> {
+    let stat = fstat(file).map_err(|error| LockError::io(path, error))?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Ok(()),
+        _ => Err(LockError::lease(path, NOT_A_FILE)),
+    }
+}
+
+const NOT_A_FILE: &str = "it is not a regular file, so it is no lock file; remove it";
+
+fn refused_open(path: &Path, error: impl Into<io::Error>) -> LockError {
+    let error = error.into();
+    match Errno::from_io_error(&error) {
+        Some(Errno::LOOP | Errno::ISDIR) => LockError::lease(path, NOT_A_FILE),
+        _ => LockError::io(path, error),
+    }
+}
+
+fn is_same(a: &Stat, b: &Stat) -> bool {
+    (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
+}
+
+fn try_flock(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    match retry_on_intr(|| flock(fd, FlockOperation::NonBlockingLockExclusive)) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Tries again after each of these pauses: there is no flock that waits for a bounded time.
+fn flock_within(fd: BorrowedFd<'_>, pauses_us: &[u64]) -> Result<bool, Errno> {
+    for pause_us in pauses_us {
+        if try_flock(fd)? {
+            return Ok(true);
+        }
+        sys::pause(Duration::from_micros(*pause_us));
+    }
+    try_flock(fd)
+}
+
+/// Explicitly and not by closing: a process that is just being spawned has a copy of the descriptor until its exec.
+fn unflock(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    retry_on_intr(|| flock(fd, FlockOperation::Unlock))
+}
+
+fn write_all(fd: BorrowedFd<'_>, bytes: &[u8], at: u64) -> Result<(), Errno> {
+    // A short write is a full disk. It is not continued: the slot must come by one write.
+    if retry_on_intr(|| pwrite(fd, bytes, at))? == bytes.len() { Ok(()) } else { Err(Errno::NOSPC) }
+}
+
+fn read_all(fd: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<usize, Errno> {
+    let mut len = 0;
+    while len < bytes.len() {
+        match retry_on_intr(|| pread(fd, &mut bytes[len..], len as u64))? {
+            0 => break,
+            read => len += read,
+        }
+    }
+    Ok(len)
+}

@@ -1,0 +1,42 @@
+//! `.handoff.pidfile`: the owner's pid as text, for people and for tools older than the lease.
+//!
+//! Best effort throughout: it decides nothing, is never synced, and its failure never fails the lock.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
+use rustix::io::{Errno, read, write};
+
+/// Its name in the data dir.
+pub(crate) const PIDFILE: &str = ".handoff.pidfile";
+
+/// Puts the calling process's pid there, whole or not at all. Only for who holds the lock.
+pub(crate) fn write_own(dir: BorrowedFd<'_>) {
+    let pid = std::process::id();
+    let staging = format!("{PIDFILE}.{pid}.new");
+    if write_staging(dir, &staging, pid).and_then(|()| renameat(dir, &staging, dir, PIDFILE)).is_err() {
+        let _ = unlinkat(dir, &staging, AtFlags::empty());
+    }
+}
+
+fn write_staging(dir: BorrowedFd<'_>, staging: &str, pid: u32) -> Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
+    let file = openat(dir, staging, flags, mode)?;
+    let text = format!("{pid}\n");
+    if write(&file, text.as_bytes())? == text.len() { Ok(()) } else { Err(Errno::NOSPC) }
+}
+
+/// Removes it. Only for who holds the lock: after the unlock it could be the next owner's.
+pub(crate) fn remove(dir: BorrowedFd<'_>) {
+    let _ = unlinkat(dir, PIDFILE, AtFlags::empty());
+}
+
+/// The pid that it names.
+pub(crate) fn read_pid(dir: BorrowedFd<'_>) -> Option<u32> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = openat(dir, PIDFILE, flags, Mode::empty()).ok()?;
+    let mut text = [0; 32];
+    let len = read(&file, &mut text).ok()?;
+    std::str::from_utf8(&text[..len]).ok()?.trim().parse().ok()
+}

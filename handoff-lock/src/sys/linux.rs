@@ -1,0 +1,184 @@
+//! Linux's answers, from `/proc` and statfs(2). No `unsafe`.
+//!
+//! A lock is looked up by the kernel's own key for its inode (the file system's device and the inode number), which on btrfs
+//! and overlayfs is not what stat(2) says; so it is read from `/proc/self/fdinfo` and `/proc/self/mountinfo`.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use rustix::fs::{fstat, fstatfs, major, minor};
+
+use crate::filesystem::refused_by_magic;
+
+/// The id of this boot of the machine.
+pub(crate) fn boot_id() -> Option<[u8; 16]> {
+    parse_boot_id(&fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?)
+}
+
+/// When a process started, in clock ticks after boot; `None` if there is no such process.
+pub(crate) fn start_time(pid: u32) -> Option<u64> {
+    parse_stat(&read_lossy(&format!("/proc/{pid}/stat"))?).map(|stat| stat.start_time)
+}
+
+/// Whether a process has ended and only waits for its parent: it holds no lock any more.
+pub(crate) fn is_zombie(pid: u32) -> bool {
+    let stat = read_lossy(&format!("/proc/{pid}/stat")).and_then(|stat| parse_stat(&stat));
+    // The first thread of a process may have ended before the others; these still hold its descriptors.
+    stat.is_some_and(|stat| matches!(stat.state, 'Z' | 'X') && stat.threads <= 1)
+}
+
+/// The command line of a process, or its short name (kernel threads, other users' where hidden).
+pub(crate) fn command(pid: u32) -> Option<String> {
+    let words = |text: String| text.replace('\0', " ");
+    let cmdline = read_lossy(&format!("/proc/{pid}/cmdline")).map(words);
+    let comm = || read_lossy(&format!("/proc/{pid}/comm"));
+    cmdline.filter(|line| !line.trim().is_empty()).or_else(comm)
+}
+
+/// The name of the file system, if flock does not exclude other hosts there.
+pub(crate) fn refused_filesystem(fd: impl AsFd) -> io::Result<Option<&'static str>> {
+    // The field's type differs between architectures; the number has 32 bits on all.
+    Ok(refused_by_magic(fstatfs(fd)?.f_type as u32))
+}
+
+/// The inodes of a lock, as the kernel's table of locks names them.
+#[derive(Debug)]
+pub(crate) struct LockTable {
+    keys: Vec<Key>,
+}
+
+impl LockTable {
+    /// The table for these inodes; `None` where the system has none (no `/proc`).
+    pub(crate) fn of(files: &[BorrowedFd<'_>]) -> Option<Self> {
+        let keys: Vec<Key> = files.iter().filter_map(|file| key_of(*file)).collect();
+        (!keys.is_empty()).then_some(Self { keys })
+    }
+
+    /// The pids that took a flock on one of the inodes. Such a process may be gone and its lock live on in a descriptor that
+    /// a child inherited.
+    pub(crate) fn takers(&self) -> Vec<u32> {
+        let table = read_lossy("/proc/locks").unwrap_or_default();
+        table.lines().filter_map(parse_flock).filter(|(_, key)| self.keys.contains(key)).map(|(pid, _)| pid).collect()
+    }
+
+    /// Whether one of the process's descriptors carries the lock; `None` if its descriptors can't be seen.
+    pub(crate) fn is_held_through(&self, pid: u32) -> Option<bool> {
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fdinfo")).ok()?;
+        let mut seen = false;
+        for descriptor in descriptors.flatten() {
+            let Ok(info) = fs::read(descriptor.path()) else { continue };
+            seen = true;
+            let info = String::from_utf8_lossy(&info);
+            let locks = info.lines().filter_map(|line| line.strip_prefix("lock:")).filter_map(parse_flock);
+            if locks.into_iter().any(|(_, key)| self.keys.contains(&key)) {
+                return Some(true);
+            }
+        }
+        seen.then_some(false)
+    }
+
+    /// The first process with a descriptor that carries the lock. Looks at every process: for people, not for a loop.
+    pub(crate) fn find_holder(&self) -> Option<u32> {
+        let processes = fs::read_dir("/proc").ok()?;
+        let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        pids.into_iter().find(|pid| self.is_held_through(*pid) == Some(true))
+    }
+}
+
+/// Device (major, minor) and number of an inode.
+type Key = (u32, u32, u64);
+
+fn key_of(fd: BorrowedFd<'_>) -> Option<Key> {
+    let stat = fstat(fd).ok()?;
+    let info = read_lossy(&format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+    let field = |name| info.lines().find_map(|line: &str| line.strip_prefix(name))?.trim().parse::<u64>().ok();
+    let device = field("mnt_id:").and_then(|id| device_of_mount(&read_lossy("/proc/self/mountinfo")?, id));
+    let (major, minor) = device.unwrap_or((major(stat.st_dev), minor(stat.st_dev)));
+    Some((major, minor, field("ino:").unwrap_or(stat.st_ino)))
+}
+
+/// The device of the mount with this id, in the text of `/proc/self/mountinfo`, proc_pid_mountinfo(5).
+fn device_of_mount(mounts: &str, id: u64) -> Option<(u32, u32)> {
+    let mut mounts = mounts.lines().map(|line| line.split_whitespace());
+    let mut fields = mounts.find_map(|mut fields| (fields.next()?.parse() == Ok(id)).then_some(fields))?;
+    let (major, minor) = fields.nth(1)?.split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// Pid and inode of a flock that is held, from a line like `1: FLOCK  ADVISORY  WRITE 359 fe:00:11691 0 EOF`,
+/// proc_locks(5). A line of one who waits (`1: -> FLOCK …`) is not of a holder.
+fn parse_flock(line: &str) -> Option<(u32, Key)> {
+    let mut fields = line.split_whitespace().skip(1);
+    if fields.next()? != "FLOCK" {
+        return None;
+    }
+    // A pid of another pid namespace is shown as 0 or not at all.
+    let pid = fields.nth(2)?.parse::<i64>().ok()?.try_into().unwrap_or(0);
+    let mut key = fields.next()?.split(':');
+    let (major, minor) = (u32::from_str_radix(key.next()?, 16).ok()?, u32::from_str_radix(key.next()?, 16).ok()?);
+    Some((pid, (major, minor, key.next()?.parse().ok()?)))
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    state: char,
+    threads: u32,
+    start_time: u64,
+}
+
+/// Fields 3, 20 and 22 of `/proc/PID/stat`, proc_pid_stat(5). The second field, a name in parentheses, may hold anything.
+fn parse_stat(stat: &str) -> Option<Stat> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    let state = fields.first()?.chars().next()?;
+    Some(Stat { state, threads: fields.get(17)?.parse().ok()?, start_time: fields.get(19)?.parse().ok()? })
+}
+
+fn parse_boot_id(text: &str) -> Option<[u8; 16]> {
+    let digits: String = text.trim().split('-').collect();
+    if digits.len() != 32 || !digits.is_ascii() {
+        return None;
+    }
+    Some(u128::from_str_radix(&digits, 16).ok()?.to_be_bytes())
+}
+
+fn read_lossy(path: &str) -> Option<String> {
+    fs::read(path).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_the_lock_table_names_pid_and_inode() {
+        let line = "1: FLOCK  ADVISORY  WRITE 10110 fe:0a:10018891 0 EOF";
+        assert_eq!(parse_flock(line), Some((10110, (0xfe, 0x0a, 10018891))));
+        assert_eq!(parse_flock("1: FLOCK  ADVISORY  WRITE -1 00:2f:7 0 EOF"), Some((0, (0, 0x2f, 7))));
+        assert_eq!(parse_flock("1: -> FLOCK  ADVISORY  WRITE 10110 fe:00:1 0 EOF"), None);
+        assert_eq!(parse_flock("2: POSIX  ADVISORY  WRITE 10110 fe:00:1 0 EOF"), None);
+        assert_eq!(parse_flock("3: LEASE"), None);
+    }
+
+    #[test]
+    fn a_process_name_with_parentheses_hides_nothing() {
+        let stat = "7 (a) b) (c) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 3 0 4242 0 0";
+        assert_eq!(parse_stat(stat), Some(Stat { state: 'S', threads: 3, start_time: 4242 }));
+        assert_eq!(parse_stat("7 (a"), None);
+    }
+
+    #[test]
+    fn a_mount_is_found_by_its_id() {
+        let mounts = "22 1 254:0 / / rw - ext4 /dev/vda rw\n220 22 0:45 / /data rw - btrfs /dev/vdb rw\n";
+        assert_eq!(device_of_mount(mounts, 220), Some((0, 45)));
+        assert_eq!(device_of_mount(mounts, 2), None);
+    }
+
+    #[test]
+    fn a_boot_id_is_a_uuid() {
+        let id = parse_boot_id("7f17d1f4-e268-4b2b-8a4b-6448dabe5c1a\n");
+        assert_eq!(id.map(|id| (id[0], id[15])), Some((0x7f, 0x1a)));
+        assert_eq!(parse_boot_id("7f17d1f4"), None);
+    }
+}
