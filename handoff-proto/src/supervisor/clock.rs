@@ -1,0 +1,169 @@
+//! What the supervisor does when a timer has run out, and what it grants its peers when it was late itself.
+
+use super::handover::{Handover, Step, Warmth};
+use super::peer::Link;
+use super::{Effect, Milestone, Timer, Watchdog};
+use crate::message::Message;
+
+impl Handover {
+    pub(super) fn fired(&mut self, timer: Timer, effects: &mut Vec<Effect>) {
+        match timer {
+            Timer::Hello => self.hello_overdue(effects),
+            Timer::Warm => self.warm_overdue(effects),
+            Timer::DrainGrace => self.drain_overdue(effects),
+            Timer::Deadline => self.deadline_passed(effects),
+            Timer::Late => self.successor_late(effects),
+            Timer::IncumbentSilent => self.incumbent_silent(effects),
+            Timer::SuccessorSilent => self.successor_silent(effects),
+            Timer::Heartbeat => self.heartbeat(effects),
+            Timer::IncumbentClosed => self.incumbent_still_alive(effects),
+            Timer::SuccessorClosed => self.successor_still_alive(effects),
+            Timer::AskPath => self.ask_path_again(effects),
+            Timer::Look => self.look_if_stopped(effects),
+            Timer::Ended => self.end_overdue(effects),
+            Timer::Resumed => self.resume_overdue(effects),
+        }
+    }
+
+    fn hello_overdue(&mut self, effects: &mut Vec<Effect>) {
+        let within = self.timing.hello;
+        if self.step == Step::GreetingIncumbent {
+            self.refuse(format!("the incumbent did not say Hello within {within:?}"), effects);
+        } else if self.step == Step::GreetingSuccessor {
+            let reason = format!("the successor did not say Hello within {within:?}");
+            self.undo(reason, effects);
+        }
+    }
+
+    fn warm_overdue(&mut self, effects: &mut Vec<Effect>) {
+        if let Step::Preparing { warmth: Warmth::Warming, .. } = self.step {
+            let reason = format!("the successor was not warmed within {:?}", self.plan.warm);
+            self.undo(reason, effects);
+        }
+    }
+
+    fn drain_overdue(&mut self, effects: &mut Vec<Effect>) {
+        if self.step == Step::Draining {
+            let reason = format!("the incumbent did not drain within {:?}", self.plan.drain_grace);
+            self.undo(reason, effects);
+        }
+    }
+
+    fn deadline_passed(&mut self, effects: &mut Vec<Effect>) {
+        match &self.step {
+            Step::Draining | Step::Sealing { .. } | Step::Looking { .. } => {
+                let reason = format!("the incumbent was not done within the deadline of {:?}", self.plan.deadline);
+                self.undo(reason, effects);
+            }
+            Step::AwaitingReady(_) | Step::AwaitingPath(_) => {
+                effects.push(Effect::Arm(Timer::Late, self.timing.successor_slack));
+            }
+            Step::Connecting
+            | Step::GreetingIncumbent
+            | Step::Spawning
+            | Step::GreetingSuccessor
+            | Step::Preparing { .. }
+            | Step::Undoing(_)
+            | Step::Closing { .. }
+            | Step::Over => {}
+        }
+    }
+
+    fn successor_late(&mut self, effects: &mut Vec<Effect>) {
+        if let Step::AwaitingReady(_) | Step::AwaitingPath(_) = self.step {
+            let reason = format!("the successor was not ready within the deadline of {:?}", self.plan.deadline);
+            self.undo(reason, effects);
+        }
+    }
+
+    fn incumbent_silent(&mut self, effects: &mut Vec<Effect>) {
+        if let Step::Draining | Step::Sealing { .. } = self.step {
+            match self.plan.watchdog {
+                Watchdog::Ends => {
+                    effects.push(Effect::Reached(Milestone::WatchdogFired));
+                    effects.push(Effect::KillIncumbent);
+                }
+                Watchdog::Spares => {
+                    let reason = format!("the incumbent was silent for {:?}", self.timing.liveness);
+                    self.undo(reason, effects);
+                }
+            }
+        }
+    }
+
+    fn successor_silent(&mut self, effects: &mut Vec<Effect>) {
+        if self.successor_must_beat() {
+            self.undo(format!("the successor was silent for {:?}", self.timing.liveness), effects);
+        }
+    }
+
+    /// A successor of version 2 sends heartbeats from its greeting on, one of version 1 when its turn has come.
+    pub(super) fn successor_must_beat(&self) -> bool {
+        match self.step {
+            Step::Preparing { .. } | Step::Draining | Step::Sealing { .. } | Step::Looking { .. } => {
+                self.successor_version() >= 2
+            }
+            Step::AwaitingReady(_) => true,
+            Step::Connecting
+            | Step::GreetingIncumbent
+            | Step::Spawning
+            | Step::GreetingSuccessor
+            | Step::AwaitingPath(_)
+            | Step::Undoing(_)
+            | Step::Closing { .. }
+            | Step::Over => false,
+        }
+    }
+
+    /// An incumbent that waits for us must not take our silence for our death.
+    fn heartbeat(&self, effects: &mut Vec<Effect>) {
+        if self.incumbent_link() == Link::Open && !matches!(self.step, Step::Closing { .. } | Step::Over) {
+            self.tell_incumbent(Message::Heartbeat { ts_ms: 0 }, effects);
+            effects.push(Effect::Arm(Timer::Heartbeat, self.timing.heartbeat));
+        }
+    }
+
+    fn ask_path_again(&self, effects: &mut Vec<Effect>) {
+        if let Step::AwaitingPath(_) = self.step {
+            effects.push(Effect::AskControlPath);
+        }
+    }
+
+    /// Whoever is due to be heard gets a full fresh interval. A successor that has begun was told its deadline and knows
+    /// for itself whether it is late, so that one stays.
+    pub(super) fn woke_late(&self, effects: &mut Vec<Effect>) {
+        let mut arm = |timer, after| effects.push(Effect::Arm(timer, after));
+        match &self.step {
+            Step::GreetingIncumbent | Step::GreetingSuccessor => arm(Timer::Hello, self.timing.hello),
+            Step::Preparing { warmth: Warmth::Warming, .. } => arm(Timer::Warm, self.plan.warm),
+            Step::Draining => {
+                arm(Timer::DrainGrace, self.plan.drain_grace + self.timing.successor_slack);
+                arm(Timer::Deadline, self.plan.deadline);
+                arm(Timer::IncumbentSilent, self.timing.liveness);
+            }
+            Step::Sealing { .. } => {
+                arm(Timer::Deadline, self.plan.deadline);
+                arm(Timer::IncumbentSilent, self.timing.liveness);
+            }
+            Step::Undoing(undoing) => undoing.fresh_intervals(&self.timing, effects),
+            Step::Connecting
+            | Step::Spawning
+            | Step::Preparing { warmth: Warmth::Warm, .. }
+            | Step::Looking { .. }
+            | Step::AwaitingReady(_)
+            | Step::AwaitingPath(_)
+            | Step::Closing { .. }
+            | Step::Over => {}
+        }
+        if self.successor_must_beat() {
+            effects.push(Effect::Arm(Timer::SuccessorSilent, self.timing.liveness));
+        }
+        for (link, timer) in
+            [(self.incumbent_link(), Timer::IncumbentClosed), (self.successor_link(), Timer::SuccessorClosed)]
+        {
+            if link == Link::Closing {
+                effects.push(Effect::Arm(timer, self.timing.closed_grace));
+            }
+        }
+    }
+}

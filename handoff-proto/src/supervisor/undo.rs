@@ -1,0 +1,409 @@
+//! Undoing a handover: the successor is ended, the incumbent resumes (promise 6).
+//!
+//! ```text
+//!  before Begin: ResumeAfterAbort to O at once ── N: kill ───────────────────────────────────┐
+//!                                                                                            ▼
+//!  after Begin:  N of version 1, or no lease:  Asking who listens ── N itself ─▶ committed  Killed ─▶ Over ─▶ resume O
+//!                                                   │ not N                          ▲       ▲
+//!                                                   ▼                                │       │
+//!                else:                          Stopping ─▶ Looking at the lease ── Active   │
+//!                                                                 └─ not Active ─────────────┘
+//! ```
+//!
+//! A successor that has begun is not told of the abort: it might obey after it was found to serve.
+
+use std::time::Duration;
+
+use crate::machine::Timing;
+use crate::message::{HandoffId, Message, Phase};
+
+use super::checks::{is_active, unfit};
+use super::handover::{Begun, Handover, Step};
+use super::peer::Link;
+use super::{Effect, LeaseReading, Milestone, Outcome, Ownership, Stopped, Timer};
+
+/// How soon a process that was sent SIGSTOP is looked at again. Most have stopped at the first look.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
+/// So much of a reason travels to the successor; the outcome keeps all of it.
+const REASON_BYTES_MAX: usize = 4096;
+
+/// A handover that is being undone.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Undoing {
+    reason: String,
+    /// The successor's turn, if it had come.
+    begun: Option<Begun>,
+    ending: Ending,
+    resuming: Resuming,
+}
+
+/// How far the successor's end is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Ending {
+    /// Who listens on the control path? A successor of version 1 leaves no trace in the lease.
+    Asking,
+    /// It was sent SIGSTOP: what is decided next must not be overtaken by it.
+    Stopping,
+    /// It stands still; the lease tells whether it serves.
+    Looking,
+    /// It was sent SIGKILL.
+    Killed,
+    /// It is gone.
+    Gone,
+    /// It was sent SIGKILL and the kernel still holds it.
+    Lingers,
+}
+
+/// How far the incumbent's return is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Resuming {
+    /// It is told when the successor is gone.
+    Later,
+    /// It was told and will answer.
+    Awaited,
+    /// It serves, or it resumes by itself, or it is dead.
+    Over,
+}
+
+impl Undoing {
+    /// Whether this message ends the wait for the incumbent. What crossed our own message on its way is dropped.
+    pub(super) fn take_answer(&mut self, message: &Message, id: HandoffId) -> bool {
+        matches!(message, Message::Resumed { handoff_id } if *handoff_id == id && self.resuming == Resuming::Awaited)
+    }
+
+    /// A Ready that was under way when the successor's end was decided: why it must not serve, if so.
+    pub(super) fn take_late_ready(&mut self, message: Message, id: HandoffId) -> Option<String> {
+        let begun = self.begun.as_mut()?;
+        match message {
+            Message::Revisions { first_shard, revisions } => {
+                begun.report.push(first_shard, &revisions).err().map(|error| error.to_string())
+            }
+            Message::Ready { handoff_id, healthz_ok, advertised_revision_per_shard, .. } if handoff_id == id => {
+                let advertised = begun.report.complete(&advertised_revision_per_shard);
+                unfit(healthz_ok, &advertised, begun.seal.as_ref())
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn fresh_intervals(&self, timing: &Timing, effects: &mut Vec<Effect>) {
+        match self.ending {
+            Ending::Stopping | Ending::Looking | Ending::Killed => {
+                effects.push(Effect::Arm(Timer::Ended, timing.settle));
+            }
+            Ending::Asking | Ending::Gone | Ending::Lingers => {}
+        }
+        match self.resuming {
+            Resuming::Awaited => effects.push(Effect::Arm(Timer::Resumed, timing.settle)),
+            Resuming::Later | Resuming::Over => {}
+        }
+    }
+}
+
+impl Handover {
+    /// Ends the successor and lets the incumbent resume, whatever the step.
+    pub(super) fn undo(&mut self, reason: String, effects: &mut Vec<Effect>) {
+        match &mut self.step {
+            Step::Connecting | Step::GreetingIncumbent | Step::Spawning => self.refuse(reason, effects),
+            Step::GreetingSuccessor | Step::Preparing { .. } => self.undo_untold(reason, effects),
+            Step::Draining | Step::Sealing { .. } | Step::Looking { .. } => {
+                self.undo_started(effects);
+                let resuming = self.tell_resume(effects);
+                self.end_before_begin(reason, resuming, effects);
+            }
+            Step::AwaitingReady(begun) | Step::AwaitingPath(begun) => {
+                let begun = std::mem::take(begun);
+                self.undo_started(effects);
+                self.end_after_begin(reason, begun, effects);
+            }
+            Step::Undoing(_) | Step::Closing { .. } | Step::Over => {}
+        }
+    }
+
+    /// The same for an incumbent that needs not be told: it was never asked to drain, or has resumed by itself.
+    pub(super) fn undo_untold(&mut self, reason: String, effects: &mut Vec<Effect>) {
+        self.undo_started(effects);
+        self.end_before_begin(reason, Resuming::Over, effects);
+    }
+
+    /// A successor that fails the checks must not serve, whatever its lease says: it is not looked at.
+    pub(super) fn undo_unfit(&mut self, reason: String, begun: Begun, effects: &mut Vec<Effect>) {
+        self.undo_started(effects);
+        let undoing = Undoing { reason, begun: Some(begun), ending: Ending::Gone, resuming: Resuming::Later };
+        self.step = Step::Undoing(undoing);
+        self.kill_or_go_on(effects);
+    }
+
+    fn undo_started(&self, effects: &mut Vec<Effect>) {
+        let timers = [
+            Timer::Hello,
+            Timer::Warm,
+            Timer::DrainGrace,
+            Timer::Deadline,
+            Timer::Late,
+            Timer::IncumbentSilent,
+            Timer::SuccessorSilent,
+            Timer::AskPath,
+        ];
+        effects.extend(timers.map(Effect::Disarm));
+        effects.push(Effect::Reached(Milestone::UndoStarted));
+    }
+
+    fn end_before_begin(&mut self, reason: String, resuming: Resuming, effects: &mut Vec<Effect>) {
+        let told = Message::Abort { handoff_id: self.plan.handoff_id, reason: shortened(&reason) };
+        self.tell_successor(told, effects);
+        self.step = Step::Undoing(Undoing { reason, begun: None, ending: Ending::Gone, resuming });
+        self.kill_or_go_on(effects);
+    }
+
+    fn end_after_begin(&mut self, reason: String, begun: Begun, effects: &mut Vec<Effect>) {
+        let leaves_a_trace = self.successor_version() >= 2 && self.plan.ownership == Ownership::ByLease;
+        let ending = match (self.successor_link(), leaves_a_trace) {
+            (Link::Gone, _) => Ending::Gone,
+            (Link::Open | Link::Closing | Link::Cut, true) => {
+                effects.push(Effect::Arm(Timer::Ended, self.timing.settle));
+                effects.push(Effect::StopSuccessor);
+                Ending::Stopping
+            }
+            (Link::Open | Link::Closing | Link::Cut, false) => {
+                effects.push(Effect::AskControlPath);
+                Ending::Asking
+            }
+        };
+        self.step = Step::Undoing(Undoing { reason, begun: Some(begun), ending, resuming: Resuming::Later });
+        self.go_on_undoing(effects);
+    }
+
+    fn kill_or_go_on(&mut self, effects: &mut Vec<Effect>) {
+        if self.successor_link() == Link::Gone {
+            self.go_on_undoing(effects);
+        } else {
+            self.kill(effects);
+        }
+    }
+
+    fn kill(&mut self, effects: &mut Vec<Effect>) {
+        self.set_ending(Ending::Killed);
+        effects.push(Effect::Disarm(Timer::Look));
+        effects.push(Effect::Arm(Timer::Ended, self.timing.settle));
+        effects.push(Effect::KillSuccessor);
+    }
+
+    /// The late word of a successor that is being ended shows that it must not serve.
+    pub(super) fn condemn(&mut self, reason: String, effects: &mut Vec<Effect>) {
+        if let Step::Undoing(undoing) = &mut self.step {
+            match undoing.ending {
+                Ending::Asking | Ending::Stopping | Ending::Looking => {
+                    undoing.reason = reason;
+                    self.kill(effects);
+                }
+                Ending::Killed | Ending::Gone | Ending::Lingers => {}
+            }
+        }
+    }
+
+    pub(super) fn successor_answers(&mut self, effects: &mut Vec<Effect>) {
+        if self.ending() == Some(Ending::Asking) {
+            self.found_active(effects);
+        }
+    }
+
+    pub(super) fn successor_does_not_answer(&mut self, effects: &mut Vec<Effect>) {
+        if self.ending() == Some(Ending::Asking) {
+            self.set_ending(Ending::Stopping);
+            effects.push(Effect::Arm(Timer::Ended, self.timing.settle));
+            effects.push(Effect::StopSuccessor);
+        }
+    }
+
+    pub(super) fn successor_stopped(&mut self, stopped: Stopped, effects: &mut Vec<Effect>) {
+        if self.ending() == Some(Ending::Stopping) {
+            match stopped {
+                Stopped::Yes => self.look_at_stopped(effects),
+                Stopped::NotYet => effects.push(Effect::Arm(Timer::Look, LOOK_AGAIN)),
+            }
+        }
+    }
+
+    fn look_at_stopped(&mut self, effects: &mut Vec<Effect>) {
+        match self.plan.ownership {
+            Ownership::ByLease => {
+                self.set_ending(Ending::Looking);
+                effects.push(Effect::ReadLease);
+            }
+            Ownership::ByControlPath => self.kill(effects),
+        }
+    }
+
+    pub(super) fn looked_at_stopped(&mut self, reading: &LeaseReading, effects: &mut Vec<Effect>) {
+        if self.ending() != Some(Ending::Looking) {
+            return;
+        }
+        let serves = |lease| self.successor.as_ref().is_some_and(|peer| is_active(lease, peer.process));
+        match reading {
+            LeaseReading::Found(lease) if serves(lease) => {
+                effects.push(Effect::ContinueSuccessor);
+                self.found_active(effects);
+            }
+            LeaseReading::Found(_) | LeaseReading::Nobody => self.kill(effects),
+            LeaseReading::Unreadable(_) => effects.push(Effect::Arm(Timer::Look, self.timing.limbo_poll)),
+        }
+    }
+
+    fn found_active(&mut self, effects: &mut Vec<Effect>) {
+        if let Step::Undoing(undoing) = &self.step {
+            let epoch = undoing.begun.as_ref().and_then(|begun| begun.epoch);
+            effects.push(Effect::Disarm(Timer::Look));
+            effects.push(Effect::Disarm(Timer::Ended));
+            effects.push(Effect::Reached(Milestone::FoundActive));
+            self.commit(epoch, effects);
+        }
+    }
+
+    pub(super) fn look_if_stopped(&self, effects: &mut Vec<Effect>) {
+        match self.ending() {
+            Some(Ending::Stopping) => effects.push(Effect::LookIfStopped),
+            Some(Ending::Looking) => effects.push(Effect::ReadLease),
+            Some(Ending::Asking | Ending::Killed | Ending::Gone | Ending::Lingers) | None => {}
+        }
+    }
+
+    /// A process that can't be stopped stands still in a call of the kernel and has served nobody yet: the lease decides. A
+    /// lease that can't be read decides nothing: the incumbent has not left, so nobody's data hang on this successor.
+    pub(super) fn end_overdue(&mut self, effects: &mut Vec<Effect>) {
+        match self.ending() {
+            Some(Ending::Stopping) => {
+                effects.push(Effect::Arm(Timer::Ended, self.timing.settle));
+                self.look_at_stopped(effects);
+            }
+            Some(Ending::Looking) => self.kill(effects),
+            Some(Ending::Killed) => self.leave_lingering(effects),
+            Some(Ending::Asking | Ending::Gone | Ending::Lingers) | None => {}
+        }
+    }
+
+    /// The kernel holds the killed process, and with it perhaps the lock. An incumbent that waits for the lock waits by
+    /// itself once its session has ended.
+    fn leave_lingering(&mut self, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Reached(Milestone::SuccessorLingers));
+        self.set_ending(Ending::Lingers);
+        if let Step::Undoing(undoing) = &mut self.step
+            && undoing.resuming == Resuming::Later
+        {
+            undoing.resuming = Resuming::Over;
+            self.cut_incumbent(effects);
+        }
+        self.go_on_undoing(effects);
+    }
+
+    /// The successor is gone.
+    pub(super) fn ended(&mut self, effects: &mut Vec<Effect>) {
+        self.set_ending(Ending::Gone);
+        effects.push(Effect::Disarm(Timer::Look));
+        effects.push(Effect::Disarm(Timer::Ended));
+        self.go_on_undoing(effects);
+    }
+
+    pub(super) fn resumed(&mut self, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Reached(Milestone::ResumedReceived));
+        self.await_no_resume(effects);
+    }
+
+    pub(super) fn resume_overdue(&mut self, effects: &mut Vec<Effect>) {
+        if let Step::Undoing(Undoing { resuming: Resuming::Awaited, .. }) = self.step {
+            effects.push(Effect::Reached(Milestone::ResumeUnanswered));
+            self.await_no_resume(effects);
+        }
+    }
+
+    /// Nothing more is expected of the incumbent.
+    pub(super) fn await_no_resume(&mut self, effects: &mut Vec<Effect>) {
+        if let Step::Undoing(undoing) = &mut self.step {
+            undoing.resuming = Resuming::Over;
+            effects.push(Effect::Disarm(Timer::Resumed));
+            self.go_on_undoing(effects);
+        }
+    }
+
+    fn go_on_undoing(&mut self, effects: &mut Vec<Effect>) {
+        let Step::Undoing(Undoing { ending, resuming, .. }) = self.step else { return };
+        match (ending, resuming) {
+            (Ending::Gone, Resuming::Later) => {
+                let resuming = self.tell_resume(effects);
+                if let Step::Undoing(undoing) = &mut self.step {
+                    undoing.resuming = resuming;
+                }
+                if resuming == Resuming::Over {
+                    self.close_undone(Effect::RecordUndone, effects);
+                }
+            }
+            (Ending::Gone, Resuming::Over) => self.close_undone(Effect::RecordUndone, effects),
+            (Ending::Lingers, Resuming::Over) => {
+                self.close_undone(Effect::Record(Phase::ResumingAfterAbort), effects);
+            }
+            (Ending::Asking | Ending::Stopping | Ending::Looking | Ending::Killed, _)
+            | (Ending::Gone | Ending::Lingers, Resuming::Awaited)
+            | (Ending::Lingers, Resuming::Later) => {}
+        }
+    }
+
+    fn tell_resume(&self, effects: &mut Vec<Effect>) -> Resuming {
+        match self.incumbent_link() {
+            Link::Open => {
+                let resume = Message::ResumeAfterAbort { handoff_id: self.plan.handoff_id };
+                self.tell_incumbent(resume, effects);
+                effects.push(Effect::Reached(Milestone::ResumeSent));
+                effects.push(Effect::Record(Phase::ResumingAfterAbort));
+                if self.incumbent_version() < 2 {
+                    return Resuming::Over;
+                }
+                effects.push(Effect::Arm(Timer::Resumed, self.timing.settle));
+                Resuming::Awaited
+            }
+            Link::Closing | Link::Cut | Link::Gone => Resuming::Over,
+        }
+    }
+
+    fn close_undone(&mut self, record: Effect, effects: &mut Vec<Effect>) {
+        if let Step::Undoing(undoing) = &mut self.step {
+            let reason = std::mem::take(&mut undoing.reason);
+            effects.push(Effect::Disarm(Timer::Heartbeat));
+            effects.push(record);
+            effects.push(Effect::SyncJournal);
+            self.step = Step::Closing { outcome: Outcome::Aborted { reason } };
+        }
+    }
+
+    fn ending(&self) -> Option<Ending> {
+        match &self.step {
+            Step::Undoing(undoing) => Some(undoing.ending),
+            Step::Connecting
+            | Step::GreetingIncumbent
+            | Step::Spawning
+            | Step::GreetingSuccessor
+            | Step::Preparing { .. }
+            | Step::Draining
+            | Step::Sealing { .. }
+            | Step::Looking { .. }
+            | Step::AwaitingReady(_)
+            | Step::AwaitingPath(_)
+            | Step::Closing { .. }
+            | Step::Over => None,
+        }
+    }
+
+    fn set_ending(&mut self, ending: Ending) {
+        if let Step::Undoing(undoing) = &mut self.step {
+            undoing.ending = ending;
+        }
+    }
+}
+
+fn shortened(reason: &str) -> String {
+    let mut end = reason.len().min(REASON_BYTES_MAX);
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    reason[..end].to_owned()
+}
