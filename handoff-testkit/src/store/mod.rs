@@ -7,7 +7,7 @@
 //! | `record.rs`, `wal.rs`, `recovery.rs` | the log: its bytes, its writing half, its reading half |
 //! | `ledger.rs` | counts and decay scores in memory |
 //! | `group_commit.rs` | one sync for many writers |
-//! | `wire.rs`, `server.rs` | the line protocol, and TCP with `BYE` and `RETRY` |
+//! | [`wire`], [`server`] | the line protocol, and TCP with `BYE` and `RETRY` |
 //! | `daemon.rs` | the process: roles, hooks, listeners |
 //!
 //! Invariants:
@@ -25,7 +25,9 @@ mod group_commit;
 mod ledger;
 mod record;
 mod recovery;
+pub mod server;
 mod wal;
+pub mod wire;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

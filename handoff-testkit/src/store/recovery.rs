@@ -175,8 +175,9 @@ impl Replayer {
         if stamp.sequence != expected {
             return Err(format!("sequence {} stands where {expected} belongs", stamp.sequence));
         }
-        while let Some((_, proven)) = self.unproven.pop_front_if(|(sequence, _)| *sequence <= stamp.durable) {
-            self.durable_bytes = proven;
+        while let Some((_, proven)) = self.unproven.front().filter(|(sequence, _)| *sequence <= stamp.durable) {
+            self.durable_bytes = *proven;
+            self.unproven.pop_front();
         }
         if let Payload::Increment { key, .. } = payload {
             self.ledger.apply(key, Event { sequence: stamp.sequence, at_ms: stamp.at_ms });
