@@ -4,6 +4,27 @@
 //! mount options that can't be seen from here (OCFS2, GFS2, Lustre, GPFS: with `localflocks` and the like the lock is local).
 //! One that is stacked on another of this kernel (overlayfs, ecryptfs) is allowed: its locks are this kernel's.
 
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::error::LockError;
+use crate::sys;
+
+/// Whether flock(2) on this directory excludes every contender, so that its lock could be taken. Opens the directory to look
+/// and changes nothing: for a program that checks everything before it starts another one.
+///
+/// # Errors
+/// [`LockError::UnsupportedFilesystem`] if not, [`LockError::Io`] if the directory can't be looked at.
+pub fn check_filesystem(dir: &Path) -> Result<(), LockError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(dir, flags, Mode::empty()).map_err(|error| LockError::io(dir, error))?;
+    match sys::refused_filesystem(&opened).map_err(|error| LockError::io(dir, error))? {
+        Some(name) => Err(LockError::UnsupportedFilesystem { path: dir.into(), filesystem: name.into() }),
+        None => Ok(()),
+    }
+}
+
 /// The name of the file system with this magic number (statfs(2)), if it is refused.
 #[cfg(any(test, target_os = "linux", target_os = "android"))]
 pub(crate) fn refused_by_magic(magic: u32) -> Option<&'static str> {
@@ -45,6 +66,14 @@ pub(crate) fn refused_by_name(name: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn looking_at_a_directory_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        check_filesystem(dir.path()).unwrap();
+        assert_eq!(dir.path().read_dir().unwrap().count(), 0);
+        assert!(matches!(check_filesystem(&dir.path().join("none")), Err(LockError::Io { .. })));
+    }
 
     #[test]
     fn file_systems_shared_between_hosts_are_refused() {

@@ -31,6 +31,7 @@ mod sys;
 
 pub use data_dir_lock::{Claim, DataDirLock};
 pub use error::LockError;
+pub use filesystem::check_filesystem;
 pub use holder::{Holder, Look, holder, look, read_lease};
 pub use lease::{BUILD_ID_BYTES_MAX, Lease, LeaseState, Owner};
 pub use pair::{Attempt, LOCK_FILE, Unlocked};
