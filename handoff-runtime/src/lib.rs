@@ -10,6 +10,7 @@ mod environment;
 pub mod error;
 mod listeners;
 mod process;
+mod progress;
 #[cfg(feature = "service")]
 pub mod service;
 mod spawn;

@@ -1,0 +1,64 @@
+//! Looking at a handover from another thread, and calling it off.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use handoff_proto::HandoffId;
+use handoff_proto::supervisor::Milestone;
+
+use crate::waker::Waker;
+
+/// A handover has come this far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Progress {
+    pub(crate) handoff_id: HandoffId,
+    /// Once it was started.
+    pub(crate) successor_pid: Option<u32>,
+    pub(crate) milestone: Milestone,
+}
+
+/// Calls a handover off, from any thread. Its loop polls the descriptor and takes the reason.
+#[derive(Debug, Clone)]
+pub(crate) struct Cancel {
+    reason: Arc<Mutex<Option<String>>>,
+    waker: Waker,
+}
+
+impl Cancel {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self { reason: Arc::default(), waker: Waker::new()? })
+    }
+
+    /// Calls it off. What is committed stays committed.
+    pub(crate) fn cancel(&self, reason: &str) {
+        *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        self.waker.wake();
+    }
+
+    /// Why it is called off, if it is; told once.
+    pub(crate) fn take(&self) -> Option<String> {
+        self.waker.drain();
+        self.reason.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl AsFd for Cancel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.waker.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_told_once() {
+        let cancel = Cancel::new().unwrap();
+        assert_eq!(cancel.take(), None);
+        cancel.clone().cancel("stop");
+        assert_eq!(cancel.take().as_deref(), Some("stop"));
+        assert_eq!(cancel.take(), None);
+    }
+}
