@@ -1,1 +1,756 @@
-//! placeholder
+//! The incumbent's machine: it owns the data until it is told to hand over, and it comes back unless somebody else owns them.
+//!
+//! It decides when to drain, to seal, to release the lock, to leave, and above all when to serve again. It never touches a
+//! descriptor, a clock or the data: its driver performs the effects in order and reports each result as an input.
+//!
+//! ```text
+//!              Prepare            Stamped               DrainEnded(Ok)      SealRequest
+//!  ┌─► Serving ───────► Stamping ─────────► Draining ──────────────► Drained ──────────► Sealing
+//!  │      ▲                 │ stamp fails      │ fails, Abort, EOF,     │ Abort, EOF,       │  │ SealEnded(Ok)
+//!  │      └─────────────────┘                  │ violation, deadline    │ silence, deadline │  ▼
+//!  │                                           ▼                        ▼                   │ Releasing ──┐ Released
+//!  │  ┌──────────────────────────── Undoing ◄────────────────────────────────────────────────┘   │ fails   ▼
+//!  │  │  Cancelling ─ hook ended ─► Resuming ◄──────────────────────────────────────────────────┘      Sealed
+//!  └──┼───────────────────────────── │  ▲ │ fails: ResumeFailed, tried again, a Prepare is accepted      │  │ Commit
+//!     │                       done   ┘  │ └─ "state not readable": unlock, Left                          │  ▼
+//!     │                                 │                                                                │ Committing ─► Left
+//!     │  Waiting ⇄ Reading ─► Locking ─► Claiming ─► Activating       Abort, EOF, silence, violation,    │  │ still our own seal
+//!     │  (limbo)     │  FindingHolder                                 deadline + slack                   │  │ and the lock is free
+//!     │    ▲ ▲       │  Asking, Stopping, StopRead: end our own N  ◄──────────────────────────────────────┘◄─┘
+//!     │    └─────────┘
+//!     └─ a newer owner, Active or of another handover: Left (superseded)
+//! ```
+//!
+//! **The lock.** Held in every state but `Sealed`, `Committing`, limbo, and `Left`; in `Releasing` until the result comes.
+//! Hooks run only while it is held; [`Effect::RunResume`] comes at most once for each success of it and each drain
+//! (promise 9), and never while another hook runs.
+//!
+//! **Local results come first.** The effects that name a result in their documentation are answered by the very next input.
+//! An order of the peer in between is out of turn: it costs the session, and the handover is undone once the result is there.
+
+mod holding;
+mod limbo;
+mod sessions;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use crate::lease::{LeaseView, ProcessId};
+use crate::machine::{Machine, Timing};
+use crate::message::{HandoffId, Message, Phase};
+use crate::version::ProtoVersion;
+
+use holding::{Early, Pace};
+use limbo::{CommitStep, UndoStep};
+use sessions::Sessions;
+
+/// A connection to the control socket, numbered by the driver; a number is never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// What an incumbent knows from the start.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Config {
+    /// This process.
+    pub me: ProcessId,
+    /// The epoch under which it holds the lock, lease Active.
+    pub epoch: u64,
+    /// What it says of its build.
+    pub build_id: Vec<u8>,
+    /// The intervals.
+    pub timing: Timing,
+}
+
+/// What a drain achieved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Drain {
+    /// Client connections that stay open.
+    pub open_conns_remaining: u32,
+    /// Whether no new ones are taken.
+    pub accept_closed: bool,
+}
+
+/// What a seal left behind.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Seal {
+    /// The last revision of each shard.
+    pub last_revision_per_shard: Vec<u64>,
+    /// What identifies the sealed data.
+    pub data_dir_fingerprint: [u8; 32],
+}
+
+/// How far a seal has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Progress {
+    /// Shards that are sealed.
+    pub shards_sealed: u32,
+    /// Shards in all.
+    pub shards_total: u32,
+    /// The last revision sealed.
+    pub last_revision: u64,
+}
+
+/// How a `resume_after_abort` ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum ResumeEnd {
+    /// The daemon serves.
+    Serving,
+    /// It failed; it is tried again.
+    Failed(String),
+    /// A newer build wrote what this one can't read.
+    NotReadable(String),
+}
+
+/// What came of [`Effect::TryLock`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LockTried {
+    /// The lock is ours; this lease was found under it.
+    Locked(Option<LeaseView>),
+    /// Somebody holds it.
+    Held,
+    /// The call failed.
+    Failed,
+}
+
+/// What can happen to an incumbent.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Input {
+    /// A peer of a permitted user connected.
+    Connected {
+        /// Its number.
+        session: SessionId,
+        /// The peer's pid, if the kernel told it.
+        peer_pid: Option<u32>,
+    },
+    /// A whole message arrived, in a frame of that version.
+    Received(SessionId, ProtoVersion, Message),
+    /// What arrived is no message.
+    Malformed(SessionId),
+    /// The peer is gone, or can't be written to.
+    Closed(SessionId),
+
+    /// The drain hook returned or panicked.
+    DrainEnded(Result<Drain, String>),
+    /// The seal hook reports how far it is; only the newest report counts.
+    SealProgress(Progress),
+    /// The seal hook returned or panicked.
+    SealEnded(Result<Seal, String>),
+    /// `resume_after_abort` returned or panicked.
+    ResumeEnded(ResumeEnd),
+
+    /// Result of [`Effect::StampLease`].
+    Stamped(Result<(), String>),
+    /// Result of [`Effect::ReleaseLock`]; after an error the lock is still held.
+    Released(Result<(), String>),
+    /// Result of [`Effect::ReadLease`]; `Err` when it could not be read.
+    LeaseRead(Result<Option<LeaseView>, String>),
+    /// Result of [`Effect::FindHolder`]: the pid that holds the lock, if the system shows it.
+    HolderFound(Option<u32>),
+    /// Result of [`Effect::TryLock`].
+    LockTried(LockTried),
+    /// Result of [`Effect::ClaimLease`]: the new epoch; after an error the lock is free again.
+    Claimed(Result<u64, String>),
+    /// Result of [`Effect::ActivateLease`].
+    Activated(Result<(), String>),
+
+    /// [`Effect::WatchSuccessor`] found the successor, and will see it end.
+    SuccessorWatched,
+    /// The watched successor has ended.
+    SuccessorExited,
+    /// Result of [`Effect::SeeSuccessor`]: it stands still.
+    SuccessorStopped,
+    /// Result of [`Effect::SeeSuccessor`]: it still runs.
+    SuccessorRunning,
+
+    /// Who answers on the control path, if anybody does.
+    PathAnswered(Option<u32>),
+    /// The control path no longer leads to our socket.
+    ControlPathLost,
+    /// Result of [`Effect::PublishControl`].
+    ControlPublished(Result<(), String>),
+
+    /// A timer ran out.
+    Fired(Timer),
+    /// The driver's own loop was late: whoever was to be judged by a timer gets a fresh interval.
+    WokeLate,
+}
+
+/// What an incumbent asks its driver to do.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Effect {
+    /// Send a message, in a frame of that version. If it can't be sent, the session is [`Input::Closed`].
+    Send(SessionId, ProtoVersion, Message),
+    /// Send a heartbeat with the time of day.
+    SendHeartbeat(SessionId, ProtoVersion),
+    /// Send a `StatusReport` with the daemon's snapshot.
+    SendStatus {
+        /// To whom.
+        session: SessionId,
+        /// The phase to report.
+        phase: Option<Phase>,
+        /// The epoch to report.
+        epoch: u64,
+    },
+    /// Send the listening sockets, in as many messages as they need.
+    SendListeners(SessionId),
+    /// Close a session; it has no [`Input::Closed`] of its own.
+    Close(SessionId, Why),
+
+    /// Start the drain hook. Ends in [`Input::DrainEnded`].
+    RunDrain {
+        /// When the drain should have returned, from now.
+        grace: Duration,
+    },
+    /// Start the seal hook. Ends in [`Input::SealEnded`].
+    RunSeal,
+    /// Tell the hook that is running that the handover is off.
+    CancelHook,
+    /// Start `resume_after_abort`. Ends in [`Input::ResumeEnded`].
+    RunResume {
+        /// The daemon must re-read its state from disk.
+        state_may_have_changed: bool,
+        /// The epoch to write under.
+        epoch: u64,
+    },
+
+    /// Write the handover's id into the lease. Result: [`Input::Stamped`].
+    StampLease(HandoffId),
+    /// Write the lease as Sealed and release the lock. Result: [`Input::Released`].
+    ReleaseLock,
+    /// Read the lease without the lock. Result: [`Input::LeaseRead`].
+    ReadLease,
+    /// Find out who holds the lock, without trying it. Result: [`Input::HolderFound`].
+    FindHolder,
+    /// Try to take the lock, and read the lease under it. Result: [`Input::LockTried`].
+    TryLock,
+    /// Write our lease, one epoch on, as Opening, under the lock just taken. Result: [`Input::Claimed`].
+    ClaimLease,
+    /// Write our lease as Active. Result: [`Input::Activated`].
+    ActivateLease,
+    /// Let go of the lock without writing.
+    Unlock,
+
+    /// Watch the successor, if it is what the supervisor says. Answered by [`Input::SuccessorWatched`], or not at all.
+    WatchSuccessor {
+        /// Its pid.
+        pid: u32,
+        /// The supervisor: only its own child is a successor that we may ever end.
+        parent: u32,
+    },
+    /// Stop watching it.
+    ForgetSuccessor,
+    /// Make it stand still.
+    StopSuccessor,
+    /// See whether it does. Result: [`Input::SuccessorStopped`] or [`Input::SuccessorRunning`].
+    SeeSuccessor,
+    /// Let it go on.
+    ContinueSuccessor,
+    /// End it, and remove what it staged beside the control path.
+    KillSuccessor,
+
+    /// Keep the status flags of the shared listeners.
+    RememberListenerFlags,
+    /// Put them back.
+    RestoreListenerFlags,
+    /// Find out who answers on the control path; [`Input::PathAnswered`] comes later.
+    AskControlPath,
+    /// The answer is no longer wanted.
+    StopAsking,
+    /// Make the control path lead to our socket, if it does not. Result: [`Input::ControlPublished`].
+    PublishControl,
+
+    /// Start a timer, or start it anew.
+    Arm(Timer, Duration),
+    /// Stop a timer, if it runs.
+    Disarm(Timer),
+    /// A handover has come so far; for crash points and logs.
+    Reached(HandoffId, Milestone),
+    /// `serve` is over; nothing follows.
+    Leave(Leaving),
+}
+
+/// Why a session is closed; for logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Why {
+    /// The peer sent what is no message, or what is not allowed here.
+    Violation,
+    /// The peer said nothing for too long.
+    Silent,
+    /// There are too many sessions, and this one was quiet for longest.
+    Crowded,
+    /// Another handover is under way.
+    Busy,
+    /// Its handover ran past its deadline.
+    Late,
+    /// Its handover failed, and its version has no message to say so.
+    Failed,
+}
+
+/// The incumbent's timers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Timer {
+    /// A session outside a handover was silent for too long.
+    Session(SessionId),
+    /// Say that we are alive.
+    Heartbeat,
+    /// The supervisor was silent for too long while it made us wait.
+    Silence,
+    /// The handover's deadline.
+    Deadline,
+    /// The deadline and the slack after it.
+    Late,
+    /// The next report of a seal's progress may go out.
+    Progress,
+    /// Look at the lease again.
+    Poll,
+    /// See whether the successor stands still by now.
+    Stopping,
+    /// Nobody answered on the control path.
+    Ask,
+    /// Try the failed lease write or resume again.
+    Retry,
+    /// Try to publish the control path again.
+    Publish,
+}
+
+/// How far a handover has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Milestone {
+    /// Prepare was accepted.
+    Prepared,
+    /// `Drained` was sent.
+    DrainedSent,
+    /// The seal hook was started.
+    SealStarted,
+    /// The lock was released.
+    LockReleased,
+    /// `SealComplete` was sent.
+    SealCompleteSent,
+    /// `Commit` was received.
+    CommitReceived,
+    /// The handover is off; the data are being taken back.
+    Aborted,
+    /// The supervisor is lost after the seal: the lease decides.
+    InLimbo,
+    /// The lock was taken back.
+    LockRetaken,
+    /// `resume_after_abort` failed.
+    ResumeFailed,
+    /// The daemon serves again.
+    Resumed,
+    /// Somebody else owns the data.
+    Superseded,
+}
+
+/// How `serve` ends.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Leaving {
+    /// The handover was committed.
+    Committed,
+    /// A newer owner was found.
+    Superseded,
+    /// A newer build wrote what this one can't read; the lock is free.
+    NotReadable(String),
+}
+
+/// The machine. See the [module](self).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Incumbent {
+    config: Config,
+    epoch: u64,
+    memory: Memory,
+    daemon: Daemon,
+    sessions: Sessions,
+    state: State,
+    /// A Prepare that waits until the handover before it is undone.
+    pending: Option<Prepare>,
+    heartbeat: Running,
+    silence: Running,
+    publish_tries: u8,
+}
+
+type Effects = Vec<Effect>;
+
+/// Whether what the daemon has in memory is what is on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Memory {
+    Good,
+    /// The lock was released, and no resume has succeeded since.
+    Stale,
+}
+
+/// Whether the daemon was told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Daemon {
+    Serves,
+    /// A drain was begun, and no resume has succeeded since.
+    Drained,
+}
+
+/// Whether a timer that follows from the state is armed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Running {
+    Armed,
+    Off,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum State {
+    Serving,
+    /// The lease is being stamped.
+    Stamping(Handover, Prepare),
+    Draining(Handover, Early),
+    Drained(Handover),
+    Sealing(Handover, Pace),
+    Releasing(Handover, Seal),
+    Sealed(Handover),
+    Committing(Handover, CommitStep),
+    Undoing(Undo, UndoStep),
+    Left,
+}
+
+/// A handover under way.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Handover {
+    id: HandoffId,
+    /// `None`: the session is lost.
+    link: Option<Link>,
+    successor: Successor,
+    /// The deadline and the slack have passed.
+    late: Clock,
+    /// What the next expiry of the deadline means.
+    deadline_judges: Judging,
+    /// What the next expiry of the slack means.
+    late_judges: Judging,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Link {
+    session: SessionId,
+    version: ProtoVersion,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Successor {
+    /// It can't be watched, and so never be ended.
+    Unwatched(u32),
+    Watched(u32),
+    Gone,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Clock {
+    InTime,
+    Late,
+}
+
+/// Whether a timer that runs out is obeyed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Judging {
+    AtOnce,
+    /// Our own loop was late: a fresh interval first.
+    AfterFreshInterval,
+}
+
+/// A handover that is being undone.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Undo {
+    handover: Handover,
+    reply: Reply,
+    tries: u8,
+}
+
+/// What the supervisor is told about an undone handover.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Reply {
+    Nothing,
+    Resumed,
+    DrainFailed(String),
+    SealFailed(String),
+}
+
+/// What a supervisor asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Prepare {
+    link: Link,
+    id: HandoffId,
+    successor_pid: u32,
+    deadline: Duration,
+    grace: Duration,
+    early: Early,
+}
+
+impl Machine for Incumbent {
+    type Input = Input;
+    type Effect = Effect;
+
+    fn step(&mut self, input: Input) -> Vec<Effect> {
+        let mut out = Vec::new();
+        if self.state != State::Left {
+            self.take(input, &mut out);
+            self.settle(&mut out);
+        }
+        out
+    }
+}
+
+impl Incumbent {
+    /// An incumbent that serves: it holds the lock, its lease is Active.
+    pub fn new(config: Config) -> Self {
+        Self {
+            epoch: config.epoch,
+            config,
+            memory: Memory::Good,
+            daemon: Daemon::Serves,
+            sessions: Sessions::default(),
+            state: State::Serving,
+            pending: None,
+            heartbeat: Running::Off,
+            silence: Running::Off,
+            publish_tries: 0,
+        }
+    }
+
+    /// The epoch under which it last held the lock.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Whether it serves and no handover is under way or being undone.
+    pub fn is_serving(&self) -> bool {
+        self.state == State::Serving
+    }
+
+    /// Whether it has left.
+    pub fn has_left(&self) -> bool {
+        self.state == State::Left
+    }
+
+    /// Whether it believes that the lock is its own. A checker holds this against the real lock (promise 1).
+    pub fn believes_to_hold_lock(&self) -> bool {
+        match &self.state {
+            State::Serving
+            | State::Stamping(..)
+            | State::Draining(..)
+            | State::Drained(_)
+            | State::Sealing(..)
+            | State::Releasing(..) => true,
+            State::Sealed(_) | State::Committing(..) | State::Left => false,
+            State::Undoing(_, step) => step.holds_lock(),
+        }
+    }
+
+    /// The phase for a `StatusReport`.
+    fn phase(&self) -> Option<Phase> {
+        match &self.state {
+            State::Serving | State::Left => None,
+            State::Stamping(..) | State::Draining(..) | State::Drained(_) => Some(Phase::Draining),
+            State::Sealing(..) | State::Releasing(..) => Some(Phase::Sealing),
+            State::Sealed(_) => Some(Phase::AwaitingReady),
+            State::Committing(..) => Some(Phase::Committed),
+            State::Undoing(..) => Some(Phase::ResumingAfterAbort),
+        }
+    }
+
+    fn take(&mut self, input: Input, out: &mut Effects) {
+        match input {
+            Input::Connected { session, peer_pid } => self.connected(session, peer_pid, out),
+            Input::Received(session, version, message) => self.received(session, version, message, out),
+            Input::Malformed(session) => self.dismiss(session, Why::Violation, out),
+            Input::Closed(session) => self.lost(session, out),
+            Input::DrainEnded(result) => self.drain_ended(result, out),
+            Input::SealProgress(progress) => self.seal_progressed(progress, out),
+            Input::SealEnded(result) => self.seal_ended(result, out),
+            Input::ResumeEnded(end) => self.resume_ended(end, out),
+            Input::Stamped(result) => self.stamped(result, out),
+            Input::Released(result) => self.released(result, out),
+            Input::LeaseRead(lease) => self.lease_read(lease, out),
+            Input::HolderFound(holder) => self.holder_found(holder, out),
+            Input::LockTried(tried) => self.lock_tried(tried, out),
+            Input::Claimed(result) => self.claimed(result, out),
+            Input::Activated(result) => self.activated(result, out),
+            Input::SuccessorWatched => self.successor_watched(),
+            Input::SuccessorExited => self.successor_exited(out),
+            Input::SuccessorStopped => self.successor_stopped(out),
+            Input::SuccessorRunning => self.successor_running(out),
+            Input::PathAnswered(pid) => self.path_answered(pid, out),
+            Input::ControlPathLost => self.publish(out),
+            Input::ControlPublished(result) => self.published(result, out),
+            Input::Fired(timer) => self.fired(timer, out),
+            Input::WokeLate => self.woke_late(out),
+        }
+    }
+
+    fn fired(&mut self, timer: Timer, out: &mut Effects) {
+        match timer {
+            Timer::Session(session) => self.session_silent(session, out),
+            Timer::Heartbeat => self.beat(out),
+            Timer::Silence => self.supervisor_silent(out),
+            Timer::Deadline => self.deadline_passed(out),
+            Timer::Late => self.slack_passed(out),
+            Timer::Progress => self.progress_due(out),
+            Timer::Poll => self.poll_due(out),
+            Timer::Stopping => self.stopping_due(out),
+            Timer::Ask => self.path_answered(None, out),
+            Timer::Retry => self.retry_due(out),
+            Timer::Publish => self.publish(out),
+        }
+    }
+
+    /// The control path must lead to us whenever the data are ours.
+    fn publish(&mut self, out: &mut Effects) {
+        if self.believes_to_hold_lock() {
+            out.push(Effect::PublishControl);
+        }
+    }
+
+    fn published(&mut self, result: Result<(), String>, out: &mut Effects) {
+        match result {
+            Ok(()) => self.publish_tries = 0,
+            Err(_) => {
+                out.push(Effect::Arm(Timer::Publish, backoff(self.publish_tries)));
+                self.publish_tries = self.publish_tries.saturating_add(1);
+            }
+        }
+    }
+
+    fn woke_late(&mut self, out: &mut Effects) {
+        self.sessions.greet_again(self.config.timing.hello, out);
+        if self.silence == Running::Armed {
+            out.push(Effect::Arm(Timer::Silence, self.config.timing.liveness));
+        }
+        if let Some(handover) = self.handover_mut() {
+            handover.deadline_judges = Judging::AfterFreshInterval;
+            handover.late_judges = Judging::AfterFreshInterval;
+        }
+    }
+
+    fn beat(&mut self, out: &mut Effects) {
+        if self.heartbeat == Running::Armed {
+            for link in self.waiting_for_us() {
+                out.push(Effect::SendHeartbeat(link.session, link.version));
+            }
+            out.push(Effect::Arm(Timer::Heartbeat, self.config.timing.heartbeat));
+        }
+    }
+
+    /// Starts and stops the timers that follow from the state alone.
+    fn settle(&mut self, out: &mut Effects) {
+        let timing = self.config.timing;
+        let beating = !self.waiting_for_us().is_empty();
+        settle_timer(&mut self.heartbeat, beating, Timer::Heartbeat, timing.heartbeat, out);
+        let listening = self.is_kept_waiting();
+        settle_timer(&mut self.silence, listening, Timer::Silence, timing.liveness, out);
+    }
+
+    /// Who waits for us and is told that we are alive: nobody else can see how long a hook takes.
+    fn waiting_for_us(&self) -> Vec<Link> {
+        let busy = match &self.state {
+            State::Draining(handover, _) | State::Sealing(handover, _) => handover.link,
+            State::Undoing(undo, _) => undo.handover.link,
+            State::Serving
+            | State::Stamping(..)
+            | State::Drained(_)
+            | State::Releasing(..)
+            | State::Sealed(_)
+            | State::Committing(..)
+            | State::Left => None,
+        };
+        let mut links: Vec<Link> = busy.into_iter().collect();
+        if let Some(pending) = &self.pending
+            && busy.is_none_or(|link| link.session != pending.link.session)
+        {
+            links.push(pending.link);
+        }
+        links
+    }
+
+    /// Whether the supervisor makes us wait, and speaks a version in which it then sends heartbeats.
+    fn is_kept_waiting(&self) -> bool {
+        match &self.state {
+            State::Drained(handover) | State::Sealed(handover) => handover.link.is_some_and(|link| link.version >= 2),
+            State::Serving
+            | State::Stamping(..)
+            | State::Draining(..)
+            | State::Sealing(..)
+            | State::Releasing(..)
+            | State::Committing(..)
+            | State::Undoing(..)
+            | State::Left => false,
+        }
+    }
+
+    fn handover(&self) -> Option<&Handover> {
+        match &self.state {
+            State::Serving | State::Left => None,
+            State::Stamping(handover, _)
+            | State::Draining(handover, _)
+            | State::Drained(handover)
+            | State::Sealing(handover, _)
+            | State::Releasing(handover, _)
+            | State::Sealed(handover)
+            | State::Committing(handover, _) => Some(handover),
+            State::Undoing(undo, _) => Some(&undo.handover),
+        }
+    }
+
+    fn handover_mut(&mut self) -> Option<&mut Handover> {
+        match &mut self.state {
+            State::Serving | State::Left => None,
+            State::Stamping(handover, _)
+            | State::Draining(handover, _)
+            | State::Drained(handover)
+            | State::Sealing(handover, _)
+            | State::Releasing(handover, _)
+            | State::Sealed(handover)
+            | State::Committing(handover, _) => Some(handover),
+            State::Undoing(undo, _) => Some(&mut undo.handover),
+        }
+    }
+
+    /// Takes the state out to build the next one from it; every caller puts one back.
+    fn take_state(&mut self) -> State {
+        std::mem::replace(&mut self.state, State::Left)
+    }
+
+    fn leave(&mut self, leaving: Leaving, out: &mut Effects) {
+        self.state = State::Left;
+        out.push(Effect::Leave(leaving));
+    }
+}
+
+impl Handover {
+    fn version(&self) -> ProtoVersion {
+        self.link.map_or(0, |link| link.version)
+    }
+
+    fn reached(&self, milestone: Milestone, out: &mut Effects) {
+        out.push(Effect::Reached(self.id, milestone));
+    }
+
+    fn send(&self, message: Message, out: &mut Effects) {
+        if let Some(link) = self.link {
+            out.push(Effect::Send(link.session, link.version, message));
+        }
+    }
+}
+
+fn settle_timer(running: &mut Running, wanted: bool, timer: Timer, after: Duration, out: &mut Effects) {
+    match (*running, wanted) {
+        (Running::Off, true) => {
+            *running = Running::Armed;
+            out.push(Effect::Arm(timer, after));
+        }
+        (Running::Armed, false) => {
+            *running = Running::Off;
+            out.push(Effect::Disarm(timer));
+        }
+        (Running::Off, false) | (Running::Armed, true) => {}
+    }
+}
+
+/// 100 ms, doubled with every failure, at most 10 s.
+fn backoff(tries: u8) -> Duration {
+    Duration::from_millis(100u64 << tries.min(7)).min(Duration::from_secs(10))
+}
