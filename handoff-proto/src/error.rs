@@ -60,3 +60,29 @@ pub enum WireError {
         their_max: ProtoVersion,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_error_is_one_line_with_its_figures() {
+        for (error, expected) in [
+            (
+                WireError::FrameTooLarge { bytes: 1 << 32 },
+                "frame of 4294967296 bytes is over the limit of 1048576 bytes",
+            ),
+            (WireError::FrameTooShort { bytes: 1 }, "frame of 1 bytes is too short to hold a version"),
+            (WireError::TrailingBytes { extra: 7 }, "the peer sent 7 bytes behind a message"),
+            (
+                WireError::VersionMismatch { our_min: 2, our_max: 3, their_min: 1, their_max: 1 },
+                "no common protocol version: ours 2..=3, the peer's 1..=1",
+            ),
+            (WireError::Io(io::ErrorKind::UnexpectedEof.into()), "control channel: unexpected end of file"),
+        ] {
+            assert_eq!(error.to_string(), expected);
+        }
+        let malformed = WireError::Malformed(postcard::Error::DeserializeUnexpectedEnd).to_string();
+        assert!(malformed.starts_with("the peer sent bytes that are no message: "), "{malformed}");
+    }
+}

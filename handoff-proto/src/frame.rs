@@ -4,6 +4,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 
+use crate::body;
 use crate::error::{Result, WireError};
 use crate::message::Message;
 use crate::version::ProtoVersion;
@@ -13,10 +14,11 @@ pub const MAX_FRAME_BYTES: u32 = 1 << 20;
 
 const PREFIX_BYTES: usize = 4;
 const VERSION_BYTES: usize = 2;
-/// What is read at a time into a growing buffer, so that a prefix alone costs a peer's victim nothing.
+/// A buffer begins with this, then grows as the bytes arrive, so that a prefix alone costs a peer's victim nothing. It is
+/// also what an accumulator keeps between frames.
 const CHUNK_BYTES: usize = 16 * 1024;
 
-/// Appends one frame to `out`; on an error `out` is as it was.
+/// Appends one frame to `out`; on an error `out` is as it was. A buffer that is kept saves all but the first allocation.
 ///
 /// # Errors
 /// [`WireError::FrameTooLarge`] when the message does not fit one frame: send its revisions ahead of it (version 2) or
@@ -25,7 +27,7 @@ pub fn encode_into(out: &mut Vec<u8>, version: ProtoVersion, message: &Message) 
     let start = out.len();
     out.extend_from_slice(&[0; PREFIX_BYTES]);
     out.extend_from_slice(&version.to_le_bytes());
-    if let Err(error) = postcard::to_extend(message, Tail(out)) {
+    if let Err(error) = body::append(out, message) {
         out.truncate(start);
         return Err(WireError::Encode(error));
     }
@@ -36,15 +38,6 @@ pub fn encode_into(out: &mut Vec<u8>, version: ProtoVersion, message: &Message) 
     }
     out[start..start + PREFIX_BYTES].copy_from_slice(&(frame_bytes as u32).to_le_bytes());
     Ok(())
-}
-
-/// Lets postcard append to a buffer that it does not own.
-struct Tail<'a>(&'a mut Vec<u8>);
-
-impl Extend<u8> for Tail<'_> {
-    fn extend<I: IntoIterator<Item = u8>>(&mut self, bytes: I) {
-        self.0.extend(bytes);
-    }
 }
 
 /// One frame as bytes of its own.
@@ -107,6 +100,7 @@ impl FrameAccumulator {
         let outcome = self.read_frame(reader);
         if !matches!(outcome, Ok(None)) {
             self.buffer.clear();
+            self.buffer.shrink_to(CHUNK_BYTES);
         }
         outcome
     }
@@ -132,7 +126,7 @@ impl FrameAccumulator {
     fn fill(&mut self, reader: &mut impl Read, want_bytes: usize) -> Result<bool> {
         while self.buffer.len() < want_bytes {
             let have = self.buffer.len();
-            self.buffer.resize(want_bytes.min(have + CHUNK_BYTES), 0);
+            self.buffer.resize(want_bytes.min(have + have.max(CHUNK_BYTES)), 0);
             let read = reader.read(&mut self.buffer[have..]);
             self.buffer.truncate(have + *read.as_ref().unwrap_or(&0));
             match read {
@@ -157,4 +151,78 @@ fn decode(frame: &[u8]) -> Result<(ProtoVersion, Message)> {
         return Err(WireError::TrailingBytes { extra: rest.len() });
     }
     Ok((u16::from_le_bytes([version[0], version[1]]), message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gives what it has, then says that it would block.
+    struct Trickle<'a>(&'a [u8]);
+
+    impl Read for Trickle<'_> {
+        fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+            match self.0.read(out)? {
+                0 => Err(ErrorKind::WouldBlock.into()),
+                read => Ok(read),
+            }
+        }
+    }
+
+    #[test]
+    fn memory_follows_the_bytes_that_arrived_and_not_the_prefix() {
+        let mut accumulator = FrameAccumulator::new();
+        assert!(accumulator.poll_read(&mut Trickle(&MAX_FRAME_BYTES.to_le_bytes())).unwrap().is_none());
+        assert!(accumulator.has_partial());
+        assert!(accumulator.buffer.capacity() <= 2 * CHUNK_BYTES, "{}", accumulator.buffer.capacity());
+        let mut arrived = PREFIX_BYTES;
+        for bytes in [1, 1000, 60_000, 300_000] {
+            assert!(accumulator.poll_read(&mut Trickle(&vec![0; bytes])).unwrap().is_none());
+            arrived += bytes;
+            assert!(accumulator.buffer.capacity() <= 4 * arrived.max(CHUNK_BYTES), "{}", accumulator.buffer.capacity());
+        }
+        let rest = vec![0; MAX_FRAME_BYTES as usize + PREFIX_BYTES - arrived];
+        accumulator.poll_read(&mut Trickle(&rest)).unwrap_err();
+        assert!(!accumulator.has_partial());
+        assert!(accumulator.buffer.capacity() <= 2 * CHUNK_BYTES, "a large frame's memory is given back");
+    }
+
+    #[test]
+    fn a_kept_buffer_is_enough_for_small_messages() {
+        let mut out = Vec::with_capacity(64);
+        let before = out.as_ptr();
+        for ts_ms in [0, 1, u64::MAX] {
+            out.clear();
+            encode_into(&mut out, 1, &Message::Heartbeat { ts_ms }).unwrap();
+            assert_eq!(out.as_ptr(), before);
+        }
+    }
+
+    #[test]
+    fn an_interrupted_read_goes_on() {
+        struct Interrupted<'a>(&'a [u8], bool);
+        impl Read for Interrupted<'_> {
+            fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+                self.1 = !self.1;
+                if self.1 { Err(ErrorKind::Interrupted.into()) } else { self.0.read(&mut out[..1]) }
+            }
+        }
+        let frame = encode(2, &Message::Status).unwrap();
+        assert_eq!(read_message(&mut Interrupted(&frame, false)).unwrap(), (2, Message::Status));
+    }
+
+    #[test]
+    fn a_broken_stream_is_an_error_and_leaves_nothing() {
+        struct Reset;
+        impl Read for Reset {
+            fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+                Err(ErrorKind::ConnectionReset.into())
+            }
+        }
+        let mut accumulator = FrameAccumulator::new();
+        assert!(accumulator.poll_read(&mut Trickle(&[9, 0])).unwrap().is_none());
+        let error = accumulator.poll_read(&mut Reset).unwrap_err();
+        assert!(matches!(error, WireError::Io(error) if error.kind() == ErrorKind::ConnectionReset));
+        assert!(!accumulator.has_partial());
+    }
 }

@@ -20,6 +20,7 @@
 
 #![forbid(unsafe_code)]
 
+mod body;
 pub mod error;
 pub mod frame;
 pub mod incumbent;
@@ -38,3 +39,7 @@ pub use lease::{LeaseState, LeaseView, ProcessId};
 pub use machine::{Machine, Timing};
 pub use message::{BeginMode, Capabilities, HandoffId, Message, Phase, Side, StatusReport, short_name};
 pub use version::{PROTO_MAX, PROTO_MIN, ProtoVersion, negotiate_version};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

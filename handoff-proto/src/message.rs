@@ -46,7 +46,8 @@ impl HandoffId {
 
 impl fmt::Display for HandoffId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self.0.as_hyphenated(), f)
+        let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+        f.pad(self.0.as_hyphenated().encode_lower(&mut text))
     }
 }
 
@@ -66,7 +67,7 @@ pub enum BeginMode {
     Recover,
 }
 
-/// The coarse phase of a handover, as the journal and the status name it.
+/// The coarse phase of a handover, as the journal and the status name it. Both store its number: only append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Phase {
     /// Greeted both peers.
@@ -321,5 +322,47 @@ pub const fn short_name(message: &Message) -> &'static str {
         Message::Status => "Status",
         Message::StatusReport(_) => "StatusReport",
         Message::Revisions { .. } => "Revisions",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: HandoffId = HandoffId::from_bytes([
+        0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0x4d, 0xef, 0x80, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77,
+    ]);
+
+    #[test]
+    fn an_id_is_printed_as_a_hyphenated_uuid() {
+        assert_eq!(ID.to_string(), "01234567-89ab-4def-8011-223344556677");
+        assert_eq!(format!("{ID:>40}"), "    01234567-89ab-4def-8011-223344556677");
+    }
+
+    #[test]
+    fn an_id_is_its_bytes() {
+        assert_eq!(HandoffId::from_bytes(*ID.as_bytes()), ID);
+        assert!(HandoffId::from_bytes([0; 16]) < ID);
+    }
+
+    #[test]
+    fn fresh_ids_differ_and_are_random_uuids() {
+        let (one, other) = (HandoffId::new(), HandoffId::new());
+        assert_ne!(one, other);
+        assert_eq!(one.as_bytes()[6] >> 4, 4, "version 4");
+    }
+
+    /// The name is the variant's own, whatever its fields hold.
+    #[test]
+    fn a_short_name_is_the_variants_name() {
+        for message in [
+            Message::Commit { handoff_id: ID },
+            Message::Abort { handoff_id: ID, reason: "Commit".into() },
+            Message::StatusReport(StatusReport::default()),
+            Message::ListenersRequest,
+        ] {
+            let debug = format!("{message:?}");
+            assert_eq!(debug.split([' ', '(']).next(), Some(short_name(&message)));
+        }
     }
 }
