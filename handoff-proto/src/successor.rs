@@ -36,7 +36,7 @@ pub use why::{GaveUp, Unfit};
 use std::time::Duration;
 
 use crate::machine::{Machine, Timing};
-use crate::message::{Capabilities, Message, Side, short_name};
+use crate::message::{BeginMode, Capabilities, Message, Side, short_name};
 use crate::revisions::Parts;
 use crate::version::{PROTO_MAX, PROTO_MIN};
 use turn::{Order, Session, Turn};
@@ -89,7 +89,7 @@ enum Daemon {
 enum Attempt {
     Trying { pause: Duration },
     Pausing { pause: Duration },
-    Claiming,
+    Claiming { mode: BeginMode },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -375,18 +375,19 @@ impl Successor {
             (Attempt::Trying { .. }, Input::Did(Outcome::Locked(found))) => {
                 if turn.has_come(&found) {
                     out.push(Effect::Do(Errand::ClaimLease { handoff_id: turn.session.handoff_id }));
-                    return State::Locking { turn, attempt: Attempt::Claiming };
+                    let mode = turn.mode_under_the_lock(&found);
+                    return State::Locking { turn, attempt: Attempt::Claiming { mode } };
                 }
                 let left = self.leave_call(Some((&turn, None)), turn.not_its_turn(&found), out);
                 out.push(Effect::Do(Errand::Unlock));
                 return left;
             }
-            (Attempt::Claiming, Input::Did(Outcome::Claimed { epoch })) => {
+            (Attempt::Claiming { mode }, Input::Did(Outcome::Claimed { epoch })) => {
                 out.push(Effect::Reached(Milestone::Locked { epoch }));
-                out.push(Effect::Answer(Answer::Locked));
+                out.push(Effect::Answer(Answer::Locked { mode }));
                 return State::Opening { turn, epoch };
             }
-            (Attempt::Trying { .. } | Attempt::Claiming, Input::Did(Outcome::Failed)) => GaveUp::StepFailed,
+            (Attempt::Trying { .. } | Attempt::Claiming { .. }, Input::Did(Outcome::Failed)) => GaveUp::StepFailed,
             (attempt, Input::Daemon(call)) if call != Call::Dropped => {
                 return misuse(State::Locking { turn, attempt }, out);
             }

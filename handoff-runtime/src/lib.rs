@@ -9,11 +9,13 @@ pub mod drainable;
 mod environment;
 pub mod error;
 mod listeners;
+mod ownership;
 mod process;
 mod progress;
 #[cfg(feature = "service")]
 pub mod service;
 mod spawn;
+mod successor;
 #[allow(unsafe_code)]
 mod sys;
 mod timers;

@@ -235,7 +235,10 @@ pub enum Answer {
         sealed: Option<Sealed>,
     },
     /// [`Call::Lock`].
-    Locked,
+    Locked {
+        /// How the data was left, as the lease shows it: a bare `Begin` does not say.
+        mode: BeginMode,
+    },
     /// [`Call::Announce`]: it is the incumbent.
     Announced,
     /// The handover is off.

@@ -2,7 +2,7 @@
 
 use super::inputs::{Age, Answer, Found, Report, Sealed};
 use super::why::{GaveUp, Unfit};
-use crate::lease::LeaseState;
+use crate::lease::{LeaseState, LeaseView};
 use crate::message::{BeginMode, HandoffId, Message};
 use crate::revisions::{self, SHARDS_MAX};
 use crate::version::ProtoVersion;
@@ -39,11 +39,29 @@ impl Turn {
 
     pub(super) fn answer(&self) -> Answer {
         match &self.order {
-            // A supervisor of version 1 begins only after a seal; it does not say what was sealed.
-            Order::Begin => Answer::Begun { mode: BeginMode::Sealed, sealed: None },
+            Order::Begin => Answer::Begun { mode: self.mode_untold(), sealed: None },
             Order::BeginWith { mode: mode @ BeginMode::Recover, .. } => Answer::Begun { mode: *mode, sealed: None },
             Order::BeginWith { mode, sealed, .. } => Answer::Begun { mode: *mode, sealed: Some(sealed.clone()) },
         }
+    }
+
+    /// What a bare `Begin` means. A supervisor of version 1 says it only after a seal. One of version 2 that sees no lease
+    /// says it after a death too, and to recover is never wrong.
+    fn mode_untold(&self) -> BeginMode {
+        if self.session.version >= 2 { BeginMode::Recover } else { BeginMode::Sealed }
+    }
+
+    /// The same once the lease is known.
+    pub(super) fn mode_under_the_lock(&self, found: &Found) -> BeginMode {
+        match (&self.order, found) {
+            (Order::BeginWith { mode, .. }, _) => *mode,
+            (Order::Begin, Found::Lease { lease, .. }) if self.is_own_seal(lease) => BeginMode::Sealed,
+            (Order::Begin, _) => self.mode_untold(),
+        }
+    }
+
+    fn is_own_seal(&self, lease: &LeaseView) -> bool {
+        lease.handoff_id == Some(self.session.handoff_id) && lease.state == LeaseState::Sealed
     }
 
     /// Under the lock: is the lease the one that this successor was sent for?
@@ -51,9 +69,7 @@ impl Turn {
         match (&self.order, found) {
             (Order::BeginWith { epoch, .. }, found) => found.epoch() == *epoch,
             (Order::Begin, Found::Nothing | Found::Lease { age: Age::BeforeBegin, .. }) => true,
-            (Order::Begin, Found::Lease { lease, age: Age::AfterBegin }) => {
-                lease.handoff_id == Some(self.session.handoff_id) && lease.state == LeaseState::Sealed
-            }
+            (Order::Begin, Found::Lease { lease, age: Age::AfterBegin }) => self.is_own_seal(lease),
         }
     }
 

@@ -49,6 +49,23 @@ impl AsFd for Signals {
     }
 }
 
+/// Keeps this thread out of the daemon's way: signals to the process go to the daemon's own threads, which may handle them,
+/// or wait for them with signalfd(2) and would miss those that a thread of ours took. Faults of the thread itself stay
+/// unblocked, so that they are reported as ever.
+pub(crate) fn leave_to_other_threads() {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigfillset(3) initialises the set that it is given.
+    unsafe { libc::sigfillset(set.as_mut_ptr()) };
+    // SAFETY: it was initialised just now.
+    let mut set = unsafe { set.assume_init() };
+    for fault in [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP, libc::SIGABRT] {
+        // SAFETY: sigdelset(3) changes an initialised set.
+        unsafe { libc::sigdelset(&raw mut set, fault) };
+    }
+    // SAFETY: pthread_sigmask(3) reads the set, which is initialised. It fails only for an unknown first argument.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+}
+
 fn signal_set(signals: &[i32]) -> io::Result<libc::sigset_t> {
     let mut set = MaybeUninit::uninit();
     // SAFETY: sigemptyset(3) initialises the set that it is given.

@@ -1,0 +1,423 @@
+//! Performs the successor machine's effects, on two threads around one machine.
+//!
+//! The library thread waits for the supervisor and for time, sends the heartbeats, and never touches the disk. The
+//! daemon's thread runs the errands (the lock, the lease, the control socket) inside its own blocking calls, so a slow disk
+//! delays no heartbeat and no errand costs a change of thread. Whoever has an input takes the mutex, steps the machine and
+//! performs the effects at once; only an errand is run outside of the mutex.
+//!
+//! No decision of the protocol is taken here, and nothing here ends the process.
+
+mod hands;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use handoff_lock::{DataDirLock, Unlocked};
+use handoff_proto::successor::{
+    Answer, Call, Effect, Errand, GaveUp, Input, LockShown, Milestone, Report, Sealed, Successor as Machine, Timer,
+    Wire,
+};
+use handoff_proto::{BeginMode, HandoffId, Machine as _, Message, ProtoVersion, Timing, WireError};
+use rustix::event::{PollFd, PollFlags};
+use rustix::net::Shutdown;
+
+use crate::channel::{Channel, Received};
+use crate::crash_here;
+use crate::drainable::ReadinessSnapshot;
+use crate::error::{Error, Result};
+use crate::sys::{poll, signals};
+use crate::timers::Timers;
+use crate::waker::Waker;
+use hands::{Hands, Serving};
+
+/// The daemon's end: its calls, and the errands in them. Dropping it gives the handover up and ends the library thread.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    hands: Hands,
+}
+
+impl Driver {
+    /// Greets the supervisor, starts the library thread on the channel, and waits for the answer.
+    ///
+    /// # Errors
+    /// The system gives no thread or descriptor, or the supervisor does not answer as it should.
+    pub(crate) fn handshake(control: UnixStream, build_id: Vec<u8>, timing: Timing) -> Result<(Self, HandoffId)> {
+        let failed = |error: io::Error| Error::io("prepare the channel to the supervisor", error);
+        let channel = Channel::new(control).map_err(failed)?;
+        let polled = channel.as_fd().try_clone_to_owned().map_err(failed)?;
+        let machine = Machine::new(std::process::id(), build_id.clone(), timing);
+        let mut core = Core::new(machine, channel);
+        core.step(Input::Daemon(Call::Handshake));
+        let shared =
+            Arc::new(Shared { core: Mutex::new(core), changed: Condvar::new(), waker: Waker::new().map_err(failed)? });
+        let theirs = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("handoff-successor".into())
+            .spawn(move || converse(&theirs, polled))
+            .map_err(|error| Error::io("start the thread that talks to the supervisor", error))?;
+        let mut driver = Self { shared, thread: Some(thread), hands: Hands::new(build_id) };
+        match driver.answer()? {
+            Answer::Greeted { handoff_id, .. } => Ok((driver, handoff_id)),
+            other => Err(out_of_turn(&other)),
+        }
+    }
+
+    /// Tells that all is loaded that needs no data.
+    pub(crate) fn warmed(&mut self) -> Result<()> {
+        self.call(Call::Warmed).map(drop)
+    }
+
+    /// Waits for the turn: how the data was left, and what was sealed if that is known.
+    pub(crate) fn wait_for_begin(&mut self) -> Result<(BeginMode, Option<Sealed>)> {
+        match self.call(Call::WaitForBegin)? {
+            Answer::Begun { mode, sealed } => Ok((mode, sealed)),
+            other => Err(out_of_turn(&other)),
+        }
+    }
+
+    fn call(&mut self, call: Call) -> Result<Answer> {
+        self.shared.lock().step(Input::Daemon(call));
+        self.answer()
+    }
+
+    /// Blocks until the machine answers, and runs the errands that the answer takes.
+    fn answer(&mut self) -> Result<Answer> {
+        let mut core = self.shared.lock();
+        loop {
+            self.shared.wake_if_due(&mut core);
+            if let Some(errand) = core.errands.pop_front() {
+                let begun_unix_ms = core.begun_unix_ms;
+                drop(core);
+                let outcome = self.hands.perform(errand, begun_unix_ms);
+                core = self.shared.lock();
+                core.step(Input::Did(outcome));
+            } else if let Some(answer) = core.answers.pop_front() {
+                drop(core);
+                return self.accepted(answer);
+            } else if core.thread == Thread::Ended {
+                return Err(Error::Aborted { reason: "the thread that talks to the supervisor has ended".into() });
+            } else {
+                core = self.shared.changed.wait(core).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+
+    /// Takes the lock when it is this process's turn, and tells how the data was left.
+    pub(crate) fn lock(&mut self, unlocked: Unlocked) -> Result<(DataDirLock, BeginMode)> {
+        self.hands.look_at(unlocked);
+        match self.call(Call::Lock)? {
+            Answer::Locked { mode } => Ok((self.hands.take_lock()?, mode)),
+            other => Err(out_of_turn(&other)),
+        }
+    }
+
+    /// Becomes the incumbent. On an error the lock stays held until the process exits.
+    pub(crate) fn announce(
+        &mut self,
+        readiness: ReadinessSnapshot,
+        control_socket: &Path,
+        lock: DataDirLock,
+    ) -> Result<Serving> {
+        let report = Report {
+            listening_on: readiness.listening_on,
+            healthz_ok: readiness.healthz_ok,
+            advertised_revision_per_shard: readiness.advertised_revision_per_shard,
+        };
+        let shown =
+            LockShown { epoch: lock.lease().epoch, handoff_id: lock.lease().handoff_id.map(HandoffId::from_bytes) };
+        self.hands.present(lock, control_socket);
+        let announced = self.call(Call::Announce { report, lock: shown });
+        let serving = announced.and_then(|_| self.hands.take_serving());
+        match serving {
+            // The library thread stays until the supervisor hangs up: a channel closed early looks like a death.
+            Ok(_) => drop(self.thread.take()),
+            Err(_) => self.hands.keep_lock_until_exit(),
+        }
+        serving
+    }
+
+    fn accepted(&mut self, answer: Answer) -> Result<Answer> {
+        match answer {
+            Answer::GaveUp(GaveUp::StepFailed) => Err(self.hands.take_error()),
+            Answer::GaveUp(why) => Err(error_of(&why)),
+            Answer::Misuse => Err(Error::Usage("lock() was called before: a successor takes the lock once".into())),
+            answer => Ok(answer),
+        }
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        let Some(thread) = self.thread.take() else { return };
+        self.shared.lock().step(Input::Daemon(Call::Dropped));
+        self.shared.waker.wake();
+        // It blocks on nothing but its own wait, which has just ended. A panic of it was reported when it happened.
+        let _ = thread.join();
+    }
+}
+
+/// The machine answered another question than the one that was asked; its tests show that it does not.
+fn out_of_turn(answer: &Answer) -> Error {
+    Error::Protocol(format!("the successor's machine answered {answer:?} out of turn"))
+}
+
+fn error_of(why: &GaveUp) -> Error {
+    match why {
+        GaveUp::Aborted { .. }
+        | GaveUp::SupervisorGone
+        | GaveUp::SupervisorSilent
+        | GaveUp::Late
+        | GaveUp::NotItsTurn { .. }
+        | GaveUp::StepFailed
+        | GaveUp::Dropped => Error::Aborted { reason: why.to_string() },
+        GaveUp::Version { .. } | GaveUp::Unexpected { .. } | GaveUp::Garbage => Error::Protocol(why.to_string()),
+        GaveUp::Unfit(unfit) => Error::Unfit { reason: unfit.to_string() },
+        GaveUp::WrongLock => Error::Usage(why.to_string()),
+    }
+}
+
+/// What both threads share.
+#[derive(Debug)]
+struct Shared {
+    core: Mutex<Core>,
+    /// An answer or an errand is there for the daemon's thread.
+    changed: Condvar,
+    /// The library thread has something new to wait for.
+    waker: Waker,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake_if_due(&self, core: &mut Core) {
+        if std::mem::take(&mut core.wake_due) {
+            self.waker.wake();
+        }
+    }
+}
+
+/// The machine and what its effects act on.
+#[derive(Debug)]
+struct Core {
+    machine: Machine,
+    channel: Option<Channel>,
+    timers: Timers<Timer>,
+    errands: VecDeque<Errand>,
+    answers: VecDeque<Answer>,
+    handoff_id: Option<HandoffId>,
+    /// When `Begin` arrived, by the clock that leases are stamped with.
+    begun_unix_ms: u64,
+    /// What the library thread waits for has changed.
+    wake_due: bool,
+    outbound: Outbound,
+    thread: Thread,
+}
+
+/// Whether the supervisor still takes what it is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outbound {
+    Works,
+    Broken,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Thread {
+    Running,
+    Ended,
+}
+
+impl Core {
+    fn new(machine: Machine, channel: Channel) -> Self {
+        Self {
+            machine,
+            channel: Some(channel),
+            timers: Timers::new(),
+            errands: VecDeque::new(),
+            answers: VecDeque::new(),
+            handoff_id: None,
+            begun_unix_ms: 0,
+            wake_due: false,
+            outbound: Outbound::Works,
+            thread: Thread::Running,
+        }
+    }
+
+    fn step(&mut self, input: Input) {
+        for effect in self.machine.step(input) {
+            if let Err(error) = self.perform(effect) {
+                tracing::debug!(handoff_id = self.shown_id(), %error, "the supervisor can't be told any more");
+                self.outbound = Outbound::Broken;
+                self.wake_due = true;
+            }
+        }
+        self.wake_due |= self.machine.is_over();
+    }
+
+    fn perform(&mut self, effect: Effect) -> std::result::Result<(), WireError> {
+        match effect {
+            Effect::Send(version, message) => return self.send(version, &message),
+            Effect::Heartbeat(version) => return self.send(version, &Message::Heartbeat { ts_ms: unix_ms() }),
+            Effect::HangUp => self.hang_up(),
+            Effect::Arm(timer, after) => self.timers.arm(timer, after),
+            Effect::ArmAt(timer, at_ns) => self.timers.arm_at(timer, at_ns),
+            Effect::Disarm(timer) => self.timers.disarm(timer),
+            Effect::Reached(milestone) => self.note(&milestone),
+            Effect::Answer(answer) => self.answers.push_back(answer),
+            Effect::Do(errand) => self.errands.push_back(errand),
+        }
+        self.wake_due = true;
+        Ok(())
+    }
+
+    fn send(&mut self, version: ProtoVersion, message: &Message) -> std::result::Result<(), WireError> {
+        let Some(channel) = &mut self.channel else { return Ok(()) };
+        channel.send(version, message)?;
+        self.wake_due |= channel.wants_write();
+        Ok(())
+    }
+
+    /// The library thread waits on a duplicate of the socket, so closing alone would not end the connection.
+    fn hang_up(&mut self) {
+        if let Some(channel) = self.channel.take() {
+            // Fails only when the supervisor has closed first, and then there is nothing left to end.
+            let _ = rustix::net::shutdown(&channel, Shutdown::Both);
+        }
+    }
+
+    /// The one table of milestones: crash point, event, and what is remembered.
+    fn note(&mut self, milestone: &Milestone) {
+        match milestone {
+            Milestone::Starting => crash_here!(crate::crash::points::N_BEFORE_HANDSHAKE),
+            Milestone::Greeted(handoff_id) => {
+                self.handoff_id = Some(*handoff_id);
+                tracing::info!(%handoff_id, "successor: greeted by the supervisor");
+                crash_here!(crate::crash::points::N_AFTER_HANDSHAKE);
+            }
+            Milestone::Warmed => tracing::info!(handoff_id = self.shown_id(), "successor: warmed"),
+            Milestone::Begun => {
+                self.begun_unix_ms = unix_ms();
+                tracing::info!(handoff_id = self.shown_id(), "successor: told to begin");
+                crash_here!(crate::crash::points::N_AFTER_BEGIN);
+            }
+            Milestone::Locked { epoch } => {
+                tracing::info!(handoff_id = self.shown_id(), epoch, "successor: holds the lock, opening");
+                crash_here!(crate::crash::points::N_AFTER_LOCK);
+            }
+            Milestone::Announcing => crash_here!(crate::crash::points::N_BEFORE_ANNOUNCE_READY),
+            Milestone::Active => tracing::info!(handoff_id = self.shown_id(), "successor: active, the new incumbent"),
+            Milestone::Ready => crash_here!(crate::crash::points::N_AFTER_READY),
+            Milestone::Left(GaveUp::Dropped) => tracing::info!(handoff_id = self.shown_id(), "successor: dropped"),
+            Milestone::Left(why) => tracing::warn!(handoff_id = self.shown_id(), reason = %why, "successor: gave up"),
+        }
+    }
+
+    fn shown_id(&self) -> Option<tracing::field::DisplayValue<HandoffId>> {
+        self.handoff_id.map(tracing::field::display)
+    }
+
+    /// Takes all that has arrived, and then time.
+    fn turn(&mut self) {
+        let is_late = self.timers.woke_late();
+        self.receive();
+        if is_late {
+            self.step(Input::WokeLate);
+        }
+        while let Some(timer) = self.timers.pop_expired() {
+            self.step(Input::Fired(timer));
+        }
+    }
+
+    /// What has arrived comes before the news that nothing can be sent: it may be the order to begin.
+    fn receive(&mut self) {
+        if self.channel.as_mut().is_some_and(|channel| channel.flush().is_err()) {
+            self.outbound = Outbound::Broken;
+        }
+        while let Some(channel) = &mut self.channel {
+            let wire = match (channel.receive(), self.outbound) {
+                (Received::Message { message, .. }, _) => {
+                    self.step(Input::Wire(Wire::Message(message)));
+                    continue;
+                }
+                (Received::Nothing, Outbound::Works) => return,
+                (Received::Nothing, Outbound::Broken) => Wire::Closed,
+                (Received::Closed | Received::Malformed(WireError::Io(_)), _) => Wire::Closed,
+                (Received::Malformed(error), _) => {
+                    tracing::warn!(handoff_id = self.shown_id(), %error, "the supervisor's bytes make no sense");
+                    Wire::Garbage
+                }
+            };
+            return self.step(Input::Wire(wire));
+        }
+    }
+}
+
+/// The library thread. Ends when neither the wire nor time can change anything any more.
+fn converse(shared: &Shared, socket: OwnedFd) {
+    let _ended = TellsThatItEnded(shared);
+    signals::leave_to_other_threads();
+    let mut socket = Some(socket);
+    while let Some(wait) = next_wait(shared) {
+        if wait.interest.is_empty() {
+            socket = None;
+        }
+        sleep(shared, socket.as_ref(), &wait);
+        shared.waker.drain();
+    }
+}
+
+/// What the library thread waits for; no interest in the socket once it is hung up.
+struct Wait {
+    interest: PollFlags,
+    timeout: Option<Duration>,
+}
+
+/// One turn of the loop; `None`: it was the last.
+fn next_wait(shared: &Shared) -> Option<Wait> {
+    let mut core = shared.lock();
+    core.turn();
+    core.wake_due = false;
+    if !core.errands.is_empty() || !core.answers.is_empty() {
+        shared.changed.notify_all();
+    }
+    let interest = match &core.channel {
+        None => PollFlags::empty(),
+        Some(channel) if channel.wants_write() => PollFlags::IN | PollFlags::OUT,
+        Some(_) => PollFlags::IN,
+    };
+    (!core.machine.is_over()).then(|| Wait { interest, timeout: core.timers.timeout() })
+}
+
+fn sleep(shared: &Shared, socket: Option<&OwnedFd>, wait: &Wait) {
+    let mut fds = vec![PollFd::new(&shared.waker, PollFlags::IN)];
+    fds.extend(socket.map(|socket| PollFd::new(socket, wait.interest)));
+    if let Err(error) = poll::wait(&mut fds, wait.timeout) {
+        tracing::warn!(%error, "poll failed; looking at everything again");
+    }
+}
+
+/// Lets no call of the daemon wait for a thread that has panicked.
+struct TellsThatItEnded<'a>(&'a Shared);
+
+impl Drop for TellsThatItEnded<'_> {
+    fn drop(&mut self) {
+        self.0.lock().thread = Thread::Ended;
+        self.0.changed.notify_all();
+    }
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

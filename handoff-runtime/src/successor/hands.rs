@@ -1,0 +1,180 @@
+//! A successor's errands: the lock, the lease and the control socket. Each is one act, run on the daemon's thread.
+//!
+//! What a failed errand had to say is kept for the error that the daemon's call returns with.
+
+use std::path::{Path, PathBuf};
+
+use handoff_lock::{Attempt, Claim, DataDirLock, Lease, Unlocked};
+use handoff_proto::successor::{Age, Errand, Found, Outcome};
+
+use crate::control::{ControlSocket, StagedControl};
+use crate::error::{Error, Result};
+use crate::ownership;
+use crate::timers::now_ns;
+
+/// What the errands have brought so far.
+#[derive(Debug)]
+pub(super) struct Hands {
+    build_id: Vec<u8>,
+    control_path: PathBuf,
+    hold: Hold,
+    control: Control,
+    error: Option<Error>,
+}
+
+/// What a successor that has taken over serves with.
+#[derive(Debug)]
+pub(crate) struct Serving {
+    pub(crate) control: ControlSocket,
+    pub(crate) lock: DataDirLock,
+    pub(crate) build_id: Vec<u8>,
+}
+
+#[derive(Debug)]
+enum Hold {
+    Nothing,
+    Unlocked(Unlocked),
+    Claim(Claim),
+    Lock(DataDirLock),
+}
+
+#[derive(Debug)]
+enum Control {
+    Nothing,
+    Staged(StagedControl),
+    Published(ControlSocket),
+}
+
+impl Hands {
+    pub(super) fn new(build_id: Vec<u8>) -> Self {
+        Self { build_id, control_path: PathBuf::new(), hold: Hold::Nothing, control: Control::Nothing, error: None }
+    }
+
+    /// The lock that is to be tried.
+    pub(super) fn look_at(&mut self, unlocked: Unlocked) {
+        self.hold = Hold::Unlocked(unlocked);
+    }
+
+    /// The lock that the daemon gives back, and where it wants to answer.
+    pub(super) fn present(&mut self, lock: DataDirLock, control_path: &Path) {
+        self.hold = Hold::Lock(lock);
+        self.control_path = control_path.to_owned();
+    }
+
+    /// The lock, for the daemon.
+    pub(super) fn take_lock(&mut self) -> Result<DataDirLock> {
+        match std::mem::replace(&mut self.hold, Hold::Nothing) {
+            Hold::Lock(lock) => Ok(lock),
+            other => {
+                self.hold = other;
+                Err(missing("lock"))
+            }
+        }
+    }
+
+    /// All that an incumbent needs; the lease is Active.
+    pub(super) fn take_serving(&mut self) -> Result<Serving> {
+        let Control::Published(control) = std::mem::replace(&mut self.control, Control::Nothing) else {
+            return Err(missing("control socket"));
+        };
+        Ok(Serving { control, lock: self.take_lock()?, build_id: std::mem::take(&mut self.build_id) })
+    }
+
+    /// The daemon's store may still be open: nobody else may have the lock before this process is gone.
+    pub(super) fn keep_lock_until_exit(&mut self) {
+        if let Hold::Lock(lock) = std::mem::replace(&mut self.hold, Hold::Nothing) {
+            lock.forget();
+        }
+    }
+
+    /// Why the last errand failed.
+    pub(super) fn take_error(&mut self) -> Error {
+        self.error.take().unwrap_or_else(|| missing("reason"))
+    }
+
+    pub(super) fn perform(&mut self, errand: Errand, begun_unix_ms: u64) -> Outcome {
+        let done = match errand {
+            Errand::TryLock => self.try_lock(begun_unix_ms),
+            Errand::ClaimLease { handoff_id } => self.claim_lease(*handoff_id.as_bytes()),
+            Errand::Unlock => self.unlock(),
+            Errand::StageControl => self.stage_control(),
+            Errand::PublishControl => self.publish_control(),
+            Errand::ActivateLease { not_after_ns } => self.activate_lease(not_after_ns),
+        };
+        done.unwrap_or_else(|error| {
+            self.error = Some(error);
+            Outcome::Failed
+        })
+    }
+
+    fn try_lock(&mut self, begun_unix_ms: u64) -> Result<Outcome> {
+        let Hold::Unlocked(unlocked) = std::mem::replace(&mut self.hold, Hold::Nothing) else {
+            return Err(missing("lock to try"));
+        };
+        match unlocked.try_lock() {
+            Attempt::Locked(claim) => {
+                let found = found(claim.found(), begun_unix_ms);
+                self.hold = Hold::Claim(claim);
+                Ok(Outcome::Locked(found))
+            }
+            Attempt::Held(unlocked) => {
+                let found = found(unlocked.read_lease()?.as_ref(), begun_unix_ms);
+                self.hold = Hold::Unlocked(unlocked);
+                Ok(Outcome::Held(found))
+            }
+            Attempt::Failed(_, error) => Err(error.into()),
+        }
+    }
+
+    fn claim_lease(&mut self, handoff_id: [u8; 16]) -> Result<Outcome> {
+        let Hold::Claim(claim) = std::mem::replace(&mut self.hold, Hold::Nothing) else { return Err(missing("lock")) };
+        let lock = claim.claim(Some(handoff_id)).map_err(|(_, error)| error)?;
+        let epoch = lock.lease().epoch;
+        self.hold = Hold::Lock(lock);
+        Ok(Outcome::Claimed { epoch })
+    }
+
+    fn unlock(&mut self) -> Result<Outcome> {
+        match std::mem::replace(&mut self.hold, Hold::Nothing) {
+            Hold::Nothing | Hold::Unlocked(_) => {}
+            Hold::Claim(claim) => drop(claim.unlock()),
+            Hold::Lock(lock) => lock.release()?,
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn stage_control(&mut self) -> Result<Outcome> {
+        self.control = Control::Staged(StagedControl::bind(&self.control_path)?);
+        Ok(Outcome::Done)
+    }
+
+    fn publish_control(&mut self) -> Result<Outcome> {
+        match std::mem::replace(&mut self.control, Control::Nothing) {
+            Control::Staged(staged) => self.control = Control::Published(staged.publish()?),
+            Control::Nothing | Control::Published(_) => return Err(missing("staged control socket")),
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn activate_lease(&mut self, not_after_ns: Option<u64>) -> Result<Outcome> {
+        let Hold::Lock(lock) = &mut self.hold else { return Err(missing("lock")) };
+        if not_after_ns.is_some_and(|not_after_ns| now_ns() > not_after_ns) {
+            return Ok(Outcome::TooLate);
+        }
+        lock.activate(&self.build_id)?;
+        Ok(Outcome::Done)
+    }
+}
+
+/// The machine asked for errands in an order in which it never does.
+fn missing(what: &str) -> Error {
+    Error::Protocol(format!("an errand of the successor found no {what}"))
+}
+
+fn found(lease: Option<&Lease>, begun_unix_ms: u64) -> Found {
+    let view = lease.and_then(|lease| Some((lease, ownership::view(lease)?)));
+    view.map_or(Found::Nothing, |(lease, view)| {
+        let age = if lease.since_unix_ms > begun_unix_ms { Age::AfterBegin } else { Age::BeforeBegin };
+        Found::Lease { lease: view, age }
+    })
+}

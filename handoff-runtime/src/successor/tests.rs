@@ -1,0 +1,442 @@
+//! The driver against a scripted supervisor on a socket pair, with a real lock and a real control socket.
+
+use std::io::{ErrorKind, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use handoff_lock::{DataDirLock, LeaseState, LockError, Unlocked, read_lease};
+use handoff_proto::frame::{read_message, write_message};
+use handoff_proto::{BeginMode, HandoffId, Message, Side, Timing, WireError};
+use tempfile::TempDir;
+
+use super::Driver;
+use crate::drainable::ReadinessSnapshot;
+use crate::error::{Error, Result};
+use crate::timers::now_ns;
+
+const ID: HandoffId = HandoffId::from_bytes([4; 16]);
+const FAR: Duration = Duration::from_secs(60);
+
+/// The supervisor's end, one message at a time.
+struct Supervisor {
+    stream: UnixStream,
+    version: u16,
+}
+
+impl Supervisor {
+    /// Greets a new successor with this version.
+    fn greet(version: u16) -> (Self, Driver) {
+        Self::greet_with(version, Timing::default())
+    }
+
+    fn greet_with(version: u16, timing: Timing) -> (Self, Driver) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_read_timeout(Some(FAR)).unwrap();
+        let mut supervisor = Self { stream: ours, version };
+        supervisor.tell(&Message::HelloAck { proto_version_chosen: version, handoff_id: ID });
+        let (driver, id) = Driver::handshake(theirs, b"build 7".to_vec(), timing).unwrap();
+        assert_eq!(id, ID);
+        match supervisor.hear() {
+            Message::Hello { role: Side::Successor, pid, build_id, .. } => {
+                assert_eq!((pid, build_id), (std::process::id(), b"build 7".to_vec()));
+            }
+            other => panic!("{other:?}"),
+        }
+        (supervisor, driver)
+    }
+
+    fn tell(&mut self, message: &Message) {
+        write_message(&mut self.stream, self.version, message).unwrap();
+    }
+
+    /// The next message that is no heartbeat.
+    fn hear(&mut self) -> Message {
+        loop {
+            match read_message(&mut self.stream).unwrap().1 {
+                Message::Heartbeat { .. } => {}
+                message => return message,
+            }
+        }
+    }
+
+    fn hear_heartbeat(&mut self) {
+        let (version, message) = read_message(&mut self.stream).unwrap();
+        assert_eq!(version, self.version);
+        assert!(matches!(message, Message::Heartbeat { .. }), "{message:?}");
+    }
+
+    fn hear_the_end(&mut self) {
+        match read_message(&mut self.stream) {
+            Err(WireError::Io(error)) if error.kind() == ErrorKind::UnexpectedEof => {}
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn begin(&mut self, epoch: u64, sealed: &[u64]) {
+        self.begin_until(epoch, sealed, now_ns() + FAR.as_nanos() as u64);
+    }
+
+    fn begin_until(&mut self, epoch: u64, sealed: &[u64], deadline_ns: u64) {
+        self.tell(&Message::BeginWith {
+            handoff_id: ID,
+            mode: BeginMode::Sealed,
+            sealed_revision_per_shard: sealed.to_vec(),
+            data_dir_fingerprint: [1; 32],
+            epoch,
+            deadline_ns,
+        });
+    }
+
+    /// Lets the driver say that it is warm, and begins.
+    fn begin_warmed(&mut self, driver: &mut Driver, epoch: u64, sealed: &[u64]) {
+        driver.warmed().unwrap();
+        assert_eq!(self.hear(), Message::Warmed { handoff_id: ID });
+        self.begin(epoch, sealed);
+        driver.wait_for_begin().unwrap();
+    }
+
+    fn abort(&mut self) {
+        self.tell(&Message::Abort { handoff_id: ID, reason: "changed my mind".into() });
+    }
+}
+
+/// A data dir that an incumbent has just sealed.
+struct Sealed {
+    dir: TempDir,
+    epoch: u64,
+}
+
+impl Sealed {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut lock = DataDirLock::acquire(dir.path()).unwrap();
+        lock.stamp(Some(*ID.as_bytes())).unwrap();
+        lock.activate(b"build 6").unwrap();
+        let epoch = lock.epoch();
+        drop(lock.seal().map_err(|(_, error)| error).unwrap());
+        Self { dir, epoch }
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("control")
+    }
+
+    fn state(&self) -> (u64, LeaseState) {
+        let lease = read_lease(self.path()).unwrap().unwrap();
+        (lease.epoch, lease.state)
+    }
+
+    fn is_locked(&self) -> bool {
+        matches!(DataDirLock::acquire(self.path()), Err(LockError::Held { .. }))
+    }
+}
+
+fn ready(revisions: &[u64]) -> ReadinessSnapshot {
+    ReadinessSnapshot {
+        listening_on: vec!["here".into()],
+        healthz_ok: true,
+        advertised_revision_per_shard: revisions.to_vec(),
+    }
+}
+
+/// A successor that holds the lock and opens, and its supervisor.
+fn opening(sealed: &Sealed, revisions: &[u64]) -> (Supervisor, Driver, DataDirLock) {
+    let (mut supervisor, mut driver) = Supervisor::greet(2);
+    supervisor.begin_warmed(&mut driver, sealed.epoch, revisions);
+    let lock = take_lock(&mut driver, sealed.path()).unwrap();
+    (supervisor, driver, lock)
+}
+
+fn take_lock(driver: &mut Driver, dir: &Path) -> Result<DataDirLock> {
+    Ok(driver.lock(Unlocked::open(dir)?)?.0)
+}
+
+fn assert_not_ready(supervisor: &mut Supervisor) {
+    match supervisor.hear() {
+        Message::Ready { handoff_id: ID, healthz_ok: false, .. } => supervisor.hear_the_end(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn takes_over_from_a_sealed_incumbent() {
+    let sealed = Sealed::new();
+    let (mut supervisor, mut driver) = Supervisor::greet(2);
+    driver.warmed().unwrap();
+    driver.warmed().unwrap();
+    assert_eq!(supervisor.hear(), Message::Warmed { handoff_id: ID });
+    supervisor.begin(sealed.epoch, &[5, 6]);
+    let (mode, seen) = driver.wait_for_begin().unwrap();
+    let seen = seen.unwrap();
+    assert_eq!((mode, seen.last_revision_per_shard), (BeginMode::Sealed, vec![5, 6]));
+    assert_eq!(seen.data_dir_fingerprint, [1; 32]);
+
+    let lock = take_lock(&mut driver, sealed.path()).unwrap();
+    assert_eq!(lock.lease().handoff_id, Some(*ID.as_bytes()));
+    assert_eq!(sealed.state(), (sealed.epoch + 1, LeaseState::Opening));
+    assert!(matches!(take_lock(&mut driver, sealed.path()), Err(Error::Usage(_))));
+
+    let serving = driver.announce(ready(&[5, 7]), &sealed.socket(), lock).unwrap();
+    assert_eq!(sealed.state(), (sealed.epoch + 1, LeaseState::Active));
+    assert!(serving.control.is_published());
+    assert_eq!(serving.lock.lease().build_id, b"build 7");
+    let expected = Message::Ready {
+        handoff_id: ID,
+        listening_on: vec!["here".into()],
+        healthz_ok: true,
+        advertised_revision_per_shard: vec![5, 7],
+    };
+    assert_eq!(supervisor.hear(), expected);
+    drop(driver);
+    supervisor.stream.set_nonblocking(true).unwrap();
+    let error = read_message(&mut supervisor.stream).unwrap_err();
+    assert!(matches!(&error, WireError::Io(error) if error.kind() == ErrorKind::WouldBlock), "{error}");
+}
+
+#[test]
+fn takes_over_under_version_1() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut supervisor, mut driver) = Supervisor::greet(1);
+    driver.warmed().unwrap();
+    supervisor.tell(&Message::Begin { handoff_id: ID });
+    assert_eq!(driver.wait_for_begin().unwrap(), (BeginMode::Sealed, None));
+    let lock = take_lock(&mut driver, dir.path()).unwrap();
+    let serving = driver.announce(ready(&[1]), &dir.path().join("control"), lock).unwrap();
+    assert!(matches!(supervisor.hear(), Message::Ready { healthz_ok: true, .. }));
+    assert!(serving.control.is_published());
+}
+
+#[test]
+fn a_version_1_supervisor_hears_a_refusal_as_a_closed_channel() {
+    let sealed = Sealed::new();
+    let (mut supervisor, mut driver) = Supervisor::greet(1);
+    supervisor.tell(&Message::Begin { handoff_id: ID });
+    driver.wait_for_begin().unwrap();
+    let lock = take_lock(&mut driver, sealed.path()).unwrap();
+    let result = driver.announce(ReadinessSnapshot::default(), &sealed.socket(), lock);
+    assert!(matches!(result, Err(Error::Unfit { .. })), "{result:?}");
+    supervisor.hear_the_end();
+}
+
+#[test]
+fn a_lease_of_another_epoch_is_left_alone() {
+    for named in [-1, 1] {
+        let sealed = Sealed::new();
+        let (mut supervisor, mut driver) = Supervisor::greet(2);
+        supervisor.begin(sealed.epoch.saturating_add_signed(named), &[]);
+        driver.wait_for_begin().unwrap();
+        let result = take_lock(&mut driver, sealed.path());
+        assert!(matches!(result, Err(Error::Aborted { .. })), "{result:?}");
+        assert_eq!(sealed.state(), (sealed.epoch, LeaseState::Sealed));
+        assert!(!sealed.is_locked());
+    }
+}
+
+#[test]
+fn waits_for_a_lock_that_is_held_and_keeps_talking_meanwhile() {
+    let sealed = Sealed::new();
+    let holder = hold(&sealed);
+    let timing = Timing { heartbeat: Duration::from_millis(5), ..Timing::default() };
+    let (mut supervisor, mut driver) = Supervisor::greet_with(2, timing);
+    supervisor.begin_warmed(&mut driver, sealed.epoch, &[]);
+    std::thread::scope(|scope| {
+        let locking = scope.spawn(|| take_lock(&mut driver, sealed.path()).unwrap());
+        (0..3).for_each(|_| supervisor.hear_heartbeat());
+        drop(holder);
+        assert_eq!(locking.join().unwrap().epoch(), sealed.epoch + 1);
+    });
+}
+
+/// Somebody who has the lock and has written nothing, as an incumbent that is just dying.
+fn hold(sealed: &Sealed) -> handoff_lock::Claim {
+    match Unlocked::open(sealed.path()).unwrap().try_lock() {
+        handoff_lock::Attempt::Locked(claim) => claim,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn gives_up_waiting_for_the_lock_when_another_owner_claims_it() {
+    let sealed = Sealed::new();
+    let other = hold(&sealed).claim(None).map_err(|(_, error)| error).unwrap();
+    let (mut supervisor, mut driver) = Supervisor::greet(2);
+    supervisor.begin(sealed.epoch, &[]);
+    driver.wait_for_begin().unwrap();
+    let result = take_lock(&mut driver, sealed.path());
+    assert!(matches!(result, Err(Error::Aborted { .. })), "{result:?}");
+    assert_eq!(sealed.state(), (other.epoch(), LeaseState::Opening));
+}
+
+#[test]
+fn an_abort_or_the_deadline_ends_the_wait_for_the_lock() {
+    for abort in [true, false] {
+        let sealed = Sealed::new();
+        let _holder = hold(&sealed);
+        let (mut supervisor, mut driver) = Supervisor::greet(2);
+        let within = if abort { FAR } else { Duration::from_millis(20) };
+        supervisor.begin_until(sealed.epoch, &[], now_ns() + within.as_nanos() as u64);
+        driver.wait_for_begin().unwrap();
+        if abort {
+            supervisor.abort();
+        }
+        let result = take_lock(&mut driver, sealed.path());
+        let expected = if abort { "changed my mind" } else { "deadline" };
+        assert!(result.unwrap_err().to_string().contains(expected));
+    }
+}
+
+#[test]
+fn before_begin_the_end_of_the_supervisor_ends_the_wait() {
+    for expected in ["changed my mind", "closed the channel", "no message"] {
+        let (mut supervisor, mut driver) = Supervisor::greet(2);
+        match expected {
+            "changed my mind" => supervisor.abort(),
+            "no message" => supervisor.stream.write_all(&[0xff; 64]).unwrap(),
+            _ => {}
+        }
+        drop(supervisor);
+        let error = driver.wait_for_begin().unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn begin_counts_even_if_the_supervisor_died_right_after_it() {
+    let sealed = Sealed::new();
+    let (mut supervisor, mut driver) = Supervisor::greet(2);
+    supervisor.begin(sealed.epoch, &[]);
+    drop(supervisor);
+    driver.wait_for_begin().unwrap();
+    let lock = take_lock(&mut driver, sealed.path()).unwrap();
+    driver.announce(ready(&[]), &sealed.socket(), lock).unwrap();
+}
+
+#[test]
+fn a_supervisor_that_never_answers_is_given_up() {
+    let (_silent, theirs) = UnixStream::pair().unwrap();
+    let timing = Timing { hello: Duration::from_millis(20), ..Timing::default() };
+    let result = Driver::handshake(theirs, Vec::new(), timing);
+    assert!(matches!(result, Err(Error::Aborted { .. })), "{result:?}");
+}
+
+#[test]
+fn who_is_unfit_never_becomes_active_and_keeps_the_lock_until_it_exits() {
+    let sick = ReadinessSnapshot { healthz_ok: false, ..ready(&[5, 6]) };
+    for (snapshot, expected) in
+        [(sick, "unhealthy"), (ready(&[5]), "1 shards, 2 were sealed"), (ready(&[9, 5]), "shard 1 at revision 5")]
+    {
+        let sealed = Sealed::new();
+        let (mut supervisor, mut driver, lock) = opening(&sealed, &[5, 6]);
+        let error = driver.announce(snapshot, &sealed.socket(), lock).unwrap_err();
+        assert!(matches!(error, Error::Unfit { .. }) && error.to_string().contains(expected), "{error}");
+        assert_not_ready(&mut supervisor);
+        drop(driver);
+        assert_eq!(sealed.state(), (sealed.epoch + 1, LeaseState::Opening));
+        assert!(sealed.is_locked(), "its store may still be open");
+        assert!(!sealed.socket().exists());
+    }
+}
+
+#[test]
+fn lateness_while_opening_comes_back_from_announce() {
+    let sealed = Sealed::new();
+    let (mut supervisor, mut driver) = Supervisor::greet(2);
+    supervisor.begin_warmed(&mut driver, sealed.epoch, &[]);
+    let lock = take_lock(&mut driver, sealed.path()).unwrap();
+    driver.shared.lock().timers.arm(handoff_proto::successor::Timer::Deadline, Duration::ZERO);
+    driver.shared.waker.wake();
+    assert_not_ready(&mut supervisor);
+    let error = driver.announce(ready(&[]), &sealed.socket(), lock).unwrap_err();
+    assert!(error.to_string().contains("deadline"), "{error}");
+    assert_eq!(sealed.state().1, LeaseState::Opening);
+}
+
+#[test]
+fn a_lost_supervisor_does_not_stop_it_once_it_has_begun() {
+    let sealed = Sealed::new();
+    let (supervisor, mut driver, lock) = opening(&sealed, &[5]);
+    drop(supervisor);
+    let serving = driver.announce(ready(&[5]), &sealed.socket(), lock).unwrap();
+    assert!(serving.control.is_published());
+    assert_eq!(sealed.state(), (sealed.epoch + 1, LeaseState::Active));
+}
+
+#[test]
+fn an_abort_while_it_opens_comes_back_from_announce() {
+    let sealed = Sealed::new();
+    let (mut supervisor, mut driver, lock) = opening(&sealed, &[5]);
+    supervisor.abort();
+    supervisor.hear_the_end();
+    let error = driver.announce(ready(&[5]), &sealed.socket(), lock).unwrap_err();
+    assert!(error.to_string().contains("changed my mind"), "{error}");
+    assert_eq!(sealed.state().1, LeaseState::Opening);
+}
+
+#[test]
+fn only_the_lock_of_this_handover_is_accepted() {
+    let sealed = Sealed::new();
+    let (mut supervisor, mut driver, lock) = opening(&sealed, &[5]);
+    lock.release().unwrap();
+    let own = DataDirLock::acquire(sealed.path()).unwrap();
+    let error = driver.announce(ready(&[5]), &sealed.socket(), own).unwrap_err();
+    assert!(matches!(error, Error::Usage(_)), "{error}");
+    assert_not_ready(&mut supervisor);
+    assert!(sealed.is_locked());
+}
+
+#[test]
+fn a_lock_or_a_socket_that_fails_names_the_reason() {
+    let (mut supervisor, mut driver) = Supervisor::greet(2);
+    supervisor.begin_warmed(&mut driver, 0, &[]);
+    let error = take_lock(&mut driver, Path::new("/proc/nowhere")).unwrap_err();
+    assert!(matches!(error, Error::Lock(_)), "{error}");
+    drop(driver);
+    assert_not_ready(&mut supervisor);
+
+    let sealed = Sealed::new();
+    let (mut supervisor, mut driver, lock) = opening(&sealed, &[]);
+    let error = driver.announce(ready(&[]), &sealed.path().join("missing/control"), lock).unwrap_err();
+    assert!(error.to_string().contains("missing/.control") || error.to_string().contains("missing"), "{error}");
+    assert_not_ready(&mut supervisor);
+    assert_eq!(sealed.state().1, LeaseState::Opening);
+}
+
+#[test]
+fn an_activation_after_the_deadline_writes_nothing() {
+    use handoff_proto::successor::{Errand, Outcome};
+    let sealed = Sealed::new();
+    let (_supervisor, mut driver, lock) = opening(&sealed, &[]);
+    driver.hands.present(lock, &sealed.socket());
+    let errand = Errand::ActivateLease { not_after_ns: Some(now_ns() - 1) };
+    assert_eq!(driver.hands.perform(errand, 0), Outcome::TooLate);
+    assert_eq!(sealed.state().1, LeaseState::Opening);
+}
+
+#[test]
+fn dropping_it_at_any_stage_ends_the_session() {
+    let (mut supervisor, driver) = Supervisor::greet(2);
+    drop(driver);
+    supervisor.hear_the_end();
+
+    let sealed = Sealed::new();
+    let (mut supervisor, driver, lock) = opening(&sealed, &[]);
+    drop((driver, lock));
+    assert_not_ready(&mut supervisor);
+    assert!(!sealed.is_locked());
+}
+
+#[test]
+fn heartbeats_are_sent_while_the_daemon_warms_and_opens() {
+    let timing = Timing { heartbeat: Duration::from_millis(5), ..Timing::default() };
+    let sealed = Sealed::new();
+    let (mut supervisor, mut driver) = Supervisor::greet_with(2, timing);
+    (0..3).for_each(|_| supervisor.hear_heartbeat());
+    supervisor.begin_warmed(&mut driver, sealed.epoch, &[]);
+    let _lock = take_lock(&mut driver, sealed.path()).unwrap();
+    (0..3).for_each(|_| supervisor.hear_heartbeat());
+}
