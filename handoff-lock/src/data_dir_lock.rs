@@ -18,8 +18,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::error::LockError;
 use crate::holder;
 use crate::lease::{BUILD_ID_BYTES_MAX, Lease, LeaseState, Owner};
-use crate::lock_file::Contents;
-use crate::mark::{self, NextEpoch, NoEpoch};
+use crate::lock_file::{Contents, Found};
+use crate::mark::{self, Method, NextEpoch, NoEpoch};
 use crate::pair::{Attempt, Pair, Unlocked};
 use crate::sys;
 
@@ -144,13 +144,14 @@ impl DataDirLock {
     /// # Errors
     /// The reservation is not durable; the one before still is, and the lock is held as before.
     pub fn reserve_epochs(&mut self) -> Result<(), LockError> {
+        self.pair.keep_in_place()?;
         let second_copy = mark::read_second_copy(self.pair.dir()?, self.data_dir())?;
         let left = self.mark.saturating_sub(self.lease.epoch);
         if left >= mark::RESERVED_AHEAD / 2 && mark::covers(second_copy, self.mark) {
             return Ok(());
         }
         let mark = self.mark.max(self.lease.epoch.saturating_add(mark::RESERVED_AHEAD));
-        reserve(&mut self.pair, mark)?;
+        reserve(&mut self.pair, mark, Method::of(Found::Mark(self.mark), second_copy))?;
         self.mark = mark;
         Ok(())
     }
@@ -183,7 +184,7 @@ impl DataDirLock {
 #[derive(Debug)]
 #[must_use = "dropping a claim unlocks it"]
 pub struct Claim {
-    pair: Pair,
+    pub(crate) pair: Pair,
     found: Contents,
 }
 
@@ -242,7 +243,7 @@ impl Claim {
         let second_copy = mark::read_second_copy(self.pair.dir()?, self.pair.data_dir())?;
         let NextEpoch { epoch, mark } =
             mark::next_above_all(&self.found, second_copy).map_err(|no_epoch| self.no_epoch(no_epoch))?;
-        reserve(&mut self.pair, mark)?;
+        reserve(&mut self.pair, mark, Method::of(self.found.mark, second_copy))?;
         Ok((epoch, mark))
     }
 
@@ -260,9 +261,15 @@ impl Claim {
     }
 }
 
-/// The second copy first: a mark in the lock file is used at once by who reads it.
-fn reserve(pair: &mut Pair, mark: u64) -> Result<(), LockError> {
-    mark::write_second_copy(pair.dir()?, pair.data_dir(), mark)?;
+/// Makes a mark durable in both places: the second copy first, as who reads a mark in the lock file uses it at once.
+fn reserve(pair: &mut Pair, mark: u64, method: Method) -> Result<(), LockError> {
+    match method {
+        Method::Overwrite => {
+            pair.sync()?;
+            mark::overwrite_second_copy(pair.dir()?, pair.data_dir(), mark)?;
+        }
+        Method::Replace => mark::replace_second_copy(pair.dir()?, pair.data_dir(), mark)?,
+    }
     pair.write_mark(mark)
 }
 
@@ -421,7 +428,7 @@ mod tests {
         let dir = scratch();
         let peer = lock_file_only(dir.path());
         assert!(matches!(DataDirLock::acquire(dir.path()), Err(LockError::Held { .. })));
-        drop(peer);
+        flock(&peer, FlockOperation::Unlock).unwrap();
         let lock = DataDirLock::acquire(dir.path()).unwrap();
         let peer = File::open(dir.path().join(LOCK_FILE)).unwrap();
         assert!(flock(&peer, FlockOperation::NonBlockingLockExclusive).is_err());
@@ -482,5 +489,152 @@ mod tests {
         let dir = scratch();
         DataDirLock::acquire(dir.path()).unwrap().release().unwrap();
         assert_eq!(names(dir.path()), [PathBuf::from(".handoff.epoch"), PathBuf::from(LOCK_FILE)]);
+    }
+
+    fn damage(dir: &Path, name: &str, at: usize) {
+        let mut bytes = fs::read(dir.join(name)).unwrap();
+        bytes[at] ^= 1;
+        fs::write(dir.join(name), bytes).unwrap();
+    }
+
+    fn epochs(dir: &Path) -> u64 {
+        DataDirLock::acquire(dir).unwrap().epoch()
+    }
+
+    #[test]
+    fn each_acquisition_has_the_next_epoch() {
+        let dir = scratch();
+        assert_eq!((1..=20).map(|_| epochs(dir.path())).collect::<Vec<_>>(), (1..=20).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_epoch_never_goes_back_over_a_removed_lock_file() {
+        let dir = scratch();
+        let before = epochs(dir.path());
+        fs::remove_file(dir.path().join(LOCK_FILE)).unwrap();
+        let after = epochs(dir.path());
+        assert!(after > before + mark::RESERVED_AHEAD, "{after}");
+        assert_eq!(epochs(dir.path()), after + 1);
+    }
+
+    #[test]
+    fn the_epoch_goes_on_above_the_mark_if_both_slots_are_torn() {
+        let dir = scratch();
+        epochs(dir.path());
+        let before = epochs(dir.path());
+        damage(dir.path(), LOCK_FILE, 100);
+        damage(dir.path(), LOCK_FILE, 612);
+        assert!(epochs(dir.path()) > before + 1);
+    }
+
+    #[test]
+    fn a_lease_of_another_boot_has_no_owner_and_its_epoch_is_not_trusted() {
+        let dir = scratch();
+        epochs(dir.path());
+        let path = dir.path().join(LOCK_FILE);
+        let mut newest = crate::lock_file::parse(&fs::read(&path).unwrap()).unwrap().newest.unwrap();
+        newest.lease.owner.boot_id[3] ^= 1;
+        fs::write(&path, crate::lock_file::image(&newest, 1 + mark::RESERVED_AHEAD)).unwrap();
+        let Attempt::Locked(claim) = Unlocked::open(dir.path()).unwrap().try_lock() else { panic!("not locked") };
+        assert!(!claim.found().unwrap().of_this_boot());
+        let lock = claim.claim(None).map_err(|(_, error)| error).unwrap();
+        assert_eq!(lock.epoch(), 2 + mark::RESERVED_AHEAD);
+    }
+
+    #[test]
+    fn a_lost_mark_is_refused_and_the_file_named() {
+        let dir = scratch();
+        epochs(dir.path());
+        damage(dir.path(), LOCK_FILE, 4100);
+        assert!(epochs(dir.path()) > mark::RESERVED_AHEAD, "the second copy is enough");
+        damage(dir.path(), LOCK_FILE, 4100);
+        damage(dir.path(), mark::SECOND_COPY, 9);
+        match DataDirLock::acquire(dir.path()) {
+            Err(LockError::Lease { path, reason }) => {
+                assert_eq!(path, dir.path().join(LOCK_FILE));
+                assert!(reason.contains(mark::SECOND_COPY), "{reason}");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(holder::holder(dir.path()).unwrap(), None, "the refused one does not keep the lock");
+    }
+
+    #[test]
+    fn a_foreign_file_of_that_name_is_refused_and_kept() {
+        for name in [LOCK_FILE, mark::SECOND_COPY] {
+            let dir = scratch();
+            fs::write(dir.path().join(name), "somebody's data").unwrap();
+            assert!(matches!(DataDirLock::acquire(dir.path()), Err(LockError::Lease { .. })), "{name}");
+            assert_eq!(fs::read(dir.path().join(name)).unwrap(), b"somebody's data");
+        }
+    }
+
+    #[test]
+    fn a_reserve_that_is_used_up_is_renewed_before_it_is_exceeded() {
+        let dir = scratch();
+        let mark =
+            |name: &str, at: usize| crate::lock_file::parse_mark(&fs::read(dir.path().join(name)).unwrap()[at..]);
+        let marks = || (mark(LOCK_FILE, 4096), mark(mark::SECOND_COPY, 0));
+        epochs(dir.path());
+        let first = 1 + mark::RESERVED_AHEAD;
+        assert_eq!(marks(), (Found::Mark(first), Found::Mark(first)));
+        for _ in 1..mark::RESERVED_AHEAD {
+            epochs(dir.path());
+        }
+        assert_eq!((epochs(dir.path()), marks()), (first, (Found::Mark(first), Found::Mark(first))));
+        let next = first + 1 + mark::RESERVED_AHEAD;
+        assert_eq!((epochs(dir.path()), marks()), (first + 1, (Found::Mark(next), Found::Mark(next))));
+    }
+
+    #[test]
+    fn a_reservation_is_topped_up_and_both_copies_are_put_back() {
+        let dir = scratch();
+        let mut lock = DataDirLock::acquire(dir.path()).unwrap();
+        let second = dir.path().join(mark::SECOND_COPY);
+        let before = fs::read(&second).unwrap();
+        lock.reserve_epochs().unwrap();
+        assert_eq!(fs::read(&second).unwrap(), before, "enough are left: nothing is written");
+        fs::remove_file(&second).unwrap();
+        fs::remove_file(dir.path().join(LOCK_FILE)).unwrap();
+        lock.reserve_epochs().unwrap();
+        assert_eq!(fs::read(&second).unwrap(), before);
+        assert_eq!(crate::read_lease(dir.path()).unwrap().as_ref(), Some(lock.lease()));
+        lock.release().unwrap();
+        assert_eq!(epochs(dir.path()), 2);
+    }
+
+    #[test]
+    fn waiting_ends_when_the_holder_leaves_or_the_time_is_over() {
+        let dir = scratch();
+        let lock = DataDirLock::acquire(dir.path()).unwrap();
+        let over = DataDirLock::acquire_timeout(dir.path(), Duration::ZERO);
+        assert!(matches!(over, Err(LockError::Held { .. })));
+        let waiting = std::thread::spawn({
+            let dir = dir.path().to_path_buf();
+            move || DataDirLock::acquire_timeout(&dir, Duration::MAX).unwrap().epoch()
+        });
+        lock.release().unwrap();
+        assert_eq!(waiting.join().unwrap(), 2);
+    }
+
+    #[test]
+    fn of_many_threads_one_at_a_time_holds_the_lock() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let dir = scratch();
+        let inside = AtomicBool::new(false);
+        let round = || {
+            let lock = DataDirLock::acquire_timeout(dir.path(), Duration::from_secs(60)).unwrap();
+            assert!(!inside.swap(true, Ordering::SeqCst), "two holders");
+            let epoch = lock.epoch();
+            assert!(inside.swap(false, Ordering::SeqCst));
+            epoch
+        };
+        let mut epochs: Vec<u64> = std::thread::scope(|scope| {
+            let threads: Vec<_> =
+                (0..8).map(|_| scope.spawn(|| (0..25).map(|_| round()).collect::<Vec<_>>())).collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        epochs.sort_unstable();
+        assert_eq!(epochs, (1..=200).collect::<Vec<_>>());
     }
 }

@@ -45,7 +45,7 @@ pub enum LockError {
         reason: String,
     },
     /// A system call failed.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("can't use {path} for the data-dir lock: {source}{advice}", path = path.display(), advice = advice(source))]
     Io {
         /// The file or directory that the call was about.
         path: PathBuf,
@@ -61,6 +61,19 @@ impl LockError {
 
     pub(crate) fn lease(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
         Self::Lease { path: path.as_ref().to_path_buf(), reason: reason.into() }
+    }
+}
+
+/// What to do about a failed system call, where that is not plain from its name.
+fn advice(source: &io::Error) -> &'static str {
+    match source.kind() {
+        // An error without a number is one of this crate's own, and says it itself.
+        _ if source.raw_os_error().is_none() => "",
+        io::ErrorKind::PermissionDenied => "; let this user read and write it",
+        io::ErrorKind::ReadOnlyFilesystem => "; mount it writable, or use another data dir",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; free some space",
+        io::ErrorKind::NotADirectory => "; a data dir must be a directory",
+        _ => "",
     }
 }
 

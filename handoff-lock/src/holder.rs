@@ -250,3 +250,130 @@ impl fmt::Display for Utc {
         write!(f, "{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{Attempt, DataDirLock, Unlocked};
+
+    #[test]
+    fn a_date_is_as_the_calendar_has_it() {
+        for (second, date) in [
+            (0, "1970-01-01 00:00:00 UTC"),
+            (951_782_400, "2000-02-29 00:00:00 UTC"),
+            (1_709_251_199, "2024-02-29 23:59:59 UTC"),
+            (1_735_689_600, "2025-01-01 00:00:00 UTC"),
+            (4_107_542_400, "2100-03-01 00:00:00 UTC"),
+        ] {
+            assert_eq!(Utc(second).to_string(), date);
+        }
+    }
+
+    #[test]
+    fn a_command_stays_one_short_line() {
+        assert_eq!(one_line("stored --data\t/x\n\u{1b}[2J "), "stored --data /x  [2J");
+        assert_eq!(one_line(&"x".repeat(5_000)).chars().count(), 201);
+    }
+
+    #[test]
+    fn who_may_not_be_signalled_is_alive() {
+        assert!(is_alive(1) && is_alive(std::process::id()));
+        for pid in [0, i32::MAX as u32, u32::MAX] {
+            assert!(!is_alive(pid), "{pid}");
+        }
+    }
+
+    #[test]
+    fn nobody_holds_what_is_not_locked() {
+        let dir = tempfile::tempdir().unwrap();
+        let nobody = Look { lease: None, locked_by: None };
+        assert_eq!((holder(dir.path()).unwrap(), look(dir.path()).unwrap()), (None, nobody.clone()));
+        assert_eq!(look(&dir.path().join("missing")).unwrap(), nobody);
+        DataDirLock::acquire(dir.path()).unwrap().release().unwrap();
+        assert_eq!((holder(dir.path()).unwrap(), look(dir.path()).unwrap().locked_by), (None, None));
+        assert!(!dir.path().join("missing").exists());
+    }
+
+    #[test]
+    fn the_holder_is_described() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = DataDirLock::acquire(dir.path()).unwrap();
+        let found = holder(dir.path()).unwrap().unwrap();
+        assert_eq!((found.pid, found.alive, found.inherited), (std::process::id(), true, false));
+        assert_eq!(found.since_unix_ms, Some(lock.lease().since_unix_ms));
+        assert!(found.command.is_some_and(|command| command.contains("handoff_lock")));
+        let seen = look(dir.path()).unwrap();
+        assert_eq!((seen.lease.as_ref(), seen.locked_by), (Some(lock.lease()), Some(std::process::id())));
+    }
+
+    #[test]
+    fn a_lock_without_a_claim_has_a_holder_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let Attempt::Locked(claim) = Unlocked::open(dir.path()).unwrap().try_lock() else { panic!("not locked") };
+        let found = holder(dir.path()).unwrap().unwrap();
+        assert_eq!((found.pid, found.since_unix_ms), (std::process::id(), None));
+        claim.unlock();
+        assert_eq!(holder(dir.path()).unwrap(), None);
+    }
+
+    #[test]
+    fn a_look_takes_no_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut unlocked = Unlocked::open(dir.path()).unwrap();
+        std::thread::scope(|scope| {
+            let looking = scope.spawn(|| (0..200).for_each(|_| drop(look(dir.path()).unwrap())));
+            while !looking.is_finished() {
+                let Attempt::Locked(claim) = unlocked.try_lock() else { panic!("a look held the lock") };
+                unlocked = claim.unlock();
+            }
+        });
+    }
+
+    /// Run as a process of its own by the test below: takes the lock, leaves it to a child, and exits without unlocking.
+    #[test]
+    fn role_that_leaves_its_lock_to_a_child() {
+        let Ok(dir) = std::env::var("HANDOFF_LOCK_TEST_INHERIT") else { return };
+        let Attempt::Locked(claim) = Unlocked::open(Path::new(&dir)).unwrap().try_lock() else { panic!("not locked") };
+        let stdin = claim.pair.file().unwrap().try_clone_to_owned().unwrap();
+        let stdout = claim.pair.dir().unwrap().try_clone_to_owned().unwrap();
+        let child = Command::new("sleep").arg("600").stdin(stdin).stdout(stdout).stderr(Stdio::null()).spawn().unwrap();
+        let lock = claim.claim(None).map_err(|(_, error)| error).unwrap();
+        println!("\nleft to pid {}", child.id());
+        lock.forget();
+        std::process::exit(0);
+    }
+
+    #[test]
+    fn a_holder_by_inheritance_is_found_and_refused_to_be_broken() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut parent = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "holder::tests::role_that_leaves_its_lock_to_a_child", "--nocapture"])
+            .env("HANDOFF_LOCK_TEST_INHERIT", dir.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(parent.stdout.take().unwrap()).lines();
+        let child: u32 =
+            lines.map_while(Result::ok).find_map(|line| line.strip_prefix("left to pid ")?.parse().ok()).unwrap();
+        let parent_pid = parent.id();
+        parent.wait().unwrap();
+
+        let found = holder(dir.path()).unwrap().unwrap();
+        assert_eq!((found.pid, found.alive, found.inherited), (child, true, true));
+        assert_eq!(found.command.as_deref(), Some("sleep 600"));
+        assert_eq!(found.since_unix_ms, crate::read_lease(dir.path()).unwrap().map(|lease| lease.since_unix_ms));
+        assert_eq!(look(dir.path()).unwrap().lease.unwrap().owner.pid, parent_pid);
+        assert_eq!(look(dir.path()).unwrap().locked_by, Some(child));
+        let error = DataDirLock::acquire_or_break_stale(dir.path()).unwrap_err();
+        assert!(matches!(&error, LockError::StaleLockBreakRefused { holder: Some(holder) } if *holder == found));
+        assert!(error.to_string().contains("inherited it from a process that is gone"), "{error}");
+
+        rustix::process::kill_process(Pid::from_raw(child as i32).unwrap(), rustix::process::Signal::KILL).unwrap();
+        let lock = DataDirLock::acquire_timeout(dir.path(), Duration::from_secs(60)).unwrap();
+        assert_eq!(lock.epoch(), 2);
+    }
+}

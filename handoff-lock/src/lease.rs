@@ -209,3 +209,85 @@ impl Reader<'_> {
         self.take().map(u64::from_le_bytes)
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    pub(crate) fn any_lease() -> impl Strategy<Value = Lease> {
+        let owner = (any::<u32>(), any::<u64>(), any::<[u8; 16]>());
+        let owner = owner.prop_map(|(pid, start_time, boot_id)| Owner { pid, start_time, boot_id });
+        let state = prop_oneof![Just(LeaseState::Opening), Just(LeaseState::Active), Just(LeaseState::Sealed)];
+        let build_id = proptest::collection::vec(any::<u8>(), 0..=BUILD_ID_BYTES_MAX);
+        (any::<u64>(), owner, state, any::<Option<[u8; 16]>>(), build_id, any::<u64>()).prop_map(
+            |(epoch, owner, state, handoff_id, build_id, since_unix_ms)| Lease {
+                epoch,
+                owner,
+                state,
+                handoff_id,
+                build_id,
+                since_unix_ms,
+            },
+        )
+    }
+
+    pub(crate) fn lease(epoch: u64) -> Lease {
+        Lease {
+            epoch,
+            owner: Owner::current(),
+            state: LeaseState::Active,
+            handoff_id: Some([3; 16]),
+            build_id: b"build".to_vec(),
+            since_unix_ms: 1_700_000_000_000,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_slot_gives_back_what_was_written(lease in any_lease(), sequence: u64) {
+            let numbered = Numbered { sequence, lease };
+            prop_assert_eq!(Slot::decode(&numbered.encode()), Slot::Valid(numbered));
+        }
+
+        #[test]
+        fn any_bytes_are_a_slot_or_unreadable(bytes in proptest::collection::vec(any::<u8>(), 0..2 * SLOT_BYTES)) {
+            prop_assert_eq!(Slot::decode(&bytes), Slot::Unreadable);
+        }
+    }
+
+    #[test]
+    fn a_damaged_bit_makes_a_slot_unreadable() {
+        let bytes = Numbered { sequence: 7, lease: lease(7) }.encode();
+        for bit in 0..SLOT_BYTES * 8 {
+            let mut damaged = bytes;
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Slot::decode(&damaged), Slot::Unreadable, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_build_id_that_is_too_long_is_cut() {
+        let lease = Lease { build_id: vec![5; 300], ..lease(1) };
+        let Slot::Valid(read) = Slot::decode(&Numbered { sequence: 1, lease }.encode()) else { panic!("unreadable") };
+        assert_eq!(read.lease.build_id, vec![5; BUILD_ID_BYTES_MAX]);
+    }
+
+    #[test]
+    fn a_newer_format_is_not_taken_for_no_lease() {
+        let mut bytes = Numbered { sequence: 1, lease: lease(1) }.encode();
+        bytes[8] = 2;
+        let checksum = CRC.checksum(&bytes[..CHECKED_BYTES]);
+        bytes[CHECKED_BYTES..].copy_from_slice(&checksum.to_le_bytes());
+        assert_eq!(Slot::decode(&bytes), Slot::Newer(2));
+    }
+
+    #[test]
+    fn a_lease_of_another_boot_has_no_owner() {
+        let mut foreign = lease(1);
+        assert!(foreign.of_this_boot() && foreign.is_certainly_last());
+        foreign.owner.boot_id[0] ^= 1;
+        assert!(!foreign.of_this_boot() && !foreign.is_certainly_last());
+    }
+}

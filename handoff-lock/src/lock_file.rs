@@ -108,3 +108,116 @@ pub(crate) fn image(newest: &Numbered, mark: u64) -> [u8; FILE_BYTES] {
     bytes[MARK_OFFSET as usize..].copy_from_slice(&encode_mark(mark));
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::lease::tests::{any_lease, lease};
+
+    fn numbered(sequence: u64) -> Numbered {
+        Numbered { sequence, lease: lease(sequence) }
+    }
+
+    /// A lock file after leases 1 to `last`.
+    fn written(last: u64, mark: u64) -> [u8; FILE_BYTES] {
+        let mut bytes = image(&numbered(last), mark);
+        if last > 1 {
+            let at = slot_offset(last - 1) as usize;
+            bytes[at..at + SLOT_BYTES].copy_from_slice(&numbered(last - 1).encode());
+        }
+        bytes
+    }
+
+    /// The file while the next lease is written and only the bytes for which `arrived` says so have arrived.
+    fn torn(before: &[u8; FILE_BYTES], next: &Numbered, arrived: impl Fn(usize) -> bool) -> [u8; FILE_BYTES] {
+        let mut bytes = *before;
+        let at = slot_offset(next.sequence) as usize;
+        for (index, byte) in next.encode().into_iter().enumerate().filter(|(index, _)| arrived(*index)) {
+            bytes[at + index] = byte;
+        }
+        bytes
+    }
+
+    fn assert_old_or_new(bytes: &[u8; FILE_BYTES], last: u64, what: &str) {
+        let contents = parse(bytes).unwrap();
+        let newest = contents.newest.unwrap_or_else(|| panic!("no lease: {what}"));
+        assert!(newest == numbered(last) || newest == numbered(last + 1), "{what}: {newest:?}");
+        assert_eq!(contents.mark, Found::Mark(1024), "{what}");
+    }
+
+    #[test]
+    fn of_every_subset_of_a_torn_write_the_old_or_the_new_lease_is_read() {
+        const PIECES: usize = 16;
+        let piece = |index: usize| index * PIECES / SLOT_BYTES;
+        let before = written(4, 1024);
+        for subset in 0..1_u32 << PIECES {
+            let bytes = torn(&before, &numbered(5), |index| subset & (1 << piece(index)) != 0);
+            assert_old_or_new(&bytes, 4, &format!("pieces {subset:#b}"));
+        }
+    }
+
+    #[test]
+    fn of_every_range_of_a_torn_write_the_old_or_the_new_lease_is_read() {
+        let before = written(3, 1024);
+        for start in 0..SLOT_BYTES {
+            for end in start..=SLOT_BYTES {
+                let bytes = torn(&before, &numbered(4), |index| (start..end).contains(&index));
+                assert_old_or_new(&bytes, 3, &format!("bytes {start}..{end}"));
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn of_any_bytes_of_a_torn_write_the_old_or_the_new_lease_is_read(
+            old in any_lease(), new in any_lease(), sequence in 1..u64::MAX, arrived in any::<[[bool; 32]; 5]>(),
+        ) {
+            let (old, new) = (Numbered { sequence, lease: old }, Numbered { sequence: sequence + 1, lease: new });
+            let bytes = torn(&image(&old, 7), &new, |index| arrived[index / 32][index % 32]);
+            let newest = parse(&bytes).unwrap().newest.unwrap();
+            prop_assert!(newest == old || newest == new);
+        }
+
+        #[test]
+        fn any_file_is_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..FILE_BYTES)) {
+            let contents = parse(&bytes).unwrap();
+            prop_assert_eq!(contents.newest, None);
+            prop_assert_eq!(contents.mark, if bytes.is_empty() { Found::Nothing } else { Found::Unreadable });
+        }
+
+        #[test]
+        fn a_mark_is_read_whole_or_not_at_all(old: u64, new: u64, arrived in any::<[bool; MARK_BYTES]>()) {
+            let mut bytes = encode_mark(old);
+            for (index, byte) in encode_mark(new).into_iter().enumerate().filter(|(index, _)| arrived[*index]) {
+                bytes[index] = byte;
+            }
+            let found = parse_mark(&bytes);
+            prop_assert!([Found::Mark(old), Found::Mark(new), Found::Unreadable].contains(&found));
+        }
+    }
+
+    #[test]
+    fn the_slots_and_the_mark_share_no_sector() {
+        for sector_bytes in [512, 4096] {
+            let mark = MARK_OFFSET / sector_bytes;
+            assert!(slot_offset(0) / sector_bytes != mark && slot_offset(1) / sector_bytes != mark);
+        }
+        assert_ne!(slot_offset(0) / 512, slot_offset(1) / 512);
+    }
+
+    #[test]
+    fn a_lease_in_the_wrong_slot_is_not_ours() {
+        let mut bytes = [0; FILE_BYTES];
+        bytes[..SLOT_BYTES].copy_from_slice(&numbered(1).encode());
+        assert_eq!(parse(&bytes).unwrap().newest, None);
+    }
+
+    #[test]
+    fn the_newer_slot_counts() {
+        for last in 2..6 {
+            assert_eq!(parse(&written(last, 9)).unwrap().newest, Some(numbered(last)));
+        }
+    }
+}

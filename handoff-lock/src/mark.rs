@@ -3,8 +3,9 @@
 //! The mark is reserved ahead: no epoch above it was ever used. It is kept twice, in the lock file and in a file beside it, so
 //! that neither a torn sector nor a removed lock file makes an epoch go back.
 //!
-//! Invariants: a mark in the lock file is only ever one that the second copy holds durably, or a later one does; an epoch is
-//! used only up to the mark of the lock file. So the higher one of the readable marks bounds all epochs ever used.
+//! Invariants: an epoch is used only up to the mark of the lock file, and a mark gets there only after the second copy has it
+//! durably, so the higher one of the readable marks bounds all epochs ever used; while one copy can be torn, the other one is
+//! durable, so one is always readable.
 
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -65,6 +66,25 @@ pub(crate) fn covers(second_copy: Found, mark: u64) -> bool {
     matches!(second_copy, Found::Mark(second) if second >= mark)
 }
 
+/// How the second copy is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Method {
+    /// In place, once the lock file's mark is durable. Needs no new file.
+    Overwrite,
+    /// By rename: a power failure must not tear it, as the lock file has no mark to fall back on.
+    Replace,
+}
+
+impl Method {
+    /// By what the lock file and the second copy hold.
+    pub(crate) fn of(first: Found, second: Found) -> Self {
+        match (first, second) {
+            (Found::Mark(_), Found::Mark(_)) => Self::Overwrite,
+            _ => Self::Replace,
+        }
+    }
+}
+
 /// Reads the second copy.
 pub(crate) fn read_second_copy(dir: BorrowedFd<'_>, data_dir: &Path) -> Result<Found, LockError> {
     let path = data_dir.join(SECOND_COPY);
@@ -83,18 +103,17 @@ pub(crate) fn read_second_copy(dir: BorrowedFd<'_>, data_dir: &Path) -> Result<F
     }
 }
 
-/// Writes the second copy; it is durable on return.
-///
-/// In place if there is one that is readable: its sector is written whole or torn, and then the lock file still has the mark
-/// of before. Else it is replaced by rename, so that a power failure leaves none or a whole one.
-pub(crate) fn write_second_copy(dir: BorrowedFd<'_>, data_dir: &Path, mark: u64) -> Result<(), LockError> {
-    let in_place = matches!(read_second_copy(dir, data_dir)?, Found::Mark(_));
-    let name = if in_place { SECOND_COPY } else { STAGING };
-    write_mark_file(dir, name, mark).map_err(|error| LockError::io(data_dir.join(name), error))?;
-    if in_place {
-        return Ok(());
-    }
-    renameat(dir, STAGING, dir, SECOND_COPY)
+/// Writes the second copy in place; it is durable on return. It may be torn by a power failure, so the lock file's mark must be
+/// durable. Needs no new file.
+pub(crate) fn overwrite_second_copy(dir: BorrowedFd<'_>, data_dir: &Path, mark: u64) -> Result<(), LockError> {
+    write_mark_file(dir, SECOND_COPY, mark).map_err(|error| LockError::io(data_dir.join(SECOND_COPY), error))
+}
+
+/// Puts a new second copy in the place of what is there; it is durable on return, and a power failure leaves the old one or
+/// the new one.
+pub(crate) fn replace_second_copy(dir: BorrowedFd<'_>, data_dir: &Path, mark: u64) -> Result<(), LockError> {
+    write_mark_file(dir, STAGING, mark)
+        .and_then(|()| renameat(dir, STAGING, dir, SECOND_COPY))
         .and_then(|()| fsync(dir))
         .map_err(|error| LockError::io(data_dir.join(SECOND_COPY), error))
 }
@@ -105,5 +124,219 @@ fn write_mark_file(dir: BorrowedFd<'_>, name: &str, mark: u64) -> Result<(), Err
     match pwrite(&file, &encode_mark(mark), 0)? {
         MARK_BYTES => fdatasync(&file),
         _ => Err(Errno::NOSPC),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::lease::Numbered;
+    use crate::lease::tests::lease;
+
+    fn contents(epoch: Option<u64>, mark: Found) -> Contents {
+        Contents { newest: epoch.map(|epoch| Numbered { sequence: 1, lease: lease(epoch) }), mark }
+    }
+
+    fn of_another_boot(mut contents: Contents) -> Contents {
+        if let Some(newest) = &mut contents.newest {
+            newest.lease.owner.boot_id[0] ^= 1;
+        }
+        contents
+    }
+
+    #[test]
+    fn within_the_reserve_the_epoch_goes_up_by_one_without_a_sync() {
+        assert_eq!(next_if_reserved(&contents(Some(7), Found::Mark(9))), Some(NextEpoch { epoch: 8, mark: 9 }));
+        assert_eq!(next_if_reserved(&contents(Some(8), Found::Mark(9))), Some(NextEpoch { epoch: 9, mark: 9 }));
+    }
+
+    #[test]
+    fn without_certainty_nothing_is_used_unreserved() {
+        assert_eq!(next_if_reserved(&contents(Some(9), Found::Mark(9))), None);
+        assert_eq!(next_if_reserved(&contents(None, Found::Mark(9))), None);
+        assert_eq!(next_if_reserved(&contents(Some(7), Found::Unreadable)), None);
+        assert_eq!(next_if_reserved(&of_another_boot(contents(Some(7), Found::Mark(9)))), None);
+    }
+
+    #[test]
+    fn the_first_epoch_is_one() {
+        let next = next_above_all(&contents(None, Found::Nothing), Found::Nothing);
+        assert_eq!(next, Ok(NextEpoch { epoch: 1, mark: 1 + RESERVED_AHEAD }));
+    }
+
+    #[test]
+    fn the_highest_of_all_counts() {
+        let next = |contents: &Contents, second| next_above_all(contents, second).map(|next| next.epoch);
+        assert_eq!(next(&contents(Some(9), Found::Mark(9)), Found::Mark(9)), Ok(10));
+        assert_eq!(next(&contents(None, Found::Nothing), Found::Mark(1000)), Ok(1001));
+        assert_eq!(next(&contents(None, Found::Unreadable), Found::Mark(1000)), Ok(1001));
+        assert_eq!(next(&of_another_boot(contents(Some(5), Found::Mark(1000))), Found::Unreadable), Ok(1001));
+        assert_eq!(next(&of_another_boot(contents(Some(2000), Found::Mark(1000))), Found::Nothing), Ok(2001));
+    }
+
+    #[test]
+    fn a_lost_mark_is_refused() {
+        for (first, second) in [
+            (Found::Unreadable, Found::Nothing),
+            (Found::Unreadable, Found::Unreadable),
+            (Found::Nothing, Found::Unreadable),
+        ] {
+            assert_eq!(next_above_all(&contents(None, first), second), Err(NoEpoch::MarkLost));
+        }
+    }
+
+    #[test]
+    fn the_last_epoch_is_not_followed_by_the_first() {
+        assert_eq!(next_above_all(&contents(Some(u64::MAX), Found::Nothing), Found::Nothing), Err(NoEpoch::Exhausted));
+    }
+
+    /// A file that holds a mark: what a reader sees now, and what outlives a power failure.
+    #[derive(Debug, Clone, Copy)]
+    struct Copy {
+        seen: Found,
+        durable: Found,
+        /// Whether the last write went over the bytes of the one before, and so can be torn.
+        in_place: bool,
+    }
+
+    #[derive(Debug, Clone)]
+    enum Event {
+        Claim,
+        /// A claim or a reservation that dies after this many of its writes and syncs.
+        Die(u8),
+        Reserve,
+        /// Which unsynced writes reach the disk, and which of those are torn.
+        PowerFailure {
+            lease: bool,
+            first: Fate,
+            second: Fate,
+        },
+        LoseLockFile,
+    }
+
+    #[derive(Debug, Clone, std::marker::Copy)]
+    enum Fate {
+        Lost,
+        Torn,
+        Written,
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        let fate = || prop_oneof![Just(Fate::Lost), Just(Fate::Torn), Just(Fate::Written)];
+        prop_oneof![
+            8 => Just(Event::Claim),
+            2 => (0..5_u8).prop_map(Event::Die),
+            1 => Just(Event::Reserve),
+            2 => (any::<bool>(), fate(), fate())
+                .prop_map(|(lease, first, second)| Event::PowerFailure { lease, first, second }),
+            1 => Just(Event::LoseLockFile),
+        ]
+    }
+
+    impl Copy {
+        const NOTHING: Self = Self { seen: Found::Nothing, durable: Found::Nothing, in_place: true };
+
+        fn fail(&mut self, fate: Fate) {
+            let unsynced = self.seen != self.durable;
+            self.durable = match fate {
+                Fate::Torn if unsynced && self.in_place => Found::Unreadable,
+                Fate::Written => self.seen,
+                _ => self.durable,
+            };
+            self.seen = self.durable;
+        }
+    }
+
+    /// The disk, with the same order of writes and syncs as the real steps.
+    #[derive(Debug)]
+    struct Disk {
+        lease: Option<u64>,
+        this_boot: bool,
+        durable_lease: Option<u64>,
+        first: Copy,
+        second: Copy,
+    }
+
+    impl Disk {
+        fn contents(&self) -> Contents {
+            let contents = contents(self.lease, self.first.seen);
+            if self.this_boot { contents } else { of_another_boot(contents) }
+        }
+
+        /// Reserves; dies after `steps` of: write the second copy, sync it, write the first, sync it.
+        fn reserve(&mut self, mark: u64, steps: u8) {
+            let mark = Found::Mark(mark);
+            if steps > 0 {
+                self.second.in_place = Method::of(self.first.seen, self.second.seen) == Method::Overwrite;
+                if self.second.in_place {
+                    self.first.durable = self.first.seen;
+                }
+                self.second.seen = mark;
+            }
+            if steps > 1 {
+                self.second.durable = mark;
+            }
+            if steps > 2 {
+                self.first.seen = mark;
+            }
+            if steps > 3 {
+                self.first.durable = mark;
+            }
+        }
+
+        fn claim(&mut self, steps: u8) -> Option<u64> {
+            let contents = self.contents();
+            let next = next_if_reserved(&contents);
+            let next = next.or_else(|| {
+                let next = next_above_all(&contents, self.second.seen).expect("one copy is always whole");
+                self.reserve(next.mark, steps);
+                Some(next)
+            })?;
+            (steps > 4).then(|| {
+                (self.lease, self.this_boot) = (Some(next.epoch), true);
+                next.epoch
+            })
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+        #[test]
+        fn no_epoch_is_used_twice_whatever_one_fault_at_a_time_does(events in proptest::collection::vec(event(), 1..60)) {
+            let mut disk = Disk { lease: None, this_boot: true, durable_lease: None, first: Copy::NOTHING, second: Copy::NOTHING };
+            let mut last = 0;
+            for event in events {
+                match event {
+                    Event::Claim => {
+                        let epoch = disk.claim(u8::MAX).unwrap();
+                        prop_assert!(epoch > last, "epoch {epoch} after {last}");
+                        last = epoch;
+                    }
+                    Event::Die(steps) => {
+                        disk.claim(steps.min(4));
+                    }
+                    Event::Reserve => {
+                        disk.reserve(last + RESERVED_AHEAD, u8::MAX);
+                    }
+                    Event::PowerFailure { lease, first, second } => {
+                        if lease {
+                            disk.durable_lease = disk.lease;
+                        }
+                        (disk.lease, disk.this_boot) = (disk.durable_lease, false);
+                        disk.first.fail(first);
+                        disk.second.fail(second);
+                    }
+                    // Not while the second copy is on its way to the disk, or torn: that would be two faults at a time.
+                    Event::LoseLockFile
+                        if disk.second.durable == disk.second.seen && disk.second.seen != Found::Unreadable =>
+                    {
+                        (disk.lease, disk.durable_lease, disk.first) = (None, None, Copy::NOTHING);
+                    }
+                    Event::LoseLockFile => {}
+                }
+            }
+        }
     }
 }

@@ -17,13 +17,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, Stat, fdatasync, flock, fstat, openat, stat, statat,
+    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, Stat, fdatasync, flock, fstat, fsync, openat, stat, statat,
 };
 use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 
 use crate::data_dir_lock::Claim;
 use crate::error::LockError;
-use crate::lease::{Lease, Numbered};
+use crate::lease::{Lease, Numbered, Owner};
 use crate::lock_file::{self, Contents, FILE_BYTES, Found, NewerFormat};
 use crate::pidfile;
 use crate::sys::{self, GuardedFd};
@@ -164,7 +164,7 @@ impl Pair {
         }
         let file = open_file(&dir, &data_dir.join(LOCK_FILE))?;
         // Asked now, so that a claim, which may be on somebody's pause, need not.
-        sys::own_start_time();
+        Owner::current();
         Ok(Self { data_dir: data_dir.into(), path, filesystems, holding: Holding::Nothing, dir, file })
     }
 
@@ -225,6 +225,9 @@ impl Pair {
     pub(crate) fn unlock(&mut self) -> Result<(), LockError> {
         if let Holding::Nothing = self.holding {
             return Ok(());
+        }
+        if !self.file.is_at_home() {
+            return Err(LockError::io(&self.data_dir, sys::not_at_home()));
         }
         if let Holding::Ownership(_) = self.holding {
             pidfile::remove(self.dir()?);
@@ -297,11 +300,21 @@ impl Pair {
     pub(crate) fn write_mark(&mut self, mark: u64) -> Result<(), LockError> {
         self.keep_in_place()?;
         self.write(&lock_file::encode_mark(mark), lock_file::MARK_OFFSET)?;
-        fdatasync(self.file()?).map_err(|error| LockError::io(self.lock_path(), error))?;
+        self.sync_bytes()?;
         if let Holding::Ownership(record) = &mut self.holding {
             record.mark = mark;
         }
         Ok(())
+    }
+
+    /// Makes the lock file's bytes durable, and its name, which may be new.
+    pub(crate) fn sync(&self) -> Result<(), LockError> {
+        self.sync_bytes()?;
+        fsync(self.dir()?).map_err(|error| LockError::io(&self.data_dir, error))
+    }
+
+    fn sync_bytes(&self) -> Result<(), LockError> {
+        fdatasync(self.file()?).map_err(|error| LockError::io(self.lock_path(), error))
     }
 
     /// An owner whose lock file was removed or replaced creates, locks and fills the new one: a peer that locks only the file
@@ -462,4 +475,150 @@ fn read_all(fd: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<usize, Errno> {
         }
     }
     Ok(len)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+
+    use super::*;
+    use crate::{DataDirLock, LeaseState, read_lease};
+
+    fn scratch() -> tempfile::TempDir {
+        tempfile::tempdir().unwrap()
+    }
+
+    fn active(dir: &Path) -> DataDirLock {
+        let mut lock = DataDirLock::acquire(dir).unwrap();
+        lock.activate(b"build").unwrap();
+        lock
+    }
+
+    fn is_file_locked(dir: &Path) -> bool {
+        let file = File::open(dir.join(LOCK_FILE)).unwrap();
+        let locked = !try_flock(file.as_fd()).unwrap();
+        unflock(file.as_fd()).unwrap();
+        locked
+    }
+
+    fn assert_held(dir: &Path) {
+        assert!(matches!(DataDirLock::acquire(dir), Err(LockError::Held { .. })));
+    }
+
+    #[test]
+    fn a_removed_lock_file_makes_no_second_owner() {
+        let dir = scratch();
+        let lock = active(dir.path());
+        fs::remove_file(dir.path().join(LOCK_FILE)).unwrap();
+        assert_held(dir.path());
+        // The try left an empty file, as an operator or an older tool may do.
+        assert_held(dir.path());
+        assert_eq!(read_lease(dir.path()).unwrap(), None);
+        let unlocked = lock.seal().map_err(|(_, error)| error).unwrap();
+        let sealed = read_lease(dir.path()).unwrap().unwrap();
+        assert_eq!((sealed.state, sealed.epoch), (LeaseState::Sealed, 1));
+        assert_eq!(unlocked.read_lease().unwrap(), Some(sealed));
+        assert_eq!(DataDirLock::acquire(dir.path()).unwrap().epoch(), 2);
+    }
+
+    #[test]
+    fn an_owner_locks_the_file_that_replaced_its_own() {
+        let dir = scratch();
+        let mut lock = active(dir.path());
+        fs::write(dir.path().join("new"), "not a lease").unwrap();
+        fs::rename(dir.path().join("new"), dir.path().join(LOCK_FILE)).unwrap();
+        assert!(!is_file_locked(dir.path()));
+        lock.stamp(Some([1; 16])).unwrap();
+        assert!(is_file_locked(dir.path()));
+        assert_eq!(read_lease(dir.path()).unwrap().as_ref(), Some(lock.lease()));
+        drop(lock);
+        assert!(!is_file_locked(dir.path()));
+        assert_eq!(DataDirLock::acquire(dir.path()).unwrap().epoch(), 2);
+    }
+
+    #[test]
+    fn a_drop_fills_the_new_file_before_it_unlocks() {
+        let dir = scratch();
+        let lock = active(dir.path());
+        let lease = lock.lease().clone();
+        fs::remove_file(dir.path().join(LOCK_FILE)).unwrap();
+        drop(lock);
+        assert_eq!(read_lease(dir.path()).unwrap(), Some(lease));
+    }
+
+    #[test]
+    fn a_step_fails_if_a_peer_locked_the_file_that_replaced_ours() {
+        let dir = scratch();
+        let lock = active(dir.path());
+        fs::remove_file(dir.path().join(LOCK_FILE)).unwrap();
+        let peer = File::create(dir.path().join(LOCK_FILE)).unwrap();
+        assert!(try_flock(peer.as_fd()).unwrap());
+        let Err((lock, error)) = lock.seal() else { panic!("sealed") };
+        assert!(error.to_string().contains("another process locked"), "{error}");
+        assert_eq!(lock.lease().state, LeaseState::Active);
+        assert_held(dir.path());
+        unflock(peer.as_fd()).unwrap();
+        lock.seal().map_err(|(_, error)| error).unwrap();
+    }
+
+    #[test]
+    fn a_lock_is_taken_where_the_path_leads_now() {
+        let parent = scratch();
+        let dir = parent.path().join("data");
+        let unlocked = Unlocked::open(&dir).unwrap();
+        fs::rename(&dir, parent.path().join("old")).unwrap();
+        let lock = DataDirLock::acquire(&dir).unwrap();
+        let Attempt::Held(unlocked) = unlocked.try_lock() else { panic!("two owners of one path") };
+        drop(lock);
+        assert!(matches!(unlocked.try_lock(), Attempt::Locked(_)));
+    }
+
+    #[test]
+    fn whoever_locks_only_the_directory_excludes() {
+        let dir = scratch();
+        let other = File::open(dir.path()).unwrap();
+        assert!(try_flock(other.as_fd()).unwrap());
+        assert_held(dir.path());
+        assert!(!is_file_locked(dir.path()), "who gets the file but not the directory gives the file up");
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_by_name() {
+        let dir = scratch();
+        let path = dir.path().join(LOCK_FILE);
+        let refused = || match DataDirLock::acquire(dir.path()) {
+            Err(LockError::Lease { path: named, reason }) => {
+                assert!(named == path && reason.contains("regular"), "{reason}")
+            }
+            other => panic!("{other:?}"),
+        };
+        std::os::unix::fs::symlink(dir.path().join("elsewhere"), &path).unwrap();
+        refused();
+        assert!(!dir.path().join("elsewhere").exists());
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        refused();
+        fs::remove_dir(&path).unwrap();
+        rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        refused();
+    }
+
+    #[test]
+    fn the_lock_file_is_for_its_owner_only() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = scratch();
+        let _lock = active(dir.path());
+        assert_eq!(fs::metadata(dir.path().join(LOCK_FILE)).unwrap().permissions().mode() & 0o7777, 0o600);
+    }
+
+    #[test]
+    fn a_path_that_is_no_directory_is_named() {
+        let dir = scratch();
+        let path = dir.path().join("file");
+        fs::write(&path, "").unwrap();
+        match DataDirLock::acquire(&path) {
+            Err(LockError::Io { path: named, .. }) => assert_eq!(named, path),
+            other => panic!("{other:?}"),
+        }
+    }
 }

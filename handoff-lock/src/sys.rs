@@ -59,21 +59,21 @@ impl GuardedFd {
     /// The descriptor, in the process that opened it.
     ///
     /// # Errors
-    /// The calling process is a forked child of that one, and has no such descriptor.
+    /// The calling process is a forked child of that one: its descriptor was closed, and the number may be another file's.
     pub(crate) fn get(&self) -> io::Result<BorrowedFd<'_>> {
-        if self.is_at_home() {
-            return Ok(self.fd.as_fd());
-        }
-        Err(io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            "the lock is the parent process's; a forked child has none",
-        ))
+        if self.home.forks == FORKS.load(Ordering::Relaxed) { Ok(self.fd.as_fd()) } else { Err(not_at_home()) }
     }
 
-    /// Whether the calling process is the one that opened the descriptor.
+    /// Whether the calling process is the one that opened the descriptor, also if it was made by clone(2) past the handlers.
     pub(crate) fn is_at_home(&self) -> bool {
         self.home == Home::current()
     }
+}
+
+/// What a forked child gets to hear.
+pub(crate) fn not_at_home() -> io::Error {
+    let why = "the lock is the parent process's; a forked child has none and must open its own";
+    io::Error::new(io::ErrorKind::PermissionDenied, why)
 }
 
 impl Drop for GuardedFd {
@@ -151,7 +151,7 @@ pub(crate) fn own_start_time() -> u64 {
     if OF_PID.load(Ordering::Acquire) == pid {
         return START_TIME.load(Ordering::Relaxed);
     }
-    let start_time = start_time(pid).unwrap_or(0);
+    let start_time = start_time_of_self().unwrap_or(0);
     START_TIME.store(start_time, Ordering::Relaxed);
     OF_PID.store(pid, Ordering::Release);
     start_time
@@ -160,4 +160,155 @@ pub(crate) fn own_start_time() -> u64 {
 /// Lets a bounded moment pass. For what the kernel offers no wait for: a flock that another process frees.
 pub(crate) fn pause(moment: std::time::Duration) {
     let _ = rustix::event::poll(&mut [], rustix::event::Timespec::try_from(moment).ok().as_ref());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::RawFd;
+    use std::path::Path;
+
+    use rustix::fs::{FlockOperation, flock};
+    use rustix::process::{Pid, WaitOptions, waitpid};
+
+    use crate::{DataDirLock, LOCK_FILE, LockError, Unlocked};
+
+    /// Forks; the child leaves with what `child` says, and without running anything else.
+    fn fork(mut child: impl FnMut() -> bool) -> Pid {
+        // SAFETY: fork(2); the child runs `child` only, which uses no other thread's locks but the allocator's, and that one is
+        // usable in a forked child.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            let fine = std::panic::catch_unwind(std::panic::AssertUnwindSafe(&mut child)).unwrap_or(false);
+            // SAFETY: _exit(2).
+            unsafe { libc::_exit(i32::from(!fine)) };
+        }
+        // What the child closure owns is still the parent's.
+        std::mem::forget(child);
+        Pid::from_raw(pid).expect("fork failed")
+    }
+
+    fn is_fine(child: Pid) -> bool {
+        waitpid(Some(child), WaitOptions::empty()).unwrap().unwrap().1.exit_status() == Some(0)
+    }
+
+    /// The descriptors of this process that lead into the data dir.
+    fn descriptors(dir: &Path) -> Vec<RawFd> {
+        let all = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let lead = all.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|target| target.starts_with(dir)));
+        lead.map(|fd| fd.file_name().to_str().unwrap().parse().unwrap()).collect()
+    }
+
+    fn is_file_locked(dir: &Path) -> bool {
+        let file = File::open(dir.join(LOCK_FILE)).unwrap();
+        let locked = flock(&file, FlockOperation::NonBlockingLockExclusive).is_err();
+        flock(&file, FlockOperation::Unlock).unwrap();
+        locked
+    }
+
+    #[test]
+    fn a_forked_child_has_no_descriptor_of_the_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let _lock = DataDirLock::acquire(dir.path()).unwrap();
+        let _unlocked = Unlocked::open(dir.path()).unwrap();
+        let ours = descriptors(dir.path());
+        assert_eq!(ours.len(), 4);
+        // SAFETY: fcntl(2) with F_GETFD reads the table of descriptors only.
+        let is_open = |fd: &RawFd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } != -1;
+        assert!(is_fine(fork(|| !ours.iter().any(is_open))));
+        assert!(ours.iter().all(is_open));
+    }
+
+    #[test]
+    fn a_forked_child_undoes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut locks = Some((DataDirLock::acquire(dir.path()).unwrap(), Unlocked::open(dir.path()).unwrap()));
+        let child = fork(|| {
+            // What has the number now is another file, which the parent's lock must leave alone.
+            let other = File::open("/dev/null").unwrap();
+            drop(locks.take());
+            other.metadata().is_ok()
+        });
+        assert!(is_fine(child));
+        assert!(is_file_locked(dir.path()));
+        assert!(dir.path().join(".handoff.pidfile").exists());
+        assert!(matches!(DataDirLock::acquire(dir.path()), Err(LockError::Held { .. })));
+    }
+
+    #[test]
+    fn a_forked_child_can_do_nothing_with_the_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut lock = Some(DataDirLock::acquire(dir.path()).unwrap());
+        let before = crate::read_lease(dir.path()).unwrap();
+        let child = fork(|| {
+            let refused = |result: Result<(), LockError>| matches!(result, Err(LockError::Io { .. }));
+            let Some(mut lock) = lock.take() else { return false };
+            refused(lock.activate(b"child")) && refused(lock.reserve_epochs()) && lock.seal().is_err()
+        });
+        assert!(is_fine(child));
+        assert_eq!(crate::read_lease(dir.path()).unwrap(), before);
+        assert!(is_file_locked(dir.path()));
+    }
+
+    #[test]
+    fn a_forked_child_that_lives_on_does_not_keep_a_dead_parents_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = DataDirLock::acquire(dir.path()).unwrap();
+        let (end_of_life, keep_alive) = std::io::pipe().unwrap();
+        let child = fork(|| {
+            let mut end_of_life = end_of_life.try_clone().unwrap();
+            // SAFETY: close(2); the child's copy of the parent's end, which the child does not use.
+            unsafe { libc::close(std::os::fd::AsRawFd::as_raw_fd(&keep_alive)) };
+            std::io::Read::read(&mut end_of_life, &mut [0]).is_ok()
+        });
+        // As the parent's death would: closed, and not unlocked.
+        for fd in descriptors(dir.path()) {
+            // SAFETY: close(2); the lock that owns it is never used again.
+            unsafe { libc::close(fd) };
+        }
+        lock.forget();
+        // Waits, as children of tests beside this one may have copies for a moment; the child above lives on.
+        let again = DataDirLock::acquire_timeout(dir.path(), std::time::Duration::from_secs(60)).unwrap();
+        assert_eq!(again.epoch(), 2);
+        drop(keep_alive);
+        assert!(is_fine(child));
+    }
+
+    #[test]
+    fn a_child_made_past_the_handlers_undoes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = DataDirLock::acquire(dir.path()).unwrap();
+        // SAFETY: clone(2) by its number, like fork(2) but without the handlers; the child drops the lock and leaves.
+        let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+        if pid == 0 {
+            drop(lock);
+            // SAFETY: _exit(2).
+            unsafe { libc::_exit(0) };
+        }
+        assert!(is_fine(Pid::from_raw(pid as i32).expect("clone failed")));
+        assert!(is_file_locked(dir.path()));
+        assert!(dir.path().join(".handoff.pidfile").exists());
+    }
+
+    #[test]
+    fn an_unreadable_directory_is_named() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o000)).unwrap();
+        let result = std::thread::scope(|scope| {
+            let acquire = || {
+                // SAFETY: setfsuid(2) changes how this thread alone is seen by the file system; it ends after this.
+                unsafe { libc::setfsuid(65_534) };
+                DataDirLock::acquire(dir.path())
+            };
+            scope.spawn(acquire).join().unwrap()
+        });
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        match result {
+            Err(LockError::Io { path, source }) => {
+                assert_eq!((path.as_path(), source.kind()), (dir.path(), std::io::ErrorKind::PermissionDenied));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
 }

@@ -21,6 +21,11 @@ pub(crate) fn start_time(pid: u32) -> Option<u64> {
     parse_stat(&read_lossy(&format!("/proc/{pid}/stat"))?).map(|stat| stat.start_time)
 }
 
+/// The same of the calling process, also where `/proc` is that of another pid namespace.
+pub(crate) fn start_time_of_self() -> Option<u64> {
+    parse_stat(&read_lossy("/proc/self/stat")?).map(|stat| stat.start_time)
+}
+
 /// Whether a process has ended and only waits for its parent: it holds no lock any more.
 pub(crate) fn is_zombie(pid: u32) -> bool {
     let stat = read_lossy(&format!("/proc/{pid}/stat")).and_then(|stat| parse_stat(&stat));

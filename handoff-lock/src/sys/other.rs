@@ -39,6 +39,11 @@ pub(crate) fn start_time(_pid: u32) -> Option<u64> {
     None
 }
 
+/// The same of the calling process.
+pub(crate) fn start_time_of_self() -> Option<u64> {
+    start_time(std::process::id())
+}
+
 /// Whether a process has ended and only waits for its parent; this system is not asked.
 pub(crate) fn is_zombie(_pid: u32) -> bool {
     false
