@@ -12,6 +12,7 @@ mod listeners;
 mod ownership;
 mod process;
 mod progress;
+mod role;
 #[cfg(feature = "service")]
 pub mod service;
 mod spawn;
@@ -26,5 +27,9 @@ pub use drainable::{
     StateNotReadable, StateSnapshot,
 };
 pub use error::{Error, Result};
+pub use handoff_journal::StateJournal;
+pub use handoff_lock::{DataDirLock, LockError};
+pub use handoff_proto::{BeginMode, HandoffId, Timing};
 pub use listeners::{InheritedListeners, pass_listener_fds_on_spawn};
 pub use process::Process;
+pub use role::{BegunSuccessor, HandshookSuccessor, Role, Successor, detect_role};

@@ -1,0 +1,210 @@
+//! What a process was started as, and a successor's way to become the incumbent, one type for each stage.
+//!
+//! [`detect_role`] → [`Successor`] → [`HandshookSuccessor`] → [`BegunSuccessor`]. Each step consumes the
+//! stage before it, so a call out of order does not compile. Dropping any stage gives the handover up: the supervisor
+//! hears it, the incumbent serves on or again. Nothing here ends the process; after an error, exit.
+
+use std::net::{TcpListener, UdpSocket};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+use handoff_lock::{DataDirLock, Unlocked};
+use handoff_proto::{BeginMode, HandoffId, Timing};
+
+use crate::drainable::SealReport;
+use crate::environment::{self, StartedAs};
+use crate::error::{Error, Result};
+use crate::listeners::InheritedListeners;
+use crate::successor::Driver;
+
+/// The longest build id that a successor may greet with, in bytes. A lease keeps its first 64.
+const BUILD_ID_BYTES_MAX: usize = 64 * 1024;
+
+/// What this process was started as.
+#[derive(Debug)]
+pub enum Role {
+    /// To serve at once, with a lock of its own.
+    ColdStart {
+        /// The listeners that came with the process; none when nobody passed any.
+        inherited: InheritedListeners,
+    },
+    /// To take over from a running process.
+    Successor(Successor),
+}
+
+/// Finds out what this process was started as. Call it at the start of `main`, **before any other thread runs**: it removes
+/// the variables `LISTEN_*` and `HANDOFF_*` from the environment, and a second call says cold start.
+///
+/// An unknown `HANDOFF_ROLE` is a cold start. A descriptor that is no listener is skipped, stays open, and is logged. The
+/// listeners keep the flags that they have until they are taken.
+///
+/// # Errors
+/// [`Error::Environment`]: a successor without a usable channel to its supervisor, or variables that make no sense. The
+/// fault of whoever started this process.
+pub fn detect_role() -> Result<Role> {
+    Ok(match environment::claim()? {
+        StartedAs::ColdStart { inherited } => Role::ColdStart { inherited },
+        StartedAs::Successor { inherited, control } => Role::Successor(Successor::new(control, inherited)),
+    })
+}
+
+/// A successor that has not greeted its supervisor yet. It owns nothing, and must touch nothing.
+#[derive(Debug)]
+pub struct Successor {
+    control: UnixStream,
+    inherited: InheritedListeners,
+    timing: Timing,
+}
+
+impl Successor {
+    pub(crate) fn new(control: UnixStream, inherited: InheritedListeners) -> Self {
+        Self { control, inherited, timing: Timing::default() }
+    }
+
+    /// Other intervals than those of the protocol, for tests.
+    #[must_use]
+    pub fn with_timing(mut self, timing: Timing) -> Self {
+        self.timing = timing;
+        self
+    }
+
+    /// The names of the listeners that were passed.
+    pub fn listener_names(&self) -> Vec<String> {
+        self.inherited.names()
+    }
+
+    /// Greets the supervisor. From here on a thread of the library keeps the session and sends the heartbeats, so the
+    /// daemon may block wherever it likes. `build_id` names this build for people, in any form.
+    ///
+    /// # Errors
+    /// [`Error::Aborted`] or [`Error::Protocol`] when the supervisor does not answer, or not as it should;
+    /// [`Error::Usage`] for a build id of more than 64 KiB; [`Error::Io`] when the system gives no thread or descriptor.
+    pub fn handshake(self, build_id: Vec<u8>) -> Result<HandshookSuccessor> {
+        if build_id.len() > BUILD_ID_BYTES_MAX {
+            let bytes = build_id.len();
+            return Err(Error::Usage(format!("a build id of {bytes} bytes; at most {BUILD_ID_BYTES_MAX} are sent")));
+        }
+        let (driver, handoff_id) = Driver::handshake(self.control, build_id, self.timing)?;
+        Ok(HandshookSuccessor { driver, inherited: self.inherited, handoff_id })
+    }
+}
+
+/// A greeted successor. It loads all that it can without the data; the old process serves on meanwhile.
+#[derive(Debug)]
+pub struct HandshookSuccessor {
+    driver: Driver,
+    inherited: InheritedListeners,
+    handoff_id: HandoffId,
+}
+
+impl HandshookSuccessor {
+    /// The handover that this successor was started for.
+    pub fn handoff_id(&self) -> HandoffId {
+        self.handoff_id
+    }
+
+    /// The names of the listeners that were passed.
+    pub fn listener_names(&self) -> Vec<String> {
+        self.inherited.names()
+    }
+
+    /// Says that all is loaded that can be loaded without the data. Only then does the supervisor let the old process
+    /// drain, so slow start-up costs no pause. A second call does nothing.
+    ///
+    /// # Errors
+    /// [`Error::Aborted`] or [`Error::Protocol`]: the handover is off. Exit.
+    pub fn warmed(&mut self) -> Result<()> {
+        self.driver.warmed()
+    }
+
+    /// Waits for this successor's turn; says [`warmed`](Self::warmed) first if that was not said.
+    ///
+    /// # Errors
+    /// [`Error::Aborted`] when the supervisor calls the handover off, is gone or falls silent; [`Error::Protocol`] when it
+    /// misbehaves. Nothing was touched. Exit.
+    pub fn wait_for_begin(mut self) -> Result<BegunSuccessor> {
+        let (mode, sealed) = self.driver.wait_for_begin()?;
+        let sealed = sealed.map(|sealed| SealReport {
+            last_revision_per_shard: sealed.last_revision_per_shard,
+            data_dir_fingerprint: sealed.data_dir_fingerprint,
+        });
+        let Self { driver, inherited, handoff_id } = self;
+        Ok(BegunSuccessor { driver, inherited, handoff_id, mode, sealed })
+    }
+}
+
+/// A successor whose turn has come: take the listeners, [`lock`](Self::lock), open the data, check it against
+/// [`sealed`](Self::sealed), and `announce_and_bind` before the deadline.
+#[derive(Debug)]
+pub struct BegunSuccessor {
+    driver: Driver,
+    inherited: InheritedListeners,
+    handoff_id: HandoffId,
+    mode: BeginMode,
+    sealed: Option<SealReport>,
+}
+
+impl BegunSuccessor {
+    /// The handover that this successor was started for.
+    pub fn handoff_id(&self) -> HandoffId {
+        self.handoff_id
+    }
+
+    /// The names of the listeners that are left.
+    pub fn listener_names(&self) -> Vec<String> {
+        self.inherited.names()
+    }
+
+    /// The first TCP listener of this name, blocking. `None`: there is none left. Do not accept on it before
+    /// `announce_and_bind` has returned (promise 5).
+    pub fn take_listener(&mut self, name: &str) -> Option<TcpListener> {
+        self.inherited.take(name)
+    }
+
+    /// The first Unix listener of this name; else as [`take_listener`](Self::take_listener).
+    pub fn take_unix_listener(&mut self, name: &str) -> Option<UnixListener> {
+        self.inherited.take_unix(name)
+    }
+
+    /// The first UDP socket of this name; else as [`take_listener`](Self::take_listener).
+    pub fn take_udp_socket(&mut self, name: &str) -> Option<UdpSocket> {
+        self.inherited.take_udp_socket(name)
+    }
+
+    /// What the old process sealed. `None` when it died before it could, or when the supervisor speaks version 1, which
+    /// does not tell. The revisions are checked again in `announce_and_bind`; only the daemon
+    /// can check the fingerprint: report `healthz_ok: false` if it does not fit.
+    pub fn sealed(&self) -> Option<&SealReport> {
+        self.sealed.as_ref()
+    }
+
+    /// Whether the data was sealed, or is to be recovered as after a crash. A supervisor that does not say it leaves it to
+    /// the lease, which [`lock`](Self::lock) reads: ask after it.
+    pub fn mode(&self) -> BeginMode {
+        self.mode
+    }
+
+    /// Takes the data-dir lock: a successor's only way to it. Waits until the deadline while another holds it, and goes on
+    /// only if the lease, read under the lock, is the one that this handover is about (promise 1).
+    ///
+    /// # Errors
+    /// [`Error::Aborted`]: the handover is off, the deadline has passed, or somebody else's turn has come; nothing was
+    /// touched. [`Error::Lock`]: the lock failed. [`Error::Usage`]: it was called before. After the first two, exit.
+    pub fn lock(&mut self, data_dir: &Path) -> Result<DataDirLock> {
+        self.take(Unlocked::open(data_dir)?)
+    }
+
+    /// The same on any file system. The caller vouches that no other host uses the directory, or that flock excludes it.
+    ///
+    /// # Errors
+    /// As [`lock`](Self::lock).
+    pub fn lock_on_any_filesystem(&mut self, data_dir: &Path) -> Result<DataDirLock> {
+        self.take(Unlocked::open_on_any_filesystem(data_dir)?)
+    }
+
+    fn take(&mut self, unlocked: Unlocked) -> Result<DataDirLock> {
+        let (lock, mode) = self.driver.lock(unlocked)?;
+        self.mode = mode;
+        Ok(lock)
+    }
+}
