@@ -44,6 +44,8 @@ pub use recovery::Recovery;
 pub use wal::LOG_NAME;
 
 use group_commit::GroupCommit;
+pub(crate) use record::Payload;
+pub(crate) use recovery::{LogReader, Next};
 use wal::{DiskLog, LogFile, Position, Wal};
 
 /// A durable store of signals. Shared between threads by reference.
@@ -120,7 +122,7 @@ impl Store {
     }
 
     /// Counts one event of `key`, with a token of the caller's that names this write in the log. The store does not look at
-    /// tokens: it is the oracle that finds one applied twice.
+    /// tokens: it is the [oracle](crate::oracle) that finds one applied twice.
     ///
     /// # Errors
     /// A key or token that is no name; a store that is sealed or poisoned; a disk that refuses. Only [`StoreError::Sealed`]
@@ -214,6 +216,14 @@ impl Store {
         Ok(recovery::replay(&dir.join(LOG_NAME))?.ledger)
     }
 
+    /// What a store that opens the log in `dir` starts with, from the footer of a sealed one; changes nothing.
+    ///
+    /// # Errors
+    /// As [`replay`](Self::replay).
+    pub fn look(dir: &Path) -> Result<Ledger> {
+        Ok(recovery::look(&dir.join(LOG_NAME))?.ledger)
+    }
+
     /// The epoch under which it writes.
     pub fn epoch(&self) -> u64 {
         self.epoch
@@ -247,6 +257,14 @@ impl Store {
         #[cfg(feature = "crash-points")]
         check_crash_point(CrashPoint::WalPreAggregate);
         Ok((ledger.apply(key, event), event.sequence))
+    }
+
+    /// Makes the ledger differ from the log, for the oracle to find.
+    #[cfg(test)]
+    pub(crate) fn miscount(&self, key: &str) {
+        if let Ok(Writer::Open { ledger, wal }) = self.writer().as_deref_mut() {
+            ledger.apply(key, ledger::Event { sequence: wal.position().sequence, at_ms: 0 });
+        }
     }
 
     fn writer(&self) -> Result<MutexGuard<'_, Writer>> {

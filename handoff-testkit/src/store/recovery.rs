@@ -11,9 +11,9 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::error::{Result, StoreError};
 use super::ledger::{Event, Ledger};
@@ -57,6 +57,18 @@ pub(crate) fn open(path: &Path) -> Result<Recovered> {
     repair(path, recovered.position.bytes, durable_bytes)
         .map_err(|error| StoreError::io(format!("repairing the tail of {}", path.display()), error))?;
     Ok(recovered)
+}
+
+/// What [`open`] would find, without the repair.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn look(path: &Path) -> Result<Recovered> {
+    let Some(file) = open_file(path)? else { return Ok(empty()) };
+    match read_sealed(&file).map_err(|error| reading(path, error))? {
+        Some(sealed) => Ok(sealed),
+        None => Ok(replay_file(path, file)?.recovered),
+    }
 }
 
 /// Replays the log at `path` from its first record, whatever its footer says.
@@ -118,7 +130,7 @@ struct Replay {
 }
 
 fn replay_file(path: &Path, file: File) -> Result<Replay> {
-    let mut reader = LogReader::over(path, file).map_err(|error| reading(path, error))?;
+    let mut reader = LogReader::over(file).map_err(|error| reading(path, error))?;
     let mut replay = Replayer::default();
     let torn_bytes = loop {
         let offset = reader.offset;
@@ -222,15 +234,20 @@ pub(crate) struct LogReader {
     offset: u64,
     file_bytes: u64,
     buffer: Vec<u8>,
-    path: PathBuf,
 }
 
 impl LogReader {
-    fn over(path: &Path, file: File) -> io::Result<Self> {
+    /// The log at `path`; `None` when it is empty or not there.
+    pub(crate) fn open(path: &Path) -> Result<Option<Self>> {
+        let Some(file) = open_file(path)? else { return Ok(None) };
+        Self::over(file).map(Some).map_err(|error| reading(path, error))
+    }
+
+    fn over(file: File) -> io::Result<Self> {
         let file_bytes = file.metadata()?.len();
         // `open_file` has read the header, so the file stands behind it.
         let reader = BufReader::with_capacity(1 << 16, file);
-        Ok(Self { reader, offset: HEADER_BYTES as u64, file_bytes, buffer: Vec::new(), path: path.into() })
+        Ok(Self { reader, offset: HEADER_BYTES as u64, file_bytes, buffer: Vec::new() })
     }
 
     pub(crate) fn next(&mut self) -> io::Result<Next> {
@@ -252,10 +269,17 @@ impl LogReader {
         Ok(Next::Record(record))
     }
 
+    /// Goes on at the next whole increment behind the damage at which [`next`](Self::next) stopped; false when there is none.
+    pub(crate) fn skip_damage(&mut self) -> io::Result<bool> {
+        let Some((skipped, ..)) = record::find_increment(&self.rest()?) else { return Ok(false) };
+        self.offset += skipped as u64;
+        self.reader.seek(SeekFrom::Start(self.offset))?;
+        Ok(true)
+    }
+
     /// Looks behind the damage at which [`next`](Self::next) stopped for a whole increment that `wanted` likes.
     pub(crate) fn find_record(&self, wanted: impl Fn(&Record) -> bool) -> io::Result<bool> {
-        let mut rest = vec![0; (self.file_bytes - self.offset) as usize];
-        File::open(&self.path)?.read_exact_at(&mut rest, self.offset)?;
+        let rest = self.rest()?;
         let mut from = 0;
         while let Some((offset, size, record)) = record::find_increment(&rest[from..]) {
             if wanted(&record) {
@@ -264,6 +288,13 @@ impl LogReader {
             from += offset + size;
         }
         Ok(false)
+    }
+
+    /// Everything from the damage on.
+    fn rest(&self) -> io::Result<Vec<u8>> {
+        let mut rest = vec![0; (self.file_bytes - self.offset) as usize];
+        self.reader.get_ref().read_exact_at(&mut rest, self.offset)?;
+        Ok(rest)
     }
 }
 

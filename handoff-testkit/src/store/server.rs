@@ -146,6 +146,7 @@ impl Server {
             listener.set_nonblocking(true)?;
         }
         self.shared.state().listeners = listeners.into();
+        self.shared.wake_acceptor();
         self.open();
         Ok(())
     }
@@ -194,8 +195,7 @@ impl Drop for Server {
         self.shared.state().gate = Gate::Ended;
         self.shared.acceptor.notify_all();
         self.shared.workers.notify_all();
-        // Can't fail: the counter is far from its end.
-        let _ = rustix::io::write(&self.shared.waker, &1_u64.to_ne_bytes());
+        self.shared.wake_acceptor();
     }
 }
 
@@ -285,6 +285,13 @@ impl Shared {
         fds.push(PollFd::new(&self.waker, PollFlags::IN));
         // An error comes back at once, and the caller looks again: only memory can be short here.
         let _ = retry_on_intr(|| poll(&mut fds, None));
+        let _ = rustix::io::read(&self.waker, &mut [0_u8; 8]);
+    }
+
+    /// Lets the accepting thread look again at gate and listeners.
+    fn wake_acceptor(&self) {
+        // Can't fail: the counter is far from its end.
+        let _ = rustix::io::write(&self.waker, &1_u64.to_ne_bytes());
     }
 
     /// A serving thread.

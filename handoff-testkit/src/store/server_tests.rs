@@ -234,5 +234,6 @@ fn a_panic_costs_its_connection_only() {
     let mut client = bench.client();
     assert_eq!(client.ask("STATS"), "", "closed");
     assert_eq!(bench.client().ask("PING"), "PONG", "its thread and its place are free again");
+    bench.close();
     assert_eq!(bench.server.shared.state().busy, 0, "nobody waits for it");
 }

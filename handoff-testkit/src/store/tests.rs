@@ -8,7 +8,6 @@ use std::thread;
 
 use proptest::prelude::*;
 
-use super::record::Payload;
 use super::*;
 use crate::crash::{CrashInjector, run_with_crash};
 

@@ -1,0 +1,213 @@
+//! One client of a load: writes, waits for the reply, logs it, thinks, writes again.
+//!
+//! ```text
+//! connection: none ──connect──▶ idle ──INC──▶ waiting ──OK──▶ idle
+//!                                │              │ BYE: one reply is still to come, then none
+//!                                │ BYE          │ RETRY, end, error
+//!                                ▼              ▼
+//!                              none           none
+//! ```
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
+
+use super::{LoadSpec, Shared};
+use crate::store::wire::{BYE, RETRY};
+
+/// Whether a client keeps its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Connections {
+    Kept,
+    OnePerRequest,
+}
+
+#[derive(Debug)]
+pub(crate) struct Client {
+    spec: LoadSpec,
+    /// Goes ahead of each token.
+    name: String,
+    connections: Connections,
+    shared: Arc<Shared>,
+    log: File,
+    connection: Option<Connection>,
+    sequence: u64,
+}
+
+/// What came of sending a write once.
+enum Outcome {
+    Acknowledged,
+    /// It was not carried out and may be sent again.
+    Retry,
+    /// It is given up: whether it is in the log, nobody knows.
+    GivenUp,
+}
+
+impl Client {
+    pub(crate) fn new(spec: LoadSpec, name: String, connections: Connections, shared: Arc<Shared>) -> io::Result<Self> {
+        let log = File::options().append(true).create(true).open(spec.acks_dir.join(format!("acks-{name}.log")))?;
+        Ok(Self { spec, name, connections, shared, log, connection: None, sequence: 0 })
+    }
+
+    /// Writes until the load is stopped.
+    pub(crate) fn run(mut self) -> io::Result<()> {
+        loop {
+            self.write()?;
+            if !self.shared.think(self.spec.think) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One write, sent again as often as the answer is RETRY.
+    fn write(&mut self) -> io::Result<()> {
+        self.sequence += 1;
+        let token = format!("{}.{}", self.name, self.sequence);
+        // Spreads the keys over the clients without a random number.
+        let key = format!(
+            "key-{}",
+            self.sequence.wrapping_mul(0x9e37_79b9).wrapping_add(token.len() as u64) % self.spec.keys.max(1)
+        );
+        loop {
+            match self.send(&key, &token) {
+                Outcome::Acknowledged => return self.acknowledged(&key, &token),
+                Outcome::GivenUp => return Ok(()),
+                Outcome::Retry => self.shared.count(|seen| &mut seen.retried),
+            }
+            if self.shared.is_stopped() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Logs the write, then counts it.
+    fn acknowledged(&mut self, key: &str, token: &str) -> io::Result<()> {
+        self.shared.gaps.reply();
+        self.log.write_all(format!("{token} {key}\n").as_bytes())?;
+        self.shared.count(|seen| &mut seen.acked);
+        Ok(())
+    }
+
+    fn send(&mut self, key: &str, token: &str) -> Outcome {
+        let Some(mut connection) = self.connect() else { return Outcome::GivenUp };
+        if connection.stream.write_all(format!("INC {key} {token}\n").as_bytes()).is_err() {
+            self.shared.count(|seen| &mut seen.refused);
+            return Outcome::GivenUp;
+        }
+        self.receive(connection)
+    }
+
+    /// The reply, with a BYE perhaps ahead of it.
+    fn receive(&mut self, mut connection: Connection) -> Outcome {
+        let mut leaving = false;
+        loop {
+            match connection.read_line() {
+                Ok(Some(line)) if line == BYE => leaving = true,
+                Ok(Some(line)) if line == RETRY => return Outcome::Retry,
+                Ok(Some(line)) if line.starts_with("OK ") => {
+                    self.connection = (self.connections == Connections::Kept && !leaving).then_some(connection);
+                    return Outcome::Acknowledged;
+                }
+                Ok(Some(_)) => {
+                    self.shared.count(|seen| &mut seen.rejected);
+                    return Outcome::GivenUp;
+                }
+                Ok(None) => {
+                    self.shared.count(|seen| &mut seen.closed_unanswered);
+                    return Outcome::GivenUp;
+                }
+                Err(error) => {
+                    self.shared.count(|seen| &mut seen.closed_unanswered);
+                    if !is_timeout(&error) {
+                        self.shared.count(|seen| &mut seen.refused);
+                    }
+                    return Outcome::GivenUp;
+                }
+            }
+        }
+    }
+
+    /// The kept connection, if it is still good, or a new one. `None`, and counted, when there is none to be had.
+    fn connect(&mut self) -> Option<Connection> {
+        if let Some(mut kept) = self.connection.take() {
+            match kept.look() {
+                Kept::Good => return Some(kept),
+                Kept::Bye => {}
+                Kept::Broken => self.shared.count(|seen| &mut seen.refused),
+            }
+        }
+        match Connection::open(&self.spec) {
+            Ok(connection) => Some(connection),
+            Err(_) => {
+                self.shared.count(|seen| &mut seen.refused);
+                None
+            }
+        }
+    }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+#[derive(Debug)]
+struct Connection {
+    stream: TcpStream,
+    /// Read, not yet taken.
+    unread: Vec<u8>,
+}
+
+/// How a connection stands on which nothing was asked.
+enum Kept {
+    Good,
+    Bye,
+    /// It was closed without a BYE, or says what nobody asked for.
+    Broken,
+}
+
+impl Connection {
+    fn open(spec: &LoadSpec) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&spec.address, spec.patience)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(spec.patience))?;
+        stream.set_write_timeout(Some(spec.patience))?;
+        Ok(Self { stream, unread: Vec::new() })
+    }
+
+    /// The next line; `None` at the end of the stream.
+    fn read_line(&mut self) -> io::Result<Option<String>> {
+        loop {
+            if let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.unread.drain(..=end).collect();
+                return Ok(Some(String::from_utf8_lossy(&line[..end]).into_owned()));
+            }
+            let mut bytes = [0; 512];
+            match self.stream.read(&mut bytes) {
+                Ok(0) => return Ok(None),
+                Ok(read) => self.unread.extend_from_slice(&bytes[..read]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Looks without waiting at what the server has said meanwhile.
+    fn look(&mut self) -> Kept {
+        let mut bytes = [0; 512];
+        match recv(&self.stream, &mut bytes, RecvFlags::DONTWAIT) {
+            Ok((0, _)) if self.unread.is_empty() => return Kept::Broken,
+            Ok((read, _)) => self.unread.extend_from_slice(&bytes[..read]),
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(_) => return Kept::Broken,
+        }
+        match self.unread.as_slice() {
+            [] => Kept::Good,
+            said if said.starts_with(BYE.as_bytes()) => Kept::Bye,
+            _ => Kept::Broken,
+        }
+    }
+}
