@@ -77,6 +77,22 @@ pub enum Error {
     #[error("another handover is under way")]
     HandoffInProgress,
 
+    /// A handover was refused before anything was started; the incumbent was not touched.
+    #[error("handover not tried: {reason}")]
+    NotTried {
+        /// Why.
+        reason: String,
+    },
+
+    /// Nobody serves, and a process that is not ours to end holds the data directory. Start nothing; look at that process.
+    #[error(
+        "process {pid} holds the data directory, and neither the lease nor the journal knows it; start nothing beside it"
+    )]
+    DataDirHeld {
+        /// The process.
+        pid: u32,
+    },
+
     /// The handover is off: the supervisor said so, or is gone, or the deadline has passed. Exit; the incumbent serves.
     #[error("handover aborted: {reason}")]
     Aborted {

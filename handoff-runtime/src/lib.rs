@@ -9,6 +9,7 @@ pub mod drainable;
 mod environment;
 pub mod error;
 mod listeners;
+mod outcome;
 mod ownership;
 mod process;
 mod progress;
@@ -17,6 +18,7 @@ mod role;
 pub mod service;
 mod spawn;
 mod successor;
+mod supervisor;
 #[allow(unsafe_code)]
 mod sys;
 mod timers;
@@ -29,7 +31,10 @@ pub use drainable::{
 pub use error::{Error, Result};
 pub use handoff_journal::StateJournal;
 pub use handoff_lock::{DataDirLock, LockError};
+pub use handoff_proto::supervisor::Watchdog;
 pub use handoff_proto::{BeginMode, HandoffId, Timing};
 pub use listeners::{InheritedListeners, pass_listener_fds_on_spawn};
+pub use outcome::{HandoffOutcome, Recovery, SpawnSpec, Timings};
 pub use process::Process;
 pub use role::{BegunSuccessor, HandshookSuccessor, Role, Successor, detect_role};
+pub use supervisor::Supervisor;

@@ -1,0 +1,92 @@
+//! What a handover is asked for and what comes of it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use handoff_journal::StateJournal;
+use handoff_proto::HandoffId;
+
+use crate::process::Process;
+
+/// The program that is to take over, and how long it may take.
+#[derive(Debug, Clone)]
+pub struct SpawnSpec {
+    /// The program. A name without a slash is looked up in `PATH`.
+    pub binary: PathBuf,
+    /// Its arguments, without its own name.
+    pub args: Vec<OsString>,
+    /// Added to the environment that it inherits.
+    pub env: Vec<(OsString, OsString)>,
+    /// The bound on the handover, from the moment in which the incumbent is asked to drain.
+    pub deadline: Duration,
+    /// The bound on the drain.
+    pub drain_grace: Duration,
+    /// How long the successor may load what it can without the data. The incumbent serves meanwhile.
+    pub warm: Duration,
+}
+
+impl SpawnSpec {
+    /// A program without arguments: deadline 300 s, drain 60 s, warm-up 60 s.
+    pub fn new(binary: impl Into<PathBuf>) -> Self {
+        Self {
+            binary: binary.into(),
+            args: Vec::new(),
+            env: Vec::new(),
+            deadline: Duration::from_secs(300),
+            drain_grace: Duration::from_secs(60),
+            warm: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What came of a handover whose successor was started.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct HandoffOutcome {
+    /// The handover.
+    pub handoff_id: HandoffId,
+    /// Whether the successor serves now. If not, the incumbent does (promise 6).
+    pub committed: bool,
+    /// Why it was not committed; the text of a failed hook is kept in it.
+    pub abort_reason: Option<String>,
+    /// The successor after a commit. After an abort it is gone and reaped, except when the kernel still held it.
+    pub child: Option<Process>,
+    /// How long it took.
+    pub timings: Timings,
+    /// The process that was the incumbent when it began.
+    pub old_pid: u32,
+    /// The epoch under which the successor writes, after a commit and where a lease says it.
+    pub epoch: Option<u64>,
+}
+
+/// How long the parts of a handover took; zero for those that it did not come to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// Starting the successor, until its greeting.
+    pub spawn: Duration,
+    /// From its greeting until it was warmed.
+    pub warm: Duration,
+    /// From asking the incumbent to drain until it had.
+    pub drain: Duration,
+    /// From asking it to seal until it had.
+    pub seal: Duration,
+    /// From the successor's turn until it was ready.
+    pub begin_to_ready: Duration,
+    /// The whole call.
+    pub total: Duration,
+    /// From asking the incumbent to drain until the successor was ready: how long nobody may have served.
+    pub pause: Duration,
+}
+
+/// What a restarted supervisor found.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Recovery {
+    /// Who serves, or will by itself. None: nobody lives, and a daemon may be started.
+    pub serving: Option<Process>,
+    /// The handover that was under way when the supervisor before this one ended.
+    pub interrupted: Option<StateJournal>,
+    /// The old process of the last handover that was committed, if it has not left yet.
+    pub retiring: Option<Process>,
+}

@@ -1,0 +1,210 @@
+//! The supervisor: it hands a daemon over to a new build, and finds its way again after a restart.
+//!
+//! It decides nothing about the protocol: [`handoff_proto::supervisor`] and [`handoff_proto::recovery`] do, and the modules
+//! below perform their effects. It never blocks on a peer, never ends a process that it did not start or that its journal
+//! does not name, and never reaps a foreign child.
+
+mod give_back;
+mod handover;
+mod recovery;
+mod stopwatch;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+
+use handoff_journal::Journal;
+use handoff_proto::Timing;
+use handoff_proto::supervisor::Watchdog;
+
+use crate::control::check_socket_path;
+use crate::error::{Error, Result};
+use crate::listeners::check_name;
+use crate::outcome::{HandoffOutcome, Recovery, SpawnSpec};
+use crate::progress::{Cancel, Progress};
+
+/// Hands one daemon over, again and again.
+///
+/// It holds the listening sockets, so that they never close (promise 4). One of them for a daemon at a time: see to it
+/// with a lock of your own.
+#[derive(Debug)]
+pub struct Supervisor {
+    control_path: PathBuf,
+    data_dir: Option<PathBuf>,
+    journal_path: Option<PathBuf>,
+    build_id: Vec<u8>,
+    timing: Timing,
+    watchdog: Watchdog,
+    listeners: Mutex<Listeners>,
+    /// Held while a handover or a recovery is under way.
+    at_work: Mutex<Desk>,
+    said_without_lease: AtomicBool,
+}
+
+/// What one handover after the other uses.
+#[derive(Debug, Default)]
+struct Desk {
+    journal: Option<Journal>,
+}
+
+#[derive(Debug, Default)]
+struct Listeners {
+    named: Vec<(String, OwnedFd)>,
+    /// The first one that could not be kept.
+    failed: Option<(String, io::Error)>,
+}
+
+impl Supervisor {
+    /// A supervisor of the daemon that answers at `control_socket`.
+    ///
+    /// # Errors
+    /// [`Error::SocketPathTooLong`]: here, and not in the middle of a handover.
+    pub fn new(control_socket: &Path) -> Result<Self> {
+        check_socket_path(control_socket)?;
+        Ok(Self {
+            control_path: control_socket.to_owned(),
+            data_dir: None,
+            journal_path: None,
+            build_id: Vec::new(),
+            timing: Timing::default(),
+            watchdog: Watchdog::Ends,
+            listeners: Mutex::default(),
+            at_work: Mutex::default(),
+            said_without_lease: AtomicBool::new(false),
+        })
+    }
+
+    /// Passes a duplicate of this socket to every successor, under this name. A name may stand for several sockets. That it
+    /// could not be duplicated shows in [`perform_handoff`](Self::perform_handoff).
+    pub fn with_listener(self, name: impl Into<String>, listener: impl AsFd) -> Self {
+        let name = name.into();
+        let mut listeners = self.lock_listeners();
+        match listener.as_fd().try_clone_to_owned() {
+            Ok(fd) => listeners.named.push((name, fd)),
+            Err(error) => listeners.failed = listeners.failed.take().or(Some((name, error))),
+        }
+        drop(listeners);
+        self
+    }
+
+    /// Keeps a journal here, so that a supervisor that is started again knows what was under way (promise 7).
+    pub fn with_journal(self, path: PathBuf) -> Self {
+        Self { journal_path: Some(path), ..self }
+    }
+
+    /// What the journal says of the successor's build.
+    pub fn with_build_id(self, build_id: Vec<u8>) -> Self {
+        Self { build_id, ..self }
+    }
+
+    /// The daemon's data directory, whose lease says who owns the data. Without it only what needs no lease is done: a
+    /// successor is checked, and the control path is asked who answers.
+    pub fn with_data_dir(self, data_dir: PathBuf) -> Self {
+        Self { data_dir: Some(data_dir), ..self }
+    }
+
+    /// Other intervals than those of the protocol.
+    pub fn with_timing(self, timing: Timing) -> Self {
+        Self { timing, ..self }
+    }
+
+    /// What becomes of an incumbent that freezes in the middle of a handover; by default it is ended and its successor
+    /// promoted.
+    pub fn with_watchdog(self, watchdog: Watchdog) -> Self {
+        Self { watchdog, ..self }
+    }
+
+    /// Duplicates of all listeners, those that an incumbent gave back included.
+    ///
+    /// # Errors
+    /// A listener could not be duplicated, here or in [`with_listener`](Self::with_listener).
+    pub fn listeners(&self) -> Result<Vec<(String, OwnedFd)>> {
+        let listeners = self.usable_listeners()?;
+        let duplicates = listeners.named.iter().map(|(name, fd)| Ok((name.clone(), fd.try_clone()?)));
+        duplicates.collect::<io::Result<_>>().map_err(|error| Error::io("duplicate a listener", error))
+    }
+
+    /// Starts the successor, lets the incumbent drain and seal, lets the successor take over, checks it, and tells the
+    /// incumbent to leave; or puts everything back as it was (promise 6). Returns after the commit or the rollback.
+    ///
+    /// # Errors
+    /// Nothing was started, and the incumbent was not touched: [`Error::HandoffInProgress`] at once while another call runs;
+    /// [`Error::CannotStart`] for a binary that can't be run; [`Error::Journal`]; [`Error::Io`] when nobody answers on the
+    /// control socket; [`Error::NotTried`] for an incumbent that can't be talked to. What fails later is an outcome that is
+    /// not committed.
+    pub fn perform_handoff(&self, spec: SpawnSpec) -> Result<HandoffOutcome> {
+        let cancel = Cancel::new().map_err(|error| Error::io("prepare a handover", error))?;
+        self.perform_watched(spec, &|_| {}, &cancel)
+    }
+
+    /// The same, telling each step, and to be called off.
+    pub(crate) fn perform_watched(
+        &self,
+        spec: SpawnSpec,
+        progress: &dyn Fn(Progress),
+        cancel: &Cancel,
+    ) -> Result<HandoffOutcome> {
+        let mut desk = self.desk()?;
+        let journal = self.open_journal(&mut desk)?;
+        handover::Run::new(self, journal, spec, progress, cancel).perform()
+    }
+
+    /// Finds out who serves, ends what is left of a handover that nobody will finish, and gets the listeners back from the
+    /// incumbent (promise 7). Call it before the first handover; it may be called again. A journal that can't be read is no
+    /// error: what it would have said is found out otherwise, and the file is kept beside it.
+    ///
+    /// # Errors
+    /// [`Error::HandoffInProgress`]; [`Error::DataDirHeld`] when a process that is not ours to end holds the data: start
+    /// nothing then; else the system's.
+    pub fn resume_from_journal(&self) -> Result<Recovery> {
+        let mut desk = self.desk()?;
+        let journal = self.open_journal(&mut desk)?;
+        recovery::recover(self, journal)
+    }
+
+    fn desk(&self) -> Result<MutexGuard<'_, Desk>> {
+        match self.at_work.try_lock() {
+            Ok(desk) => Ok(desk),
+            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => Err(Error::HandoffInProgress),
+        }
+    }
+
+    fn open_journal<'a>(&self, desk: &'a mut Desk) -> Result<Option<&'a mut Journal>> {
+        let Some(path) = &self.journal_path else { return Ok(None) };
+        if desk.journal.is_none() {
+            let journal = Journal::open(path)?;
+            if let Some(set_aside) = journal.set_aside() {
+                let kept_at = set_aside.kept_at.display();
+                tracing::warn!(reason = %set_aside.reason, %kept_at, "the journal could not be read; a new one is begun");
+            }
+            desk.journal = Some(journal);
+        }
+        Ok(desk.journal.as_mut())
+    }
+
+    fn lock_listeners(&self) -> MutexGuard<'_, Listeners> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn usable_listeners(&self) -> Result<MutexGuard<'_, Listeners>> {
+        let listeners = self.lock_listeners();
+        if let Some((name, error)) = &listeners.failed {
+            let source = io::Error::new(error.kind(), error.to_string());
+            return Err(Error::io(format!("duplicate listener {name:?}"), source));
+        }
+        listeners.named.iter().try_for_each(|(name, _)| check_name(name))?;
+        Ok(listeners)
+    }
+
+    /// Says once that a supervisor without a data directory can't look at the lease.
+    fn say_without_lease(&self) {
+        if !self.said_without_lease.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "no data directory is known: what the lease would tell is left out (Supervisor::with_data_dir)"
+            );
+        }
+    }
+}

@@ -1,0 +1,508 @@
+//! Performs the effects of the supervisor's machine for one handover: one loop, no thread, no decision.
+//!
+//! The loop sleeps in poll(2) on both channels, both pidfds, the cancel handle, and the earliest timer. What a peer had sent is
+//! given to the machine before that peer's death, and everything that has arrived before any timer.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::ExitStatus;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use handoff_journal::{Details, Journal, JournalError, StateJournal};
+use handoff_proto::supervisor::{Effect, Input, LeaseReading, Milestone, Outcome, Ownership, Plan, Stopped, Timer};
+use handoff_proto::{HandoffId, Machine, Message, Phase, ProtoVersion, WireError, supervisor as machine};
+use rustix::event::{PollFd, PollFlags};
+
+use crate::channel::{Channel, Received};
+use crate::control;
+use crate::error::{Error, Result};
+use crate::outcome::{HandoffOutcome, SpawnSpec};
+use crate::ownership;
+use crate::process::Process;
+use crate::progress::{Cancel, Progress};
+use crate::spawn::spawn;
+use crate::sys::poll;
+use crate::timers::Timers;
+
+use super::Supervisor;
+use super::stopwatch::{Stopwatch, crash_at, name};
+
+/// One handover.
+pub(super) struct Run<'a> {
+    supervisor: &'a Supervisor,
+    journal: Option<&'a mut Journal>,
+    spec: SpawnSpec,
+    progress: &'a dyn Fn(Progress),
+    cancel: &'a Cancel,
+    handoff_id: HandoffId,
+    machine: machine::Supervisor,
+    timers: Timers<Timer>,
+    /// Results of effects, to be given in before anything else.
+    results: VecDeque<Input>,
+    incumbent: Option<Peer>,
+    successor: Option<Peer>,
+    record: StateJournal,
+    stopwatch: Stopwatch,
+    /// The typed form of what the machine was told as text.
+    failure: Option<Error>,
+    outcome: Option<Outcome>,
+}
+
+/// One of the two other processes.
+struct Peer {
+    process: Process,
+    /// None when either side has closed it.
+    channel: Option<Channel>,
+    life: Life,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Watched,
+    /// Its death was told to the machine.
+    Told,
+}
+
+#[derive(Clone, Copy)]
+enum Who {
+    Incumbent,
+    Successor,
+}
+
+/// Which descriptors a wait has found ready.
+#[derive(Default)]
+struct Ready {
+    cancel: bool,
+    incumbent: ReadyPeer,
+    successor: ReadyPeer,
+}
+
+#[derive(Clone, Copy, Default)]
+struct ReadyPeer {
+    channel: bool,
+    dead: bool,
+}
+
+impl<'a> Run<'a> {
+    pub(super) fn new(
+        supervisor: &'a Supervisor,
+        journal: Option<&'a mut Journal>,
+        spec: SpawnSpec,
+        progress: &'a dyn Fn(Progress),
+        cancel: &'a Cancel,
+    ) -> Self {
+        let handoff_id = HandoffId::new();
+        let binary = std::path::absolute(&spec.binary).unwrap_or_else(|_| spec.binary.clone());
+        let record = StateJournal {
+            handoff_id,
+            phase: Phase::Negotiating,
+            incumbent_pid: 0,
+            successor_pid: None,
+            started_at_unix_ms: unix_ms(),
+            details: Details { binary: Some(binary), build_id: supervisor.build_id.clone(), ..Details::default() },
+        };
+        Self {
+            supervisor,
+            journal,
+            spec,
+            progress,
+            cancel,
+            handoff_id,
+            machine: machine::Supervisor::new(supervisor.timing),
+            timers: Timers::new(),
+            results: VecDeque::new(),
+            incumbent: None,
+            successor: None,
+            record,
+            stopwatch: Stopwatch::start(),
+            failure: None,
+            outcome: None,
+        }
+    }
+
+    /// Runs it from its start to its end.
+    pub(super) fn perform(mut self) -> Result<HandoffOutcome> {
+        drop(self.supervisor.usable_listeners()?);
+        let start = Input::Start(self.plan());
+        self.give(start);
+        while self.outcome.is_none() {
+            let ready = self.wait();
+            let late = self.timers.woke_late();
+            self.take_arrived(&ready);
+            if late {
+                self.give(Input::WokeLate);
+            }
+            while self.outcome.is_none()
+                && let Some(timer) = self.timers.pop_expired()
+            {
+                self.give(Input::Fired(timer));
+            }
+        }
+        self.conclude()
+    }
+
+    fn plan(&self) -> Plan {
+        Plan {
+            handoff_id: self.handoff_id,
+            deadline: self.spec.deadline,
+            drain_grace: self.spec.drain_grace,
+            warm: self.spec.warm,
+            ownership: match self.supervisor.data_dir {
+                Some(_) => Ownership::ByLease,
+                None => Ownership::ByControlPath,
+            },
+            watchdog: self.supervisor.watchdog,
+        }
+    }
+
+    fn conclude(mut self) -> Result<HandoffOutcome> {
+        let (committed, abort_reason, epoch) = match self.outcome.take() {
+            Some(Outcome::Committed { epoch }) => (true, None, epoch),
+            Some(Outcome::Aborted { reason }) => (false, Some(reason), None),
+            Some(Outcome::Refused { reason }) => return Err(self.failure.unwrap_or(Error::NotTried { reason })),
+            None => (false, None, None),
+        };
+        let alive_or_serving = |peer: &Peer| committed || peer.life == Life::Watched;
+        Ok(HandoffOutcome {
+            handoff_id: self.handoff_id,
+            committed,
+            abort_reason,
+            child: self.successor.take().filter(alive_or_serving).map(|peer| peer.process),
+            timings: self.stopwatch.timings(),
+            old_pid: self.record.incumbent_pid,
+            epoch,
+        })
+    }
+
+    // ---- inputs
+
+    /// Gives one input to the machine, and the results of what it then asks for.
+    fn give(&mut self, input: Input) {
+        let mut next = Some(input);
+        while let Some(input) = next {
+            for effect in self.machine.step(input) {
+                self.perform_effect(effect);
+            }
+            next = self.results.pop_front().filter(|_| self.outcome.is_none());
+        }
+    }
+
+    fn wait(&mut self) -> Ready {
+        match self.poll() {
+            Ok(ready) => ready,
+            Err(error) => {
+                // Neither peer may be left half way: the handover is undone, by what can be received without waiting.
+                self.give(Input::Cancel(format!("wait for the peers: {error}")));
+                let peer = ReadyPeer { channel: true, dead: false };
+                Ready { cancel: false, incumbent: peer, successor: peer }
+            }
+        }
+    }
+
+    fn poll(&self) -> io::Result<Ready> {
+        let mut fds = vec![PollFd::new(self.cancel, PollFlags::IN)];
+        let peers = [&self.incumbent, &self.successor];
+        for peer in peers.into_iter().flatten() {
+            fds.extend(peer.channel.as_ref().map(|channel| PollFd::new(channel, channel_events(channel))));
+            fds.extend((peer.life == Life::Watched).then(|| PollFd::new(&peer.process, PollFlags::IN)));
+        }
+        poll::wait(&mut fds, self.timers.timeout())?;
+
+        let mut found = fds.iter().map(|fd| !fd.revents().is_empty());
+        let mut ready = Ready { cancel: found.next().unwrap_or_default(), ..Ready::default() };
+        for (peer, ready) in peers.into_iter().zip([&mut ready.incumbent, &mut ready.successor]) {
+            if let Some(peer) = peer {
+                ready.channel = peer.channel.is_some() && found.next().unwrap_or_default();
+                ready.dead = peer.life == Life::Watched && found.next().unwrap_or_default();
+            }
+        }
+        Ok(ready)
+    }
+
+    fn take_arrived(&mut self, ready: &Ready) {
+        for (who, ready) in [(Who::Incumbent, ready.incumbent), (Who::Successor, ready.successor)] {
+            // The dead have said all that they will ever say; it is taken before the death.
+            if ready.channel || ready.dead {
+                self.take_messages(who);
+            }
+            if ready.dead {
+                self.take_death(who);
+            }
+        }
+        if ready.cancel
+            && let Some(reason) = self.cancel.take()
+        {
+            self.give(Input::Cancel(reason));
+        }
+    }
+
+    fn take_messages(&mut self, who: Who) {
+        while self.outcome.is_none() {
+            let Some(channel) = self.peer(who).and_then(|peer| peer.channel.as_mut()) else { return };
+            // A peer that is gone is noticed by what is received, or by its pidfd.
+            let _ = channel.flush();
+            let input = match (channel.receive(), who) {
+                (Received::Nothing, _) => return,
+                (Received::Message { message, .. }, Who::Incumbent) => Input::FromIncumbent(message),
+                (Received::Message { message, .. }, Who::Successor) => Input::FromSuccessor(message),
+                (Received::Closed, Who::Incumbent) => Input::IncumbentClosed,
+                (Received::Closed, Who::Successor) => Input::SuccessorClosed,
+                (Received::Malformed(error), Who::Incumbent) => Input::IncumbentMalformed(error.to_string()),
+                (Received::Malformed(error), Who::Successor) => Input::SuccessorMalformed(error.to_string()),
+            };
+            self.give(input);
+        }
+    }
+
+    fn take_death(&mut self, who: Who) {
+        let Some(peer) = self.peer(who) else { return };
+        peer.life = Life::Told;
+        let input = match who {
+            Who::Incumbent => Input::IncumbentGone,
+            Who::Successor => {
+                let how = how_it_ended(&mut peer.process);
+                let pid = peer.process.pid();
+                control::remove_staging(&self.supervisor.control_path, pid);
+                Input::SuccessorGone(how)
+            }
+        };
+        if self.outcome.is_none() {
+            self.give(input);
+        }
+    }
+
+    fn peer(&mut self, who: Who) -> Option<&mut Peer> {
+        match who {
+            Who::Incumbent => self.incumbent.as_mut(),
+            Who::Successor => self.successor.as_mut(),
+        }
+    }
+
+    // ---- effects
+
+    fn perform_effect(&mut self, effect: Effect) {
+        match effect {
+            Effect::ConnectIncumbent => self.connect(),
+            Effect::SpawnSuccessor => self.spawn(),
+            Effect::SendIncumbent(version, message) => self.send(Who::Incumbent, version, message),
+            Effect::SendSuccessor(version, message) => self.send(Who::Successor, version, message),
+            Effect::CloseIncumbent => self.close(Who::Incumbent),
+            Effect::CloseSuccessor => self.close(Who::Successor),
+            Effect::Record(phase) => self.record(phase),
+            Effect::RecordUndone => self.journal_step(Journal::clear),
+            Effect::SyncJournal => self.sync_journal(),
+            Effect::ReadLease => {
+                let reading = self.supervisor.lease();
+                self.results.push_back(Input::Lease(reading));
+            }
+            Effect::AskControlPath => {
+                let pid = listener_at(&self.supervisor.control_path);
+                self.results.push_back(Input::ControlPath(pid));
+            }
+            Effect::StopSuccessor => self.signal_successor(Process::stop).look_if_stopped(),
+            Effect::LookIfStopped => self.look_if_stopped(),
+            Effect::ContinueSuccessor => drop(self.signal_successor(Process::cont)),
+            Effect::KillSuccessor => drop(self.signal_successor(Process::kill)),
+            Effect::KillIncumbent => self.kill_incumbent(),
+            Effect::Arm(timer, after) => self.timers.arm(timer, after),
+            Effect::Disarm(timer) => self.timers.disarm(timer),
+            Effect::Reached(milestone) => self.reached(milestone),
+            Effect::Finish(outcome) => self.outcome = Some(outcome),
+        }
+    }
+
+    fn connect(&mut self) {
+        let input = match connect_to(&self.supervisor.control_path) {
+            Ok(peer) => {
+                let id = peer.process.id();
+                self.record.incumbent_pid = id.pid;
+                self.record.details.incumbent_start_time = Some(id.start_time);
+                self.incumbent = Some(peer);
+                Input::Connected(id)
+            }
+            Err(error) => Input::ConnectFailed(self.keep(error)),
+        };
+        self.results.push_back(input);
+    }
+
+    fn spawn(&mut self) {
+        let input = match self.start_successor() {
+            Ok(peer) => {
+                let id = peer.process.id();
+                self.record.successor_pid = Some(id.pid);
+                self.record.details.successor_start_time = Some(id.start_time);
+                self.successor = Some(peer);
+                Input::Spawned(id)
+            }
+            Err(error) => Input::SpawnFailed(self.keep(error)),
+        };
+        self.results.push_back(input);
+    }
+
+    fn start_successor(&self) -> Result<Peer> {
+        let (channel, theirs) = Channel::pair().map_err(|error| Error::io("make a control channel", error))?;
+        let listeners = self.supervisor.usable_listeners()?;
+        let named: Vec<_> = listeners.named.iter().map(|(name, fd)| (name.clone(), fd.as_fd())).collect();
+        let SpawnSpec { binary, args, env, .. } = &self.spec;
+        let process = spawn(binary, args, env, &named, Some(theirs.as_fd()))?;
+        Ok(Peer { process, channel: Some(channel), life: Life::Watched })
+    }
+
+    /// Keeps an error in its typed form and gives its text.
+    fn keep(&mut self, error: Error) -> String {
+        let text = error.to_string();
+        self.failure.get_or_insert(error);
+        text
+    }
+
+    fn send(&mut self, who: Who, version: ProtoVersion, mut message: Message) {
+        match &mut message {
+            Message::Heartbeat { ts_ms } => *ts_ms = unix_ms(),
+            Message::BeginWith { deadline_ns, .. } => {
+                *deadline_ns = self.timers.at_ns(Timer::Deadline).unwrap_or(u64::MAX);
+            }
+            Message::HelloAck { proto_version_chosen: 1, .. } => {
+                tracing::info!(handoff_id = %self.handoff_id, "a peer speaks version 1 only: what version 2 adds is left out with it");
+            }
+            _ => {}
+        }
+        let Some(channel) = self.peer(who).and_then(|peer| peer.channel.as_mut()) else { return };
+        match channel.send(version, &message) {
+            // That the peer is gone shows by itself, with what it had said before.
+            Ok(()) | Err(WireError::Io(_)) => {}
+            Err(error) => self.results.push_back(match who {
+                Who::Incumbent => Input::IncumbentMalformed(error.to_string()),
+                Who::Successor => Input::SuccessorMalformed(error.to_string()),
+            }),
+        }
+    }
+
+    fn close(&mut self, who: Who) {
+        if let Some(peer) = self.peer(who) {
+            peer.channel = None;
+        }
+    }
+
+    fn record(&mut self, phase: Phase) {
+        self.record.phase = phase;
+        if let Some(journal) = &mut self.journal
+            && let Err(error) = journal.record(&self.record)
+        {
+            self.journal_failed(error);
+        }
+    }
+
+    fn sync_journal(&mut self) {
+        let before = self.results.len();
+        self.journal_step(Journal::sync);
+        if self.results.len() == before {
+            self.results.push_back(Input::JournalSynced);
+        }
+    }
+
+    fn journal_step(&mut self, step: impl FnOnce(&mut Journal) -> std::result::Result<(), JournalError>) {
+        if let Some(journal) = &mut self.journal
+            && let Err(error) = step(journal)
+        {
+            self.journal_failed(error);
+        }
+    }
+
+    fn journal_failed(&mut self, error: JournalError) {
+        tracing::warn!(handoff_id = %self.handoff_id, %error, "the journal could not be written");
+        let text = self.keep(error.into());
+        self.results.push_back(Input::JournalFailed(text));
+    }
+
+    fn signal_successor(&mut self, signal: fn(&Process) -> Result<()>) -> &mut Self {
+        if let Some(peer) = &self.successor
+            && let Err(error) = signal(&peer.process)
+        {
+            tracing::warn!(handoff_id = %self.handoff_id, %error, "the successor could not be signalled");
+        }
+        self
+    }
+
+    fn look_if_stopped(&mut self) {
+        let stopped = match self.successor.as_ref().map(|peer| peer.process.is_stopped()) {
+            Some(Ok(true)) => Stopped::Yes,
+            Some(Ok(false) | Err(_)) | None => Stopped::NotYet,
+        };
+        self.results.push_back(Input::SuccessorStopped(stopped));
+    }
+
+    fn kill_incumbent(&self) {
+        if let Some(peer) = &self.incumbent
+            && let Err(error) = peer.process.kill()
+        {
+            tracing::warn!(handoff_id = %self.handoff_id, %error, "the incumbent could not be killed");
+        }
+    }
+
+    fn reached(&mut self, milestone: Milestone) {
+        self.stopwatch.note(milestone);
+        if milestone == Milestone::WithoutLease {
+            self.supervisor.say_without_lease();
+        }
+        let successor_pid = self.record.successor_pid;
+        tracing::info!(handoff_id = %self.handoff_id, step = name(milestone), successor_pid, "handover");
+        (self.progress)(Progress { handoff_id: self.handoff_id, successor_pid, milestone });
+        crash_at(milestone);
+    }
+}
+
+impl Supervisor {
+    /// What the lease says now; nobody without a data directory.
+    pub(super) fn lease(&self) -> LeaseReading {
+        let Some(data_dir) = &self.data_dir else { return LeaseReading::Nobody };
+        match handoff_lock::read_lease(data_dir) {
+            Ok(lease) => lease.as_ref().and_then(ownership::view).map_or(LeaseReading::Nobody, LeaseReading::Found),
+            Err(error) => LeaseReading::Unreadable(error.to_string()),
+        }
+    }
+}
+
+fn channel_events(channel: &Channel) -> PollFlags {
+    if channel.wants_write() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN }
+}
+
+/// The incumbent, and its process by the kernel's word.
+fn connect_to(control_path: &Path) -> Result<Peer> {
+    let channel = control::connect(control_path)?;
+    let doing = || format!("ask who listens at {}", control_path.display());
+    let pid = channel.peer().map_err(|error| Error::io(doing(), error))?.pid;
+    match Process::open(pid)? {
+        Some(process) => Ok(Peer { process, channel: Some(channel), life: Life::Watched }),
+        None => Err(Error::NotTried {
+            reason: format!("{}: process {pid} listens there, but is not to be seen from here", control_path.display()),
+        }),
+    }
+}
+
+/// Who listens at the control path, by the kernel's word: it needs not even answer.
+fn listener_at(control_path: &Path) -> Option<u32> {
+    control::connect(control_path).ok()?.peer().ok().map(|peer| peer.pid)
+}
+
+fn how_it_ended(process: &mut Process) -> String {
+    match process.try_wait() {
+        Ok(Some(status)) => describe(status),
+        Ok(None) | Err(_) => "died".into(),
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exited with status {code}"),
+        (None, Some(signal)) => format!("was killed by signal {signal}"),
+        (None, None) => "died".into(),
+    }
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
