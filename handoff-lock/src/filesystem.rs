@@ -1,4 +1,5 @@
-//! Where flock(2) excludes every contender, and where it does not. Pure decisions; the system call is in `sys`.
+//! Where flock(2) excludes every contender, and where it does not. The decisions are pure, so that they are tested without such
+//! mounts; the system call is in `sys`.
 //!
 //! A file system is refused when other hosts can mount it and its flock may be local to one client, or when it depends on
 //! mount options that can't be seen from here (OCFS2, GFS2, Lustre, GPFS: with `localflocks` and the like the lock is local).

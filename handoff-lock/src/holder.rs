@@ -305,7 +305,8 @@ mod tests {
         let found = holder(dir.path()).unwrap().unwrap();
         assert_eq!((found.pid, found.alive, found.inherited), (std::process::id(), true, false));
         assert_eq!(found.since_unix_ms, Some(lock.lease().since_unix_ms));
-        assert!(found.command.is_some_and(|command| command.contains("handoff_lock")));
+        let program = std::env::current_exe().unwrap().file_name().unwrap().to_string_lossy().into_owned();
+        assert!(found.command.is_some_and(|command| command.contains(&program)));
         let seen = look(dir.path()).unwrap();
         assert_eq!((seen.lease.as_ref(), seen.locked_by), (Some(lock.lease()), Some(std::process::id())));
     }

@@ -9,12 +9,76 @@
 //! println!("{} is ours, under epoch {}", dir.display(), lock.epoch());
 //!
 //! match DataDirLock::acquire(dir) {
-//!     Err(error @ LockError::Held { .. }) => println!("{error}"), // the data dir is locked by pid 4711 (stored) since …
+//!     Err(error @ LockError::Held { .. }) => println!("{error}"), // "the data dir is locked by pid 4711 (stored) since …"
 //!     other => panic!("two owners: {other:?}"),
 //! }
 //! lock.release()?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! # What it promises
+//!
+//! - **One owner.** flock(2) on two inodes: `.handoff.lock` in the directory, and the directory itself. Removing or replacing
+//!   the lock file makes no second owner. The kernel frees the lock when its owner dies; a lock is never broken by unlinking.
+//! - **A fencing epoch.** [`DataDirLock::epoch`] is one higher at each acquisition and never goes back, not after a power
+//!   failure and not if the lock file was removed (then it may skip numbers). Put it into what you write.
+//! - **A true holder.** Who is refused learns the [`Holder`]: pid, command, since when, and whether it merely inherited a
+//!   descriptor. A reused pid is not taken for the owner, and a pidfile is never believed against the kernel.
+//! - **Forks do no harm.** A forked child neither keeps nor undoes its parent's lock.
+//! - **It is cheap.** Taking and releasing it are some twenty system calls, without a sync except once in a thousand
+//!   acquisitions, and that one can be had [off the critical path](DataDirLock::reserve_epochs).
+//!
+//! # What it refuses
+//!
+//! A directory on a file system that other hosts can mount and where flock(2) may not exclude them (NFS, SMB, 9p, FUSE, Ceph
+//! and the like) is refused with [`LockError::UnsupportedFilesystem`], unless the caller vouches for it with
+//! [`DataDirLock::acquire_on_any_filesystem`].
+//!
+//! # From one process to the next
+//!
+//! [`DataDirLock`] alone is enough for a program that runs once per directory. A program that hands its directory to a
+//! successor uses the three steps by themselves:
+//!
+//! ```
+//! use handoff_lock::{Attempt, DataDirLock, LeaseState, Unlocked};
+//! # let scratch = tempfile::tempdir()?;
+//! # let dir = scratch.path();
+//! # let mut old = DataDirLock::acquire(dir)?;
+//!
+//! // The old process serves, seals, and keeps its descriptors: it may have to come back.
+//! old.activate(b"build 1")?;
+//! let fallback = old.seal().map_err(|(_still_ours, error)| error)?;
+//!
+//! // The new one opened everything ahead of time. It decides by the lease that it reads under the lock.
+//! let new = match Unlocked::open(dir)?.try_lock() {
+//!     Attempt::Locked(claim) if claim.found().is_some_and(|lease| lease.state == LeaseState::Sealed) => {
+//!         claim.claim(None).map_err(|(_, error)| error)?
+//!     }
+//!     other => panic!("not our turn: {other:?}"),
+//! };
+//! assert_eq!(new.epoch(), 2);
+//! assert!(matches!(fallback.try_lock(), Attempt::Held(_)));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! The lease between them ([`Lease`], [`read_lease`], [`look`]) names the owner, how far it has come, and under which epoch.
+//! It is not synced: after a power failure no process is alive, so who owned what is worthless, and
+//! [`Lease::of_this_boot`] says so.
+//!
+//! # The files
+//!
+//! | name | what it holds |
+//! |---|---|
+//! | `.handoff.lock` | the lock, the lease in two slots, the epoch mark in a sector of its own |
+//! | `.handoff.epoch` | the second copy of the epoch mark |
+//! | `.handoff.pidfile` | the owner's pid as text, for people; decides nothing |
+//!
+//! They stay where they are when the lock is released, except for the pidfile. A lock file that is empty, as older tools leave
+//! it, is taken; one that holds something else is refused and named.
+//!
+//! # Platforms
+//!
+//! Linux in full. On macOS and the BSDs the lock and the epoch are the same, and the holder is the one that wrote itself down.
 #![deny(unsafe_code)]
 
 mod data_dir_lock;
@@ -35,3 +99,7 @@ pub use filesystem::check_filesystem;
 pub use holder::{Holder, Look, holder, look, read_lease};
 pub use lease::{BUILD_ID_BYTES_MAX, Lease, LeaseState, Owner};
 pub use pair::{Attempt, LOCK_FILE, Unlocked};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

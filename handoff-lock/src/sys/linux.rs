@@ -4,7 +4,7 @@
 //! and overlayfs is not what stat(2) says; so it is read from `/proc/self/fdinfo` and `/proc/self/mountinfo`.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use rustix::fs::{fstat, fstatfs, major, minor};
@@ -63,7 +63,12 @@ impl LockTable {
     /// The pids that took a flock on one of the inodes. Such a process may be gone and its lock live on in a descriptor that
     /// a child inherited.
     pub(crate) fn takers(&self) -> Vec<u32> {
-        let table = read_lossy("/proc/locks").unwrap_or_default();
+        // The kernel shows the table in pieces, and a lock freed between two of them can hide another one.
+        (0..READS_MAX).map(|_| self.read_takers()).find(|takers| !takers.is_empty()).unwrap_or_default()
+    }
+
+    fn read_takers(&self) -> Vec<u32> {
+        let table = read_in_large_pieces("/proc/locks").unwrap_or_default();
         table.lines().filter_map(parse_flock).filter(|(_, key)| self.keys.contains(key)).map(|(pid, _)| pid).collect()
     }
 
@@ -90,6 +95,8 @@ impl LockTable {
         pids.into_iter().find(|pid| self.is_held_through(*pid) == Some(true))
     }
 }
+
+const READS_MAX: u32 = 3;
 
 /// Device (major, minor) and number of an inode.
 type Key = (u32, u32, u64);
@@ -150,6 +157,18 @@ fn parse_boot_id(text: &str) -> Option<[u8; 16]> {
 
 fn read_lossy(path: &str) -> Option<String> {
     fs::read(path).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn read_in_large_pieces(path: &str) -> io::Result<String> {
+    let mut file = fs::File::open(path)?;
+    let mut piece = vec![0; 64 * 1024];
+    let mut bytes = Vec::new();
+    loop {
+        match file.read(&mut piece)? {
+            0 => return Ok(String::from_utf8_lossy(&bytes).into_owned()),
+            len => bytes.extend_from_slice(&piece[..len]),
+        }
+    }
 }
 
 #[cfg(test)]
