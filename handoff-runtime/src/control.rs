@@ -9,7 +9,7 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -57,6 +57,7 @@ impl StagedControl {
     /// The path is too long, or its directory is missing or not ours to write.
     pub(crate) fn bind(path: &Path) -> Result<Self> {
         check_socket_path(path)?;
+        check_replaceable(path)?;
         let staging = StagingName(staging_path(path, std::process::id()));
         let (socket, inode) = listen_at(&staging.0)
             .map_err(|error| Error::io(format!("bind control socket {}", staging.0.display()), error))?;
@@ -178,7 +179,7 @@ pub(crate) fn who_answers(path: &Path, within: Duration) -> Option<u32> {
     loop {
         match channel.receive() {
             Received::Message { message: Message::Hello { role: Side::Incumbent, .. }, .. } => {
-                return channel.peer().ok().map(|peer| peer.pid);
+                return channel.peer().ok().map(|peer| peer.pid).filter(|&pid| pid != 0);
             }
             Received::Nothing => {}
             Received::Message { .. } | Received::Closed | Received::Malformed(_) => return None,
@@ -191,6 +192,16 @@ pub(crate) fn who_answers(path: &Path, within: Duration) -> Option<u32> {
 /// Removes the staging name that a process which was ended may have left.
 pub(crate) fn remove_staging(path: &Path, pid: u32) {
     drop(StagingName(staging_path(path, pid)));
+}
+
+/// A rename replaces whatever is there: never a file that somebody named by mistake.
+fn check_replaceable(path: &Path) -> Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            Err(Error::Usage(format!("{} exists and is no socket; name another path or remove it", path.display())))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether the peer's user is ours or root.

@@ -2,22 +2,24 @@
 //!
 //! Dropping a [`Process`] neither kills nor waits. Only a child of this process is ever reaped, and only when asked.
 
-use std::fs;
-use std::io::{self, ErrorKind};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::ExitStatus;
-use std::time::Duration;
 
 use handoff_proto::ProcessId;
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal, waitid,
 };
 
 use crate::error::{Error, Result};
-use crate::sys::poll;
+
+/// 52 fields of at most 20 digits, and a name.
+const STAT_BYTES_MAX: usize = 2048;
 
 /// One process that this one started or found.
 #[derive(Debug)]
@@ -42,7 +44,7 @@ impl Process {
         if self.status.is_some() {
             return Ok(true);
         }
-        exited_within(&self.pidfd, Some(Duration::ZERO)).map_err(|source| self.error("look at", source))
+        is_dead(&self.pidfd).map_err(|source| self.error("look at", source))
     }
 
     /// Waits until it is dead and gives its exit status, the same at every call. `None`: it is not our child, so the status
@@ -51,7 +53,7 @@ impl Process {
     /// # Errors
     /// The system's, when it can't be waited for.
     pub fn wait(&mut self) -> Result<Option<ExitStatus>> {
-        exited_within(&self.pidfd, None).map_err(|source| self.error("wait for", source))?;
+        wait_for_death(&self.pidfd).map_err(|source| self.error("wait for", source))?;
         self.try_wait()
     }
 
@@ -82,16 +84,27 @@ impl Process {
             Err(error) => return Err(Error::io(doing(), error)),
         };
         // Alive after the start time was read: it was this process's, not a later one's.
-        if exited_within(&pidfd, Some(Duration::ZERO)).map_err(|error| Error::io(doing(), error))? {
+        if is_dead(&pidfd).map_err(|error| Error::io(doing(), error))? {
             return Ok(None);
         }
         Ok(Some(Self { id: ProcessId { pid, start_time }, pidfd, status: None }))
     }
 
     /// A child that was just started and can't have been reaped.
+    ///
+    /// # Errors
+    /// Its start time can't be read, for want of a descriptor for instance. It is ended then.
     pub(crate) fn started(pid: u32, pidfd: OwnedFd) -> Result<Self> {
-        let start_time = start_time_of(pid).map_err(|error| Error::io(format!("look at child {pid}"), error))?;
-        Ok(Self { id: ProcessId { pid, start_time }, pidfd, status: None })
+        let mut process = Self { id: ProcessId { pid, start_time: 0 }, pidfd, status: None };
+        match start_time_of(pid) {
+            Ok(start_time) => process.id.start_time = start_time,
+            Err(error) => {
+                process.kill()?;
+                process.wait()?;
+                return Err(process.error("look at", error));
+            }
+        }
+        Ok(process)
     }
 
     /// Its pid together with its start time.
@@ -170,16 +183,16 @@ impl AsFd for Process {
     }
 }
 
-/// Waits for the death of a process, whoever its parent is. A signal starts an unlimited wait anew.
-fn exited_within(pidfd: &OwnedFd, limit: Option<Duration>) -> io::Result<bool> {
-    loop {
-        let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
-        poll::wait(&mut fds, limit)?;
-        let exited = !fds[0].revents().is_empty();
-        if exited || limit.is_some() {
-            return Ok(exited);
-        }
-    }
+/// A pidfd is readable when its process is dead, whoever the parent is (pidfd_open(2)).
+fn is_dead(pidfd: &OwnedFd) -> io::Result<bool> {
+    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+    Ok(retry_on_intr(|| poll(&mut fds, Some(&Timespec::default())))? > 0)
+}
+
+fn wait_for_death(pidfd: &OwnedFd) -> io::Result<()> {
+    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+    retry_on_intr(|| poll(&mut fds, None))?;
+    Ok(())
 }
 
 fn exit_status(status: &WaitIdStatus) -> ExitStatus {
@@ -194,25 +207,43 @@ fn exit_status(status: &WaitIdStatus) -> ExitStatus {
 
 /// Field 22 of `/proc/PID/stat` (proc_pid_stat(5)): clock ticks after boot.
 fn start_time_of(pid: u32) -> io::Result<u64> {
-    let stat = fs::read(format!("/proc/{pid}/stat"))?;
-    let field = fields_behind_name(&stat).and_then(|mut fields| fields.nth(19));
+    let stat = read_stat(Path::new(&format!("/proc/{pid}/stat")))?;
+    let field = fields_behind_name(stat.as_bytes()).and_then(|mut fields| fields.nth(19));
     let parsed = field.and_then(|field| std::str::from_utf8(field).ok()).and_then(|field| field.parse().ok());
     parsed.ok_or_else(|| io::Error::new(ErrorKind::InvalidData, format!("/proc/{pid}/stat has no start time")))
 }
 
 fn every_thread_is_stopped(pid: u32) -> io::Result<bool> {
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let stat = match fs::read(thread?.path().join("stat")) {
+        let stat = match read_stat(&thread?.path().join("stat")) {
             Ok(stat) => stat,
             Err(error) if is_gone(&error) => continue,
             Err(error) => return Err(error),
         };
-        let state = fields_behind_name(&stat).and_then(|mut fields| fields.next());
+        let state = fields_behind_name(stat.as_bytes()).and_then(|mut fields| fields.next());
         if !matches!(state, Some(b"T" | b"t" | b"Z" | b"X" | b"x")) {
             return Ok(false);
         }
     }
     Ok(true)
+}
+
+/// One read: the kernel makes the line at the first one, and it is never as long as this.
+fn read_stat(path: &Path) -> io::Result<Stat> {
+    let mut stat = Stat { line: [0; STAT_BYTES_MAX], bytes: 0 };
+    stat.bytes = File::open(path)?.read(&mut stat.line)?;
+    Ok(stat)
+}
+
+struct Stat {
+    line: [u8; STAT_BYTES_MAX],
+    bytes: usize,
+}
+
+impl Stat {
+    fn as_bytes(&self) -> &[u8] {
+        &self.line[..self.bytes]
+    }
 }
 
 /// The fields from the third on. The second, the name, may hold anything, parentheses and spaces too.
@@ -223,4 +254,118 @@ fn fields_behind_name(stat: &[u8]) -> Option<impl Iterator<Item = &[u8]>> {
 
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// A program that lives until it is killed, started as the supervisor starts one.
+    fn sleeper() -> Process {
+        crate::spawn::spawn(Path::new("sleep"), &["1000".into()], &[], &[], None).unwrap()
+    }
+
+    /// The same, but a grandchild, so not ours to reap.
+    fn strangers_sleeper() -> Process {
+        let script = "sleep 1000 >/dev/null 2>&1 & echo $!";
+        let output = Command::new("/bin/sh").args(["-c", script]).stderr(Stdio::inherit()).output().unwrap();
+        let pid = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
+        Process::open(pid).unwrap().unwrap()
+    }
+
+    fn wait_until_stopped(process: &Process) {
+        while !process.is_stopped().unwrap() {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_killed_child_gives_its_status_at_every_wait() {
+        let mut process = sleeper();
+        assert!(!process.has_exited().unwrap());
+        assert_eq!(process.try_wait().unwrap(), None);
+        process.kill().unwrap();
+        let status = process.wait().unwrap().unwrap();
+        assert_eq!(status.signal(), Some(libc::SIGKILL));
+        assert_eq!(process.wait().unwrap(), Some(status));
+        assert!(process.has_exited().unwrap());
+        process.kill().unwrap();
+        process.terminate().unwrap();
+    }
+
+    #[test]
+    fn an_exit_status_is_the_programs_own() {
+        let args = ["-c".into(), "exit 7".into()];
+        let mut process = crate::spawn::spawn(Path::new("/bin/sh"), &args, &[], &[], None).unwrap();
+        assert_eq!(process.wait().unwrap().unwrap().code(), Some(7));
+    }
+
+    #[test]
+    fn a_dead_child_is_still_there_to_be_waited_for() {
+        let mut process = sleeper();
+        process.terminate().unwrap();
+        wait_for_death(&process.pidfd).unwrap();
+        assert!(process.has_exited().unwrap());
+        assert!(Process::open(process.pid()).unwrap().is_none());
+        assert_eq!(process.try_wait().unwrap().unwrap().signal(), Some(libc::SIGTERM));
+    }
+
+    #[test]
+    fn a_strangers_death_is_seen_but_its_status_is_not_ours() {
+        let mut process = strangers_sleeper();
+        assert!(!process.has_exited().unwrap());
+        process.kill().unwrap();
+        assert_eq!(process.wait().unwrap(), None);
+        assert!(process.has_exited().unwrap());
+    }
+
+    #[test]
+    fn dropping_neither_kills_nor_waits() {
+        let pid = strangers_sleeper().pid();
+        let again = Process::open(pid).unwrap().unwrap();
+        again.kill().unwrap();
+    }
+
+    #[test]
+    fn a_process_is_stopped_and_goes_on() {
+        let mut process = sleeper();
+        assert!(!process.is_stopped().unwrap());
+        process.stop().unwrap();
+        wait_until_stopped(&process);
+        assert!(!process.has_exited().unwrap());
+        process.cont().unwrap();
+        while process.is_stopped().unwrap() {
+            std::thread::yield_now();
+        }
+        process.stop().unwrap();
+        wait_until_stopped(&process);
+        process.kill().unwrap();
+        process.wait().unwrap();
+        assert!(process.is_stopped().unwrap());
+    }
+
+    #[test]
+    fn the_same_process_has_the_same_id() {
+        let own = Process::open(std::process::id()).unwrap().unwrap();
+        assert_eq!(own.id().pid, std::process::id());
+        assert_eq!(own.id(), Process::open(own.pid()).unwrap().unwrap().id());
+        assert!(own.id().start_time > 0);
+    }
+
+    #[test]
+    fn nobody_has_an_impossible_pid() {
+        for pid in [0, u32::MAX, 1 << 22] {
+            assert!(Process::open(pid).unwrap().is_none(), "{pid}");
+        }
+    }
+
+    #[test]
+    fn a_name_may_look_like_fields() {
+        let stat = b"17 (a) T 4 (b)) S 1 2 3\n";
+        let fields: Vec<_> = fields_behind_name(stat).unwrap().collect();
+        assert_eq!(fields, [b"S", b"1", b"2", b"3"]);
+        assert!(fields_behind_name(b"garbage").is_none());
+    }
 }

@@ -25,9 +25,6 @@ use crate::listeners::check_name;
 use crate::process::Process;
 use crate::sys::spawn::{FIRST_FD, Order, Step, start};
 
-/// The binary's own descriptor, while it is started.
-const SPARE_FDS: usize = 1;
-
 /// Starts `binary` and returns when it runs.
 ///
 /// `args` come behind the program's own name. `env` is added to this process's environment. With a `control` channel the
@@ -48,7 +45,6 @@ pub(crate) fn spawn(
     let path = find(binary);
     let program = open(&path).map_err(|source| failed(why_not_opened(&source), source))?;
     let fds: Vec<_> = listeners.iter().map(|&(_, fd)| fd).chain(control).collect();
-    check_limit(fds.len()).map_err(|source| failed(source.to_string(), source))?;
     let texts = texts_for(&path, args, &environment_for(env, listeners, control.is_some()));
     let texts = texts.map_err(|source| failed("its path, arguments or environment hold a zero byte".into(), source))?;
 
@@ -87,17 +83,6 @@ fn open(path: &Path) -> io::Result<OwnedFd> {
         return Err(io::Error::new(ErrorKind::PermissionDenied, "it is not executable; chmod +x it"));
     }
     Ok(file.into())
-}
-
-/// The system says so too, but only the child would hear it, and in a word that fits many things.
-fn check_limit(fd_count: usize) -> io::Result<()> {
-    let needed = FIRST_FD as usize + fd_count + SPARE_FDS;
-    match getrlimit(Resource::Nofile).current {
-        Some(limit) if (needed as u64) > limit => Err(io::Error::other(format!(
-            "{needed} open files are needed and the limit is {limit}; raise it (ulimit -n, LimitNOFILE=)"
-        ))),
-        _ => Ok(()),
-    }
 }
 
 /// The environment of the program without `LISTEN_PID`, which it writes by itself.
@@ -146,6 +131,12 @@ fn texts_for(path: &Path, args: &[OsString], env: &[(OsString, OsString)]) -> io
     })
 }
 
+/// The usual reason: the highest of them, and those that must be moved on the way, have no number left.
+fn limit_of_files() -> String {
+    let limit = getrlimit(Resource::Nofile).current;
+    limit.map_or_else(String::new, |limit| format!(" with a limit of {limit} open files (ulimit -n, LimitNOFILE=)"))
+}
+
 fn why_not_opened(error: &io::Error) -> String {
     match error.kind() {
         ErrorKind::NotFound => "there is no such file".into(),
@@ -159,7 +150,7 @@ fn why_not_started(step: Step, error: &io::Error, fd_count: usize) -> String {
         (Step::Clone, Some(libc::EAGAIN)) => "the limit of processes is reached (ulimit -u, TasksMax=)".into(),
         (Step::Clone, Some(libc::EMFILE | libc::ENFILE)) => "the limit of open files is reached (ulimit -n)".into(),
         (Step::Clone, _) => format!("no new process: {error}"),
-        (Step::PlaceFds, _) => format!("{fd_count} descriptors could not be passed to it (ulimit -n): {error}"),
+        (Step::PlaceFds, _) => format!("{fd_count} descriptors can't be passed to it{}: {error}", limit_of_files()),
         (Step::Exec, Some(libc::ENOENT)) => {
             "its interpreter, named in its first line or by its linker, is missing".into()
         }
