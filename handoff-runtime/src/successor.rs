@@ -265,19 +265,25 @@ impl Core {
         self.wake_due |= self.machine.is_over();
     }
 
+    /// Only what lets the library thread wait for something else, or sooner, wakes it: it is idle in the pause.
     fn perform(&mut self, effect: Effect) -> std::result::Result<(), WireError> {
         match effect {
             Effect::Send(version, message) => return self.send(version, &message),
             Effect::Heartbeat(version) => return self.send(version, &Message::Heartbeat { ts_ms: unix_ms() }),
             Effect::HangUp => self.hang_up(),
-            Effect::Arm(timer, after) => self.timers.arm(timer, after),
-            Effect::ArmAt(timer, at_ns) => self.timers.arm_at(timer, at_ns),
+            Effect::Arm(timer, after) => {
+                self.timers.arm(timer, after);
+                self.wake_due = true;
+            }
+            Effect::ArmAt(timer, at_ns) => {
+                self.timers.arm_at(timer, at_ns);
+                self.wake_due = true;
+            }
             Effect::Disarm(timer) => self.timers.disarm(timer),
             Effect::Reached(milestone) => self.note(&milestone),
             Effect::Answer(answer) => self.answers.push_back(answer),
             Effect::Do(errand) => self.errands.push_back(errand),
         }
-        self.wake_due = true;
         Ok(())
     }
 
@@ -290,6 +296,7 @@ impl Core {
 
     /// The library thread waits on a duplicate of the socket, so closing alone would not end the connection.
     fn hang_up(&mut self) {
+        self.wake_due = true;
         if let Some(channel) = self.channel.take() {
             // Fails only when the supervisor has closed first, and then there is nothing left to end.
             let _ = rustix::net::shutdown(&channel, Shutdown::Both);
@@ -388,15 +395,19 @@ fn next_wait(shared: &Shared) -> Option<Wait> {
     let mut core = shared.lock();
     core.turn();
     core.wake_due = false;
-    if !core.errands.is_empty() || !core.answers.is_empty() {
-        shared.changed.notify_all();
-    }
     let interest = match &core.channel {
         None => PollFlags::empty(),
         Some(channel) if channel.wants_write() => PollFlags::IN | PollFlags::OUT,
         Some(_) => PollFlags::IN,
     };
-    (!core.machine.is_over()).then(|| Wait { interest, timeout: core.timers.timeout() })
+    let wait = (!core.machine.is_over()).then(|| Wait { interest, timeout: core.timers.timeout() });
+    let is_awaited = !core.errands.is_empty() || !core.answers.is_empty();
+    // Free before the daemon's thread wakes up and wants it.
+    drop(core);
+    if is_awaited {
+        shared.changed.notify_all();
+    }
+    wait
 }
 
 fn sleep(shared: &Shared, socket: Option<&OwnedFd>, wait: &Wait) {
