@@ -69,12 +69,12 @@ pub fn verify(acks_dir: &Path, data_dir: &Path) -> Result<Verdict> {
     Ok(verdict)
 }
 
-/// The program: `verify ACKS_DIR DATA_DIR` prints the verdict as one line of JSON. Exit status 0 when all promises were
+/// The program: its arguments are its name, the directory of the clients' logs and the data directory. Prints the verdict as one line of JSON. Exit status 0 when all promises were
 /// kept, 1 when not, 2 when that can't be told.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let args: Vec<PathBuf> = args.into_iter().map(PathBuf::from).collect();
+    let args: Vec<PathBuf> = args.into_iter().skip(1).map(PathBuf::from).collect();
     let [acks_dir, data_dir] = args.as_slice() else {
-        eprintln!("usage: ACKS_DIR DATA_DIR");
+        eprintln!("usage: verify ACKS_DIR DATA_DIR");
         return ExitCode::from(2);
     };
     let verdict = match verify(acks_dir, data_dir) {

@@ -8,7 +8,7 @@
 //! | `ledger.rs` | counts and decay scores in memory |
 //! | `group_commit.rs` | one sync for many writers |
 //! | [`wire`], [`server`] | the line protocol, and TCP with `BYE` and `RETRY` |
-//! | `daemon.rs` | the process: roles, hooks, listeners |
+//! | [`hooks`], `daemon.rs` | the daemon: its hooks; its process, roles and listeners |
 //!
 //! Invariants:
 //!
@@ -22,6 +22,7 @@
 
 mod error;
 mod group_commit;
+pub mod hooks;
 mod ledger;
 mod record;
 mod recovery;
@@ -173,6 +174,17 @@ impl Store {
     pub fn contents(&self) -> Result<Contents> {
         match &*self.writer()? {
             Writer::Open { wal, .. } => Ok(Contents::of(wal.position())),
+            Writer::Sealed => Err(StoreError::Sealed),
+        }
+    }
+
+    /// Whether it takes writes.
+    ///
+    /// # Errors
+    /// It is sealed or poisoned.
+    pub fn check(&self) -> Result<()> {
+        match &*self.writer()? {
+            Writer::Open { .. } => self.commit.durable().map(drop),
             Writer::Sealed => Err(StoreError::Sealed),
         }
     }

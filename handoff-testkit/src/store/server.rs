@@ -142,19 +142,24 @@ impl Server {
     /// # Errors
     /// A listener can't be made non-blocking.
     pub fn listen(&self, listeners: Vec<TcpListener>) -> io::Result<()> {
-        for listener in &listeners {
-            listener.set_nonblocking(true)?;
-        }
         self.shared.state().listeners = listeners.into();
         self.shared.wake_acceptor();
-        self.open();
-        Ok(())
+        self.open()
     }
 
-    /// Accepts again after a [`close`](Self::close).
-    pub fn open(&self) {
-        self.shared.state().gate = Gate::Open;
+    /// Accepts again after a [`close`](Self::close). The listeners are made non-blocking once more: the flag belongs to the
+    /// open file (fcntl(2)), which a successor that failed has shared.
+    ///
+    /// # Errors
+    /// A listener can't be made non-blocking.
+    pub fn open(&self) -> io::Result<()> {
+        let mut state = self.shared.state();
+        for listener in state.listeners.iter() {
+            listener.set_nonblocking(true)?;
+        }
+        state.gate = Gate::Open;
         self.shared.acceptor.notify_one();
+        Ok(())
     }
 
     /// Stops accepting, says `BYE` on idle connections, and waits until the requests in hand are answered, at most until

@@ -127,7 +127,7 @@ fn closing_says_bye_and_answers_what_crosses_it_with_retry() {
     assert_eq!([crossing.line(), crossing.line(), crossing.line()], ["BYE", "RETRY", "RETRY"]);
     assert_eq!(silent.line(), "BYE");
 
-    bench.server.open();
+    bench.server.open().expect("opens");
     assert_eq!(crossing.ask("PING"), "RETRY", "a connection that was told BYE stays so");
     drop((silent, crossing));
     assert_eq!(bench.client().ask("PING"), "PONG");
@@ -158,7 +158,7 @@ fn closing_ends_when_it_is_cancelled() {
     client.send("INC a\n");
     bench.entered.recv().expect("in hand");
     assert_eq!(bench.server.close(Instant::now() + PATIENCE, || true), 1);
-    bench.server.open();
+    bench.server.open().expect("opens");
     bench.let_go.send(()).expect("held");
     assert_eq!(client.line(), "OK 1");
     assert_eq!(client.ask("PING"), "PONG", "it was never told BYE");
