@@ -18,6 +18,8 @@ const LOCK_FILE: &str = "supervisor.lock";
 #[derive(Debug)]
 pub(crate) struct StateDir {
     _lock: File,
+    /// Set while it is new and would be removed again.
+    on_trial: Option<PathBuf>,
 }
 
 impl StateDir {
@@ -27,13 +29,14 @@ impl StateDir {
     /// [`ServiceError::StateDirTaken`] names the supervisor that holds it.
     pub(crate) fn take_existing(dir: &Path) -> Result<Option<Self>, ServiceError> {
         match OpenOptions::new().read(true).write(true).open(dir.join(LOCK_FILE)) {
-            Ok(file) => Self::lock(file, dir).map(Some),
+            Ok(file) => Ok(Some(Self { _lock: Self::lock(file, dir)?, on_trial: None })),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(ServiceError::StateDir { path: dir.to_owned(), source: error }),
         }
     }
 
-    /// Creates the directory where it is missing, and takes it.
+    /// Creates the directory where it is missing, and takes it. A new one is removed again when this is dropped, unless
+    /// [`keep`](Self::keep) was called: a service that could not start leaves no trace.
     ///
     /// # Errors
     /// As [`take_existing`](Self::take_existing).
@@ -42,13 +45,20 @@ impl StateDir {
             Visitors::OwnUserOnly => 0o700,
             Visitors::OtherUsers => 0o711,
         };
+        let on_trial = (!dir.exists()).then(|| dir.to_owned());
         let file = DirBuilder::new().recursive(true).mode(mode).create(dir).and_then(|()| {
             OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(dir.join(LOCK_FILE))
         });
-        Self::lock(file.map_err(|source| ServiceError::StateDir { path: dir.to_owned(), source })?, dir)
+        let file = file.map_err(|source| ServiceError::StateDir { path: dir.to_owned(), source })?;
+        Ok(Self { _lock: Self::lock(file, dir)?, on_trial })
     }
 
-    fn lock(mut file: File, dir: &Path) -> Result<Self, ServiceError> {
+    /// The service has started: the directory stays.
+    pub(crate) fn keep(&mut self) {
+        self.on_trial = None;
+    }
+
+    fn lock(mut file: File, dir: &Path) -> Result<File, ServiceError> {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => {
@@ -57,7 +67,18 @@ impl StateDir {
             Err(error) => return Err(ServiceError::StateDir { path: dir.to_owned(), source: error.into() }),
         }
         write_pid(&mut file).map_err(|source| ServiceError::StateDir { path: dir.to_owned(), source })?;
-        Ok(Self { _lock: file })
+        Ok(file)
+    }
+}
+
+impl Drop for StateDir {
+    fn drop(&mut self) {
+        let Some(dir) = self.on_trial.take() else { return };
+        // Whatever can't be removed keeps the directory, which is then found by the next start.
+        for entry in dir.read_dir().into_iter().flatten().flatten() {
+            let _ = std::fs::remove_file(entry.path());
+        }
+        let _ = std::fs::remove_dir(&dir);
     }
 }
 
@@ -106,7 +127,10 @@ mod tests {
         let path = dir.path().join("a/b");
         assert!(StateDir::take_existing(&path).unwrap().is_none());
         assert!(!path.exists());
-        let first = StateDir::create(&path, Visitors::OwnUserOnly).unwrap();
+        drop(StateDir::create(&path, Visitors::OwnUserOnly).unwrap());
+        assert!(!path.exists(), "who could not start leaves no trace");
+        let mut first = StateDir::create(&path, Visitors::OwnUserOnly).unwrap();
+        first.keep();
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o700);
         for second in
             [StateDir::take_existing(&path).unwrap_err(), StateDir::create(&path, Visitors::OtherUsers).unwrap_err()]

@@ -1,0 +1,255 @@
+//! One handover under way: performed on a worker thread, told to the loop step by step, so that a status is answered in the
+//! middle of it. What the protocol decides is not decided here.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::thread;
+use std::time::Instant;
+
+use handoff_proto::HandoffId;
+use handoff_proto::supervisor::Milestone;
+
+use super::admin::ClientId;
+use super::report::{Event, HandoverReport, HandoverStatus, TimingsMs, milliseconds};
+use crate::outcome::{HandoffOutcome, SpawnSpec, Timings};
+use crate::progress::{Cancel, Progress};
+use crate::supervisor::Supervisor;
+use crate::waker::Waker;
+use crate::{Error, Result};
+
+/// The exit codes of `upgrade`, which the admin socket tells too.
+pub(super) const COMMITTED: u8 = 0;
+pub(super) const ABORTED: u8 = 2;
+pub(super) const NOT_TRIED: u8 = 3;
+pub(super) const BUSY: u8 = 4;
+
+/// What the worker tells the loop.
+#[derive(Debug)]
+pub(super) enum News {
+    Progress(Progress),
+    Over(Result<HandoffOutcome>),
+}
+
+/// The way from the worker to the loop.
+#[derive(Debug, Clone)]
+pub(super) struct Wire {
+    pub(super) sender: Sender<News>,
+    pub(super) waker: Waker,
+}
+
+impl Wire {
+    fn tell(&self, news: News) {
+        // The loop outlives every handover; if it is gone, so is whoever cares.
+        let _ = self.sender.send(news);
+        self.waker.wake();
+    }
+}
+
+/// The loop's view of the handover under way.
+#[derive(Debug)]
+pub(super) struct Handover {
+    /// Who gave the order; may be gone by now.
+    pub(super) client: ClientId,
+    pub(super) spec: SpawnSpec,
+    pub(super) old_pid: u32,
+    ordered: Instant,
+    cancel: Cancel,
+    handoff_id: Option<HandoffId>,
+    phase: &'static str,
+    successor_pid: Option<u32>,
+}
+
+impl Handover {
+    /// Starts the worker.
+    ///
+    /// # Errors
+    /// The system's: no thread or no descriptor is left. Nothing was started.
+    pub(super) fn start(
+        supervisor: &Arc<Supervisor>,
+        client: ClientId,
+        spec: SpawnSpec,
+        old_pid: u32,
+        wire: Wire,
+    ) -> Result<Self> {
+        let cancel = Cancel::new().map_err(|error| Error::io("prepare a handover", error))?;
+        let worker = Worker { supervisor: Arc::clone(supervisor), spec: spec.clone(), cancel: cancel.clone(), wire };
+        thread::Builder::new()
+            .name("handover".to_owned())
+            .spawn(move || worker.work())
+            .map_err(|error| Error::io("start the handover's thread", error))?;
+        let (handoff_id, successor_pid) = (None, None);
+        Ok(Self {
+            client,
+            spec,
+            old_pid,
+            ordered: Instant::now(),
+            cancel,
+            handoff_id,
+            phase: FIRST_PHASE,
+            successor_pid,
+        })
+    }
+
+    /// Calls it off; its end comes as [`News::Over`] all the same.
+    pub(super) fn cancel(&self, reason: &str) {
+        self.cancel.cancel(reason);
+    }
+
+    /// Notes how far it has come; an event when a new phase begins.
+    pub(super) fn note(&mut self, progress: &Progress) -> Option<Event> {
+        self.handoff_id = Some(progress.handoff_id);
+        self.successor_pid = progress.successor_pid.or(self.successor_pid);
+        self.phase = phase_after(progress.milestone).filter(|phase| *phase != self.phase)?;
+        Some(self.event())
+    }
+
+    /// The phase that it is in, for the client.
+    pub(super) fn event(&self) -> Event {
+        Event::Phase {
+            phase: self.phase.to_owned(),
+            handoff_id: self.handoff_id.map(|id| id.to_string()),
+            successor_pid: self.successor_pid,
+            after_ms: u64::try_from(self.ordered.elapsed().as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// For people.
+    pub(super) fn status(&self) -> HandoverStatus {
+        HandoverStatus {
+            handoff_id: self.handoff_id.map(|id| id.to_string()),
+            phase: self.phase.to_owned(),
+            successor_pid: self.successor_pid,
+        }
+    }
+
+    /// Its report and its exit code.
+    pub(super) fn report(&self, result: &Result<HandoffOutcome>, epoch: Option<u64>) -> (HandoverReport, u8) {
+        let unknown = HandoverReport {
+            handoff_id: self.handoff_id.map(|id| id.to_string()),
+            old_pid: Some(self.old_pid),
+            new_pid: self.successor_pid,
+            epoch,
+            ..HandoverReport::default()
+        };
+        match result {
+            Ok(outcome) => {
+                let report = HandoverReport {
+                    handoff_id: Some(outcome.handoff_id.to_string()),
+                    committed: outcome.committed,
+                    abort_reason: outcome.abort_reason.clone(),
+                    epoch: outcome.epoch.or(unknown.epoch),
+                    new_pid: outcome.child.as_ref().map(|child| child.pid()).or(self.successor_pid),
+                    timings_ms: timings(&outcome.timings),
+                    ..unknown
+                };
+                let exit_code = exit_code(&report);
+                (report, exit_code)
+            }
+            Err(error) => {
+                let exit_code = match (error, self.successor_pid) {
+                    (Error::HandoffInProgress, _) => BUSY,
+                    (_, Some(_)) => ABORTED,
+                    (_, None) => NOT_TRIED,
+                };
+                (HandoverReport { abort_reason: Some(error.to_string()), ..unknown }, exit_code)
+            }
+        }
+    }
+}
+
+struct Worker {
+    supervisor: Arc<Supervisor>,
+    spec: SpawnSpec,
+    cancel: Cancel,
+    wire: Wire,
+}
+
+impl Worker {
+    fn work(self) {
+        let progress = |progress| self.wire.tell(News::Progress(progress));
+        let perform = || self.supervisor.perform_watched(self.spec.clone(), &progress, &self.cancel);
+        let result = catch_unwind(AssertUnwindSafe(perform));
+        // A loop that waits for ever for a worker that panicked could neither hand over nor stop.
+        let result = result.unwrap_or_else(|_| Err(Error::Usage("the handover's thread panicked".to_owned())));
+        self.wire.tell(News::Over(result));
+    }
+}
+
+const FIRST_PHASE: &str = "negotiating";
+
+/// The phase that begins at a milestone; none where the one before it goes on. The words are those of `Phase`, and
+/// finer before the drain.
+fn phase_after(milestone: Milestone) -> Option<&'static str> {
+    match milestone {
+        Milestone::IncumbentGreeted => Some("spawning"),
+        Milestone::SuccessorGreeted => Some("warming"),
+        Milestone::PrepareSent => Some("draining"),
+        Milestone::SealRequestSent => Some("sealing"),
+        Milestone::BeginSent => Some("awaiting_ready"),
+        Milestone::CommitSent => Some("committed"),
+        Milestone::UndoStarted => Some("resuming_after_abort"),
+        Milestone::SuccessorSpawned
+        | Milestone::Warmed
+        | Milestone::DrainedReceived
+        | Milestone::SealCompleteReceived
+        | Milestone::ReadyReceived
+        | Milestone::JournalClosed
+        | Milestone::Promoted
+        | Milestone::WatchdogFired
+        | Milestone::FoundActive
+        | Milestone::ResumeSent
+        | Milestone::ResumedReceived
+        | Milestone::ResumeUnanswered
+        | Milestone::SuccessorLingers
+        | Milestone::WithoutLease => None,
+    }
+}
+
+fn exit_code(report: &HandoverReport) -> u8 {
+    match (report.committed, report.new_pid) {
+        (true, _) => COMMITTED,
+        (false, Some(_)) => ABORTED,
+        (false, None) => NOT_TRIED,
+    }
+}
+
+fn timings(timings: &Timings) -> TimingsMs {
+    TimingsMs {
+        spawn: milliseconds(timings.spawn),
+        warm: milliseconds(timings.warm),
+        drain: milliseconds(timings.drain),
+        seal: milliseconds(timings.seal),
+        begin_to_ready: milliseconds(timings.begin_to_ready),
+        total: milliseconds(timings.total),
+        pause: milliseconds(timings.pause),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exit_code_tells_whether_a_successor_was_started() {
+        let report = |committed, new_pid| HandoverReport { committed, new_pid, ..HandoverReport::default() };
+        assert_eq!(exit_code(&report(true, Some(1))), COMMITTED);
+        assert_eq!(exit_code(&report(false, Some(1))), ABORTED);
+        assert_eq!(exit_code(&report(false, None)), NOT_TRIED);
+    }
+
+    #[test]
+    fn every_phase_of_the_journal_has_its_word() {
+        let words: Vec<_> = [
+            Milestone::PrepareSent,
+            Milestone::SealRequestSent,
+            Milestone::BeginSent,
+            Milestone::CommitSent,
+            Milestone::UndoStarted,
+        ]
+        .into_iter()
+        .filter_map(phase_after)
+        .collect();
+        assert_eq!(words, ["draining", "sealing", "awaiting_ready", "committed", "resuming_after_abort"]);
+    }
+}

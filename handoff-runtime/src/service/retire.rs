@@ -1,0 +1,84 @@
+//! Processes on their way out: told to leave, then SIGTERM, then SIGKILL, each after `retire` time; no old generation lives on.
+//!
+//! ```text
+//!   Asked ── retire ──► Terminated ── retire ──► Killed
+//!     └──────── leaves ──────┴────────────────────┴──► reaped and forgotten
+//! ```
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use tracing::{info, warn};
+
+use crate::process::Process;
+
+/// One process on its way out.
+#[derive(Debug)]
+pub(super) struct Retiring {
+    process: Process,
+    stage: Stage,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Asked,
+    Terminated,
+    Killed,
+}
+
+impl Retiring {
+    /// It was told to leave by other means, such as `Commit`.
+    pub(super) fn asked(process: Process) -> Self {
+        Self { process, stage: Stage::Asked }
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Its pidfd.
+    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.process.as_fd()
+    }
+
+    /// Sends SIGTERM if it has not been sent yet.
+    pub(super) fn terminate(&mut self) {
+        if self.stage == Stage::Asked {
+            self.stage = Stage::Terminated;
+            self.report(self.process.terminate());
+        }
+    }
+
+    /// Its time is over.
+    pub(super) fn press(&mut self) {
+        match self.stage {
+            Stage::Asked => {
+                warn!(pid = self.pid(), "the old process has not left in time: SIGTERM");
+                self.terminate();
+            }
+            Stage::Terminated | Stage::Killed => {
+                warn!(pid = self.pid(), "the process has not left after SIGTERM: SIGKILL");
+                self.stage = Stage::Killed;
+                self.report(self.process.kill());
+            }
+        }
+    }
+
+    /// True when it is gone; it is then reaped, if it was our child.
+    pub(super) fn is_gone(&mut self) -> bool {
+        if !self.process.has_exited().unwrap_or(false) {
+            return false;
+        }
+        match self.process.try_wait() {
+            Ok(Some(status)) => info!(pid = self.pid(), %status, "the process has left"),
+            Ok(None) => info!(pid = self.pid(), "the process has left"),
+            Err(error) => warn!(pid = self.pid(), %error, "the process has left and can't be reaped"),
+        }
+        true
+    }
+
+    fn report(&self, sent: crate::Result<()>) {
+        if let Err(error) = sent {
+            warn!(pid = self.pid(), %error, "a signal could not be sent");
+        }
+    }
+}

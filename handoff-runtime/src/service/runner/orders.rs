@@ -1,0 +1,208 @@
+//! What clients order and are told: upgrade, stop, status.
+
+use std::path::{Path, PathBuf};
+
+use tracing::{debug, info, warn};
+
+use super::{Runner, child_env};
+use crate::Result;
+use crate::outcome::{HandoffOutcome, SpawnSpec};
+use crate::service::admin::ClientId;
+use crate::service::config::ServiceConfig;
+use crate::service::daemon::Daemon;
+use crate::service::handover::{BUSY, Handover, NOT_TRIED, News};
+use crate::service::preflight;
+use crate::service::report::{
+    Event, HandoverReport, IncumbentStatus, Request, ServiceState, ServiceStatus, build_id_text,
+};
+
+impl Runner {
+    /// Obeys an order; returns the client's next one, if it is here already.
+    pub(super) fn order(&mut self, client: ClientId, request: Request) -> Option<Request> {
+        match request {
+            Request::Status {} => self.admin.answer(client, &self.status()),
+            Request::Stop {} => {
+                info!("told to stop by a client");
+                self.stop();
+                self.core.stopping.get_or_insert_default().clients.push(client);
+                self.admin.tell(client, &Event::Stopping {});
+                None
+            }
+            Request::Upgrade { binary, deadline, drain_grace } => {
+                let mut spec = SpawnSpec::new(&self.config.binary);
+                spec.args.clone_from(&self.config.args);
+                spec.env = child_env(&self.config);
+                spec.deadline = deadline.map_or(self.config.deadline, |text| text.0);
+                spec.drain_grace = drain_grace.map_or(self.config.drain_grace, |text| text.0);
+                spec.warm = self.config.warm;
+                match self.upgrade(client, spec, binary) {
+                    Ok(()) => None,
+                    Err((exit_code, reason)) => {
+                        warn!(reason, "an upgrade is refused");
+                        let old_pid = self.incumbent().map(|incumbent| incumbent.pid);
+                        let report =
+                            HandoverReport { abort_reason: Some(reason), old_pid, ..HandoverReport::default() };
+                        self.finish(client, &report, exit_code)
+                    }
+                }
+            }
+        }
+    }
+
+    fn upgrade(
+        &mut self,
+        client: ClientId,
+        mut spec: SpawnSpec,
+        binary: Option<PathBuf>,
+    ) -> std::result::Result<(), (u8, String)> {
+        let refused = |reason: &str| Err((NOT_TRIED, reason.to_owned()));
+        if self.core.stopping.is_some() {
+            return refused("the service is stopping");
+        }
+        if self.core.handover.is_some() {
+            return Err((BUSY, "another handover is under way".to_owned()));
+        }
+        let Daemon::Serving(living) = &self.core.daemon else {
+            return refused("no daemon serves yet: it is being started; `handoff status` says more");
+        };
+        if let Some(binary) = binary {
+            spec.binary = allowed(&binary, &self.config).map_err(|reason| (NOT_TRIED, reason))?;
+        }
+        preflight::check_binary(&spec.binary).map_err(|error| (NOT_TRIED, error.to_string()))?;
+        let old_pid = living.process.pid();
+        let wire = self.core.wire.clone();
+        let handover = Handover::start(&self.supervisor, client, spec, old_pid, wire)
+            .map_err(|error| (NOT_TRIED, error.to_string()))?;
+        info!(binary = %handover.spec.binary.display(), old_pid, "handover ordered");
+        self.admin.tell(client, &handover.event());
+        self.core.handover = Some(handover);
+        Ok(())
+    }
+
+    fn finish(&mut self, client: ClientId, report: &HandoverReport, exit_code: u8) -> Option<Request> {
+        self.admin.tell(client, &Event::Finished { exit_code });
+        self.admin.answer(client, report)
+    }
+
+    pub(super) fn take_news(&mut self) {
+        self.core.wire.waker.drain();
+        while let Ok(news) = self.core.news.try_recv() {
+            match news {
+                News::Progress(progress) => {
+                    let Some(handover) = &mut self.core.handover else { continue };
+                    if let Some(event) = handover.note(&progress) {
+                        self.admin.tell(handover.client, &event);
+                    }
+                }
+                News::Over(result) => self.handover_over(result),
+            }
+        }
+    }
+
+    fn handover_over(&mut self, result: Result<HandoffOutcome>) {
+        let Some(handover) = self.core.handover.take() else { return };
+        let (report, exit_code) = handover.report(&result, self.epoch());
+        match &report.abort_reason {
+            None => info!(
+                old_pid = report.old_pid,
+                new_pid = report.new_pid,
+                pause_ms = report.timings_ms.pause,
+                "committed"
+            ),
+            Some(reason) => warn!(reason, exit_code, "not committed"),
+        }
+        if let Ok(HandoffOutcome { committed: true, child, .. }) = result {
+            self.replace_daemon(child);
+            self.core.binary = handover.spec.binary;
+        }
+        self.core.last_handover = Some(report.clone());
+        if self.core.stopping.is_some() {
+            self.press_for_the_end();
+        }
+        let mut next = self.finish(handover.client, &report, exit_code);
+        while let Some(order) = next {
+            next = self.order(handover.client, order);
+        }
+    }
+
+    fn status(&self) -> ServiceStatus {
+        let core = &self.core;
+        let state = match (&core.daemon, &core.stopping, &core.handover) {
+            (_, Some(_), _) => ServiceState::Stopping,
+            (_, None, Some(_)) => ServiceState::HandingOver,
+            (Daemon::Serving(_), ..) => ServiceState::Serving,
+            (Daemon::Starting(_), ..) => ServiceState::Starting,
+            (Daemon::BackingOff | Daemon::Gone(_), ..) => ServiceState::BackingOff,
+        };
+        ServiceStatus {
+            state,
+            supervisor_pid: std::process::id(),
+            incumbent: self.incumbent(),
+            handover: core.handover.as_ref().map(Handover::status),
+            listeners: self.listeners.status(),
+            last_handover: core.last_handover.clone(),
+        }
+    }
+
+    fn incumbent(&self) -> Option<IncumbentStatus> {
+        let Daemon::Serving(living) = &self.core.daemon else { return None };
+        let pid = living.process.pid();
+        let lease = self.lease();
+        let own = lease.as_ref().filter(|lease| lease.owner.pid == pid && lease.of_this_boot());
+        let build_id = living.build_id.as_deref().or(own.map(|lease| lease.build_id.as_slice())).map(build_id_text);
+        Some(IncumbentStatus {
+            pid,
+            build_id,
+            since_unix_ms: own.map_or(living.serving_since_unix_ms, |lease| lease.since_unix_ms),
+            epoch: lease.map(|lease| lease.epoch),
+        })
+    }
+
+    fn epoch(&self) -> Option<u64> {
+        self.lease().map(|lease| lease.epoch)
+    }
+
+    fn lease(&self) -> Option<handoff_lock::Lease> {
+        let read = handoff_lock::read_lease(self.config.data_dir.as_deref()?);
+        read.inspect_err(|error| debug!(%error, "the lease can't be read")).ok().flatten()
+    }
+}
+
+/// The binary that a client named, if it may.
+fn allowed(binary: &Path, config: &ServiceConfig) -> std::result::Result<PathBuf, String> {
+    if !binary.is_absolute() {
+        return Err(format!("binary {}: the path must be absolute", binary.display()));
+    }
+    if config.allowed_binaries.is_empty() {
+        return Ok(binary.to_owned());
+    }
+    // What is compared is what is executed: a link can't be pointed elsewhere in between.
+    let real = binary.canonicalize().map_err(|error| format!("binary {}: {error}", binary.display()))?;
+    let mut known = config.allowed_binaries.iter().chain([&config.binary]).filter_map(|path| path.canonicalize().ok());
+    if known.any(|known| known == real) {
+        return Ok(real);
+    }
+    Err(format!("binary {}: it is not among the allowed_binaries of the configuration", binary.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_may_name_only_what_is_allowed() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().join("real");
+        let link = dir.path().join("link");
+        std::fs::write(&real, "").unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let mut config = ServiceConfig::new("/s", "/bin/sh");
+        assert!(allowed(Path::new("sh"), &config).unwrap_err().contains("absolute"));
+        assert_eq!(allowed(&real, &config).unwrap(), real, "an empty list allows everything");
+        config.allowed_binaries = vec![link.clone()];
+        let real = real.canonicalize().unwrap();
+        assert_eq!(allowed(&link, &config).unwrap(), real, "the checked file itself is executed");
+        assert!(allowed(Path::new("/bin/sh"), &config).is_ok(), "the configured binary is always allowed");
+        assert!(allowed(Path::new("/bin/ls"), &config).unwrap_err().contains("allowed_binaries"));
+    }
+}
