@@ -3,6 +3,8 @@
 #![allow(dead_code)]
 
 mod channel;
+#[cfg(feature = "cli")]
+pub mod cli;
 mod control;
 pub mod crash;
 pub mod drainable;

@@ -1,0 +1,57 @@
+//! The `handoff` program as a function: `handoff run`, `upgrade`, `status`, `stop`, `lock`.
+//!
+//! | exit code | meaning |
+//! |---|---|
+//! | 0 | done; for `upgrade`: committed |
+//! | 1 | `run`: the daemon ended and is not to be started again |
+//! | 2 | `upgrade`: aborted after the successor was started; the old process serves on |
+//! | 3 | nothing was done: bad arguments, nobody answers, refused; one line on stderr says why |
+//! | 4 | `upgrade`: another handover is under way |
+//!
+//! It never panics on a closed stdout, and prints one line for one error.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+
+mod args;
+mod client;
+mod config;
+mod lock;
+mod output;
+mod run;
+mod status;
+mod stop;
+mod upgrade;
+
+/// Nothing was done; stderr says why.
+const NOT_DONE: u8 = 3;
+
+/// Runs the program with these arguments, the first of which is its own name.
+///
+/// `run` changes the calling process: it blocks SIGTERM, SIGINT and SIGHUP, takes over `LISTEN_FDS`, and installs a
+/// `tracing` subscriber that writes to stderr. Call it at the start of `main`, before any thread.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A closed stdout or stderr is nobody's concern here.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(NOT_DONE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let done = match cli.command {
+        Command::Run(args) => run::run(&args),
+        Command::Upgrade(args) => upgrade::upgrade(&args),
+        Command::Status(args) => status::status(&args),
+        Command::Stop(args) => stop::stop(&args),
+        Command::Lock(args) => lock::lock(&args),
+    };
+    done.unwrap_or_else(|error| {
+        output::error(&error);
+        ExitCode::from(NOT_DONE)
+    })
+}

@@ -1,0 +1,107 @@
+//! The other end of the admin socket. It waits as long as the service takes; the service's own bounds are the bounds.
+
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::{PidfdFlags, pidfd_open};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::service::{Event, Refusal, Request};
+
+/// The longest line that a service sends.
+const LINE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// A connection on which one order was given.
+pub(super) struct Client {
+    stream: BufReader<UnixStream>,
+    /// The supervisor; none if it was gone before it could be opened.
+    supervisor: Option<OwnedFd>,
+}
+
+/// One line from the service.
+pub(super) enum Line {
+    Event(Event),
+    /// The object, as it was sent.
+    Answer(String),
+}
+
+impl Client {
+    /// Gives an order to the service of this state directory.
+    ///
+    /// # Errors
+    /// One line that names the socket.
+    pub(super) fn order(state_dir: &Path, request: &Request) -> Result<Self, String> {
+        let path = state_dir.join("admin.sock");
+        let nobody = |why: std::io::Error| match why.kind() {
+            ErrorKind::PermissionDenied => format!("{}: {why}", path.display()),
+            _ => {
+                format!("nobody answers at {} ({why}): is `handoff run` running with this --state-dir?", path.display())
+            }
+        };
+        let mut stream = UnixStream::connect(&path).map_err(nobody)?;
+        let supervisor = socket_peercred(&stream).and_then(|peer| pidfd_open(peer.pid, PidfdFlags::empty()));
+        let mut line = serde_json::to_vec(request).map_err(|error| format!("the order can't be encoded: {error}"))?;
+        line.push(b'\n');
+        stream.write_all(&line).map_err(nobody)?;
+        Ok(Self { stream: BufReader::new(stream), supervisor: supervisor.ok() })
+    }
+
+    /// The next line; none when the service has closed the connection.
+    pub(super) fn next(&mut self) -> Result<Option<Line>, String> {
+        loop {
+            let mut line = String::new();
+            let count = (&mut self.stream).take(LINE_BYTES_MAX).read_line(&mut line);
+            match count {
+                Ok(0) => return Ok(None),
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(None),
+                Err(error) => return Err(format!("the supervisor's answer can't be read: {error}")),
+                Ok(_) => {}
+            }
+            let value: Value = read(&line)?;
+            if value.get("event").is_none() {
+                return match serde_json::from_value::<Refusal>(value) {
+                    Ok(refusal) => Err(refusal.error),
+                    Err(_) => Ok(Some(Line::Answer(line.trim_end().to_owned()))),
+                };
+            }
+            // A newer service may tell more than this program knows.
+            if let Ok(event) = serde_json::from_value(value) {
+                return Ok(Some(Line::Event(event)));
+            }
+        }
+    }
+
+    /// The answer, whatever comes ahead of it.
+    pub(super) fn answer(&mut self) -> Result<String, String> {
+        loop {
+            match self.next()? {
+                Some(Line::Answer(answer)) => return Ok(answer),
+                Some(Line::Event(_)) => {}
+                None => return Err("the supervisor has closed the connection without an answer".to_owned()),
+            }
+        }
+    }
+
+    /// Waits until the supervisor's process is gone.
+    pub(super) fn wait_until_gone(&self) -> Result<(), String> {
+        let Some(supervisor) = &self.supervisor else { return Ok(()) };
+        loop {
+            match poll(&mut [PollFd::new(supervisor, PollFlags::IN)], None) {
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(format!("waiting for the supervisor's end: {error}")),
+                Ok(_) => return Ok(()),
+            }
+        }
+    }
+}
+
+/// An answer as what it should be.
+pub(super) fn read<T: DeserializeOwned>(answer: &str) -> Result<T, String> {
+    serde_json::from_str(answer).map_err(|error| format!("unreadable answer: {error}"))
+}

@@ -1,0 +1,87 @@
+//! `handoff upgrade`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use super::args::UpgradeArgs;
+use super::client::{self, Client, Line};
+use super::config::Place;
+use super::{NOT_DONE, output};
+use crate::service::{Event, HandoverReport, Request};
+
+pub(super) fn upgrade(args: &UpgradeArgs) -> Result<ExitCode, String> {
+    let outcome = ordered(args).unwrap_or_else(|error| Outcome {
+        exit_code: NOT_DONE,
+        report: HandoverReport { abort_reason: Some(error), ..HandoverReport::default() },
+    });
+    if args.json {
+        output::json(&outcome.report)?;
+    }
+    match &outcome.report.abort_reason {
+        Some(reason) => output::error(&failure(reason, &outcome)),
+        None if args.json || args.quiet => {}
+        None => output::line(&success(&outcome.report)),
+    }
+    Ok(ExitCode::from(outcome.exit_code))
+}
+
+struct Outcome {
+    exit_code: u8,
+    report: HandoverReport,
+}
+
+fn ordered(args: &UpgradeArgs) -> Result<Outcome, String> {
+    let place = Place::here()?;
+    let binary = args.binary.as_deref().map(|binary| sendable(&place, binary)).transpose()?;
+    let request = Request::Upgrade { binary, deadline: args.deadline, drain_grace: args.drain_grace };
+    let mut client = Client::order(&place.state_dir(args.state_dir.state_dir.as_deref())?, &request)?;
+    let mut exit_code = NOT_DONE;
+    loop {
+        match client.next()? {
+            Some(Line::Event(Event::Finished { exit_code: code })) => exit_code = code,
+            Some(Line::Event(event)) if !args.json && !args.quiet => narrate(&event),
+            Some(Line::Event(_)) => {}
+            Some(Line::Answer(answer)) => {
+                return Ok(Outcome { exit_code, report: client::read(&answer)? });
+            }
+            None => return Err(GONE.to_owned()),
+        }
+    }
+}
+
+const GONE: &str = "the supervisor went away before the handover ended; `handoff status` says who serves";
+
+/// The admin protocol is JSON, so a path must be text.
+fn sendable(place: &Place, binary: &Path) -> Result<PathBuf, String> {
+    let absolute = place.cwd.join(binary);
+    match absolute.to_str() {
+        Some(_) => Ok(absolute),
+        None => Err(format!("{}: a binary's path must be UTF-8", absolute.display())),
+    }
+}
+
+fn narrate(event: &Event) {
+    if let Event::Phase { phase, successor_pid, after_ms, .. } = event {
+        let successor = successor_pid.map(|pid| format!("  (successor: pid {pid})")).unwrap_or_default();
+        output::line(&format!("{after_ms:>7} ms  {phase}{successor}"));
+    }
+}
+
+fn success(report: &HandoverReport) -> String {
+    let epoch = report.epoch.map(|epoch| format!(", epoch {epoch}")).unwrap_or_default();
+    format!(
+        "committed: pid {} -> {}, pause {:.3} ms, total {:.0} ms{epoch}",
+        output::or_unknown(report.old_pid),
+        output::or_unknown(report.new_pid),
+        report.timings_ms.pause,
+        report.timings_ms.total,
+    )
+}
+
+fn failure(reason: &str, outcome: &Outcome) -> String {
+    match (outcome.exit_code, outcome.report.old_pid) {
+        (2, Some(old)) => format!("aborted: {reason}; pid {old} serves on"),
+        (2, None) => format!("aborted: {reason}"),
+        _ => reason.to_owned(),
+    }
+}
