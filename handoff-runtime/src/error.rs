@@ -107,6 +107,13 @@ pub enum Error {
         reason: String,
     },
 
+    /// The daemon's `resume_after_abort` can't read what a newer build wrote. Exit: the supervisor starts that build.
+    #[error("the data can't be taken back: {reason}")]
+    StateNotReadable {
+        /// What the hook said.
+        reason: String,
+    },
+
     /// The supervisor or the incumbent did what the protocol forbids.
     #[error("protocol violation: {0}")]
     Protocol(String),

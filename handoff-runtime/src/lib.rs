@@ -10,6 +10,7 @@ pub mod crash;
 pub mod drainable;
 mod environment;
 pub mod error;
+mod incumbent;
 mod listeners;
 mod outcome;
 mod ownership;
@@ -25,6 +26,7 @@ mod supervisor;
 mod sys;
 mod timers;
 mod waker;
+mod worker;
 
 pub use drainable::{
     DrainContext, DrainReport, Drainable, HookError, ReadinessSnapshot, Resume, SealContext, SealReport,
@@ -35,6 +37,7 @@ pub use handoff_journal::StateJournal;
 pub use handoff_lock::{DataDirLock, LockError};
 pub use handoff_proto::supervisor::Watchdog;
 pub use handoff_proto::{BeginMode, HandoffId, Timing};
+pub use incumbent::{Incumbent, Served};
 pub use listeners::{InheritedListeners, pass_listener_fds_on_spawn};
 pub use outcome::{HandoffOutcome, Recovery, SpawnSpec, Timings};
 pub use process::Process;

@@ -164,6 +164,14 @@ impl Process {
         }
     }
 
+    /// The pid of its parent.
+    ///
+    /// # Errors
+    /// `/proc` can't be read.
+    pub(crate) fn parent(&self) -> Result<u32> {
+        parent_of(self.id.pid).map_err(|source| self.error("look at", source))
+    }
+
     fn signal(&self, signal: Signal) -> Result<()> {
         match pidfd_send_signal(&self.pidfd, signal) {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
@@ -211,6 +219,14 @@ fn start_time_of(pid: u32) -> io::Result<u64> {
     let field = fields_behind_name(stat.as_bytes()).and_then(|mut fields| fields.nth(19));
     let parsed = field.and_then(|field| std::str::from_utf8(field).ok()).and_then(|field| field.parse().ok());
     parsed.ok_or_else(|| io::Error::new(ErrorKind::InvalidData, format!("/proc/{pid}/stat has no start time")))
+}
+
+/// Field 4 of `/proc/PID/stat`.
+fn parent_of(pid: u32) -> io::Result<u32> {
+    let stat = fs::read(format!("/proc/{pid}/stat"))?;
+    let field = fields_behind_name(&stat).and_then(|mut fields| fields.nth(1));
+    let parsed = field.and_then(|field| std::str::from_utf8(field).ok()).and_then(|field| field.parse().ok());
+    parsed.ok_or_else(|| io::Error::new(ErrorKind::InvalidData, format!("/proc/{pid}/stat has no parent")))
 }
 
 fn every_thread_is_stopped(pid: u32) -> io::Result<bool> {

@@ -1,0 +1,100 @@
+//! The incumbent: answers on the control socket, runs the daemon's hooks, and performs what its machine decides.
+//!
+//! All decisions of the protocol are the machine's (`handoff_proto::incumbent`); here is no branch on its state. One poll
+//! loop on the caller's thread, one worker thread for the hooks. While nothing happens the loop sleeps without any timer.
+
+mod driver;
+mod effects;
+mod lock_slot;
+mod path_watch;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use handoff_lock::DataDirLock;
+use handoff_proto::Timing;
+
+use crate::control::{ControlSocket, StagedControl, check_socket_path};
+use crate::drainable::Drainable;
+use crate::error::{Error, Result};
+use crate::listeners;
+
+/// A daemon that owns its data and can be handed over.
+///
+/// It holds the data-dir lock and its lease says Active: the daemon may serve.
+#[derive(Debug)]
+pub struct Incumbent {
+    control: ControlSocket,
+    lock: DataDirLock,
+    build_id: Vec<u8>,
+    timing: Timing,
+}
+
+/// How [`Incumbent::serve`] ended. Either way another process owns the data: finish what is still being read, and exit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Served {
+    /// The handover was committed.
+    Committed,
+    /// The supervisor was lost after the seal, and a newer owner was found.
+    Superseded,
+}
+
+impl Incumbent {
+    /// Makes a daemon that was started cold reachable: the control socket is published at its path in the place of whatever
+    /// is there, then the lease turns Active. Serve nobody before this returns.
+    ///
+    /// # Errors
+    /// The path is too long or its directory is not ours to write; the lease can't be written. The lock is then kept until
+    /// the process exits, because the store may be open: exit.
+    pub fn bind_cold_start(control_socket: &Path, mut lock: DataDirLock) -> Result<Self> {
+        match publish_and_activate(control_socket, &mut lock) {
+            Ok(control) => Ok(Self::taken_over(control, lock)),
+            Err(error) => {
+                lock.forget();
+                Err(error)
+            }
+        }
+    }
+
+    /// A successor that has taken over: its control socket is published, its lease says Active.
+    pub(crate) fn taken_over(control: ControlSocket, lock: DataDirLock) -> Self {
+        Self { control, lock, build_id: Vec::new(), timing: Timing::default() }
+    }
+
+    /// Says what names this build; supervisors and `handoff status` show it, the lease keeps its first 64 bytes.
+    pub fn with_build_id(mut self, build_id: Vec<u8>) -> Self {
+        if let Err(error) = self.lock.activate(&build_id) {
+            tracing::warn!(%error, "the build id could not be written into the lease");
+        }
+        self.build_id = build_id;
+        self
+    }
+
+    /// Replaces the protocol's intervals, for tests.
+    pub fn with_timing(mut self, timing: Timing) -> Self {
+        self.timing = timing;
+        self
+    }
+
+    /// Answers on the control socket until the daemon has been handed over; blocks the calling thread.
+    ///
+    /// The hooks run on one other thread. They succeed in resuming exactly once for each drain that did not end in a commit
+    /// (promise 9). The control path is never unlinked: it may be the successor's by now.
+    ///
+    /// # Errors
+    /// [`Error::StateNotReadable`]: `resume_after_abort` said so, and the lock is released; exit, and the supervisor starts
+    /// the build that can read it. Anything else: the loop can't go on, such as without a thread for the hooks; the lock is
+    /// kept until the process exits, because the store may be open.
+    pub fn serve<D: Drainable + 'static>(self, drainable: D) -> Result<Served> {
+        let served = driver::Driver::start(self, Arc::new(drainable)).and_then(driver::Driver::run);
+        listeners::forget();
+        served
+    }
+}
+
+fn publish_and_activate(path: &Path, lock: &mut DataDirLock) -> Result<ControlSocket> {
+    check_socket_path(path)?;
+    let control = StagedControl::bind(path)?.publish()?;
+    lock.activate(&[]).map_err(Error::from)?;
+    Ok(control)
+}

@@ -1,0 +1,230 @@
+//! Performs what the machine asks for, one system-level act for each effect, and brings back the result.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use handoff_proto::incumbent::{Effect, Input, Milestone, SessionId, Why};
+use handoff_proto::{HandoffId, Message, Phase, ProtoVersion, StatusReport, WireError, revisions};
+
+use super::driver::{Alarm, Driver, Writing};
+use crate::channel::FDS_PER_MESSAGE_MAX;
+use crate::control;
+use crate::crash_here;
+use crate::drainable::{Resume, StateSnapshot};
+use crate::listeners::{self, Retained};
+use crate::process::Process;
+use crate::worker::{Job, panic_text};
+
+/// The version that knows the messages which only the driver can fill in.
+const VERSION_2: ProtoVersion = 2;
+
+impl Driver {
+    pub(super) fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Send(session, version, message) => self.send(session, version, &message),
+            Effect::SendHeartbeat(session, version) => {
+                self.send(session, version, &Message::Heartbeat { ts_ms: unix_ms() });
+            }
+            Effect::SendStatus { session, phase, epoch } => self.send_status(session, phase, epoch),
+            Effect::SendListeners(session) => self.send_listeners(session),
+            Effect::Close(session, why) => self.close(session, why),
+
+            Effect::RunDrain { grace } => self.start_hook(Job::Drain { deadline: deadline_in(grace) }),
+            Effect::RunSeal => self.start_hook(Job::Seal),
+            Effect::CancelHook => self.worker.cancel(),
+            Effect::RunResume { state_may_have_changed, epoch } => {
+                self.start_hook(Job::Resume(Resume::new(state_may_have_changed, epoch)));
+            }
+
+            Effect::StampLease(id) => self.bring(|driver| Input::Stamped(driver.lock_slot().stamp(id))),
+            Effect::ReleaseLock => self.bring(|driver| Input::Released(driver.lock_slot().seal())),
+            Effect::ReadLease => self.bring(|driver| Input::LeaseRead(driver.lock_slot().read_lease())),
+            Effect::FindHolder => self.bring(|driver| Input::HolderFound(driver.lock_slot().holder())),
+            Effect::TryLock => self.bring(|driver| Input::LockTried(driver.lock_slot().try_lock())),
+            Effect::ClaimLease => self.bring(|driver| Input::Claimed(driver.lock_slot().claim())),
+            Effect::ActivateLease => {
+                self.bring(|driver| Input::Activated(driver.lock_slot().activate(&driver.build_id)));
+            }
+            Effect::Unlock => self.lock_slot().unlock(),
+
+            Effect::WatchSuccessor { pid, parent } => self.watch_successor(pid, parent),
+            Effect::ForgetSuccessor => self.successor = None,
+            Effect::StopSuccessor => self.signal_successor("stop", Process::stop),
+            Effect::ContinueSuccessor => self.signal_successor("continue", Process::cont),
+            Effect::SeeSuccessor => self.see_successor(),
+            Effect::KillSuccessor => self.kill_successor(),
+
+            Effect::RememberListenerFlags => listeners::remember_flags(),
+            Effect::RestoreListenerFlags => listeners::restore_flags(),
+            Effect::AskControlPath => self.ask_control_path(),
+            Effect::StopAsking => self.asked = None,
+            Effect::PublishControl => self.publish_control(),
+
+            Effect::Arm(timer, after) => self.timers.arm(Alarm::Machine(timer), after),
+            Effect::Disarm(timer) => self.timers.disarm(Alarm::Machine(timer)),
+            Effect::Reached(handoff_id, milestone) => reached(handoff_id, milestone),
+            Effect::Leave(leaving) => self.left = Some(leaving),
+        }
+    }
+
+    fn bring(&mut self, act: impl FnOnce(&mut Self) -> Input) {
+        let result = act(self);
+        self.results.push_back(result);
+    }
+
+    fn start_hook(&mut self, job: Job) {
+        if let Err(gone) = self.worker.run(job) {
+            self.worker_gone = Some(gone);
+        }
+    }
+
+    fn send(&mut self, session: SessionId, version: ProtoVersion, message: &Message) {
+        if let Some(session) = self.session(session)
+            && session.writing == Writing::Works
+            && let Err(error) = session.channel.send(version, message)
+        {
+            unwritable(&mut session.writing, &error);
+        }
+    }
+
+    fn send_status(&mut self, session: SessionId, phase: Option<Phase>, epoch: u64) {
+        let drainable = &self.drainable;
+        let snapshot = catch_unwind(AssertUnwindSafe(|| drainable.snapshot_state())).unwrap_or_else(|panic| {
+            tracing::error!(panic = panic_text(&*panic), "snapshot_state panicked");
+            StateSnapshot::default()
+        });
+        let StateSnapshot { shard_count, open_conns, last_revision_per_shard } = snapshot;
+        let report = |last_revision_per_shard| {
+            Message::StatusReport(StatusReport { phase, shard_count, open_conns, last_revision_per_shard, epoch })
+        };
+        let mut message = report(last_revision_per_shard);
+        if !revisions::fits_a_frame(VERSION_2, &message) {
+            message = report(Vec::new());
+        }
+        self.send(session, VERSION_2, &message);
+    }
+
+    /// The last message is the one that is not full, so that its reader knows that it has them all.
+    fn send_listeners(&mut self, session: SessionId) {
+        let retained = listeners::retained();
+        let Some(session) = self.session(session) else { return };
+        let mut send = |chunk: &[Retained]| {
+            let names = chunk.iter().map(|kept| kept.name.clone()).collect();
+            let fds: Vec<_> = chunk.iter().map(std::os::fd::AsFd::as_fd).collect();
+            session.channel.send_with_fds(VERSION_2, &Message::Listeners { names }, &fds)
+        };
+        let full = retained.chunks_exact(FDS_PER_MESSAGE_MAX);
+        let last = full.remainder();
+        let sent = full.into_iter().try_for_each(&mut send).and_then(|()| send(last));
+        if let Err(error) = sent {
+            unwritable(&mut session.writing, &error);
+        }
+    }
+
+    fn close(&mut self, id: SessionId, why: Why) {
+        match why {
+            Why::Violation | Why::Busy | Why::Late => tracing::warn!(session = id.0, ?why, "session closed"),
+            Why::Silent | Why::Crowded | Why::Failed => tracing::info!(session = id.0, ?why, "session closed"),
+        }
+        self.sessions.retain(|session| session.id != id);
+    }
+
+    fn watch_successor(&mut self, pid: u32, parent: u32) {
+        match child_of(pid, parent) {
+            Ok(process) => {
+                self.successor = Some(process);
+                self.results.push_back(Input::SuccessorWatched);
+            }
+            Err(reason) => tracing::info!(pid, reason, "the successor can't be watched"),
+        }
+    }
+
+    fn signal_successor(&self, doing: &str, signal: impl Fn(&Process) -> crate::Result<()>) {
+        if let Some(process) = &self.successor
+            && let Err(error) = signal(process)
+        {
+            tracing::warn!(%error, doing, "the successor got no signal");
+        }
+    }
+
+    fn see_successor(&mut self) {
+        let stopped = self.successor.as_ref().is_some_and(|process| process.is_stopped().unwrap_or(false));
+        self.results.push_back(if stopped { Input::SuccessorStopped } else { Input::SuccessorRunning });
+    }
+
+    fn kill_successor(&mut self) {
+        self.signal_successor("end", Process::kill);
+        if let Some(process) = &self.successor {
+            control::remove_staging(self.control.path(), process.pid());
+        }
+    }
+
+    fn ask_control_path(&mut self) {
+        match control::connect(self.control.path()) {
+            Ok(channel) => self.asked = Some(channel),
+            Err(_) => self.results.push_back(Input::PathAnswered(None)),
+        }
+    }
+
+    fn publish_control(&mut self) {
+        let published = self.control.publish_again();
+        if let Err(error) = &published {
+            tracing::warn!(%error, "the control path can't be published again; it is tried later");
+        }
+        self.path_watch.again(self.control.path());
+        self.results.push_back(Input::ControlPublished(published.map_err(|error| error.to_string())));
+    }
+}
+
+fn unwritable(writing: &mut Writing, error: &WireError) {
+    tracing::info!(%error, "a client can't be written to");
+    *writing = Writing::Failed;
+}
+
+/// Only the supervisor's own child can be a successor that we may ever end: a pid in a message proves nothing.
+fn child_of(pid: u32, parent: u32) -> Result<Process, String> {
+    let process = Process::open(pid).map_err(|error| error.to_string())?.ok_or("there is no such process")?;
+    match process.parent() {
+        Ok(found) if found == parent => Ok(process),
+        Ok(found) => Err(format!("it is a child of {found}, not of the supervisor {parent}")),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// The one table of what a milestone means outside the machine.
+fn reached(handoff_id: HandoffId, milestone: Milestone) {
+    match milestone {
+        Milestone::Prepared => tracing::info!(%handoff_id, "handover accepted, draining"),
+        Milestone::DrainedSent => {
+            crash_here!(crate::crash::points::O_AFTER_DRAINED_SENT);
+            tracing::info!(%handoff_id, "drained");
+        }
+        Milestone::SealStarted => tracing::info!(%handoff_id, "sealing"),
+        // Nothing more: the successor waits.
+        Milestone::LockReleased => crash_here!(crate::crash::points::O_AFTER_SEAL_FLOCK_RELEASED),
+        Milestone::SealCompleteSent => {
+            crash_here!(crate::crash::points::O_AFTER_SEAL_COMPLETE_SENT);
+            tracing::info!(%handoff_id, "sealed, lock released");
+        }
+        Milestone::CommitReceived => {
+            crash_here!(crate::crash::points::O_AFTER_COMMIT_RECV);
+            tracing::info!(%handoff_id, "committed");
+        }
+        Milestone::Aborted => tracing::warn!(%handoff_id, "handover off, resuming"),
+        Milestone::InLimbo => tracing::warn!(%handoff_id, "supervisor lost after the seal, the lease decides"),
+        Milestone::LockRetaken => tracing::warn!(%handoff_id, "lock taken back"),
+        Milestone::ResumeFailed => tracing::error!(%handoff_id, "resume failed"),
+        Milestone::Resumed => tracing::info!(%handoff_id, "serving again"),
+        Milestone::Superseded => tracing::warn!(%handoff_id, "a newer owner serves"),
+    }
+}
+
+/// The farthest moment that can be told, if it is farther than that.
+fn deadline_in(grace: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(grace).unwrap_or(now)
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}

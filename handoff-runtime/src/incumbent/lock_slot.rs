@@ -1,0 +1,161 @@
+//! The data-dir lock in whatever condition it is, as the machine's effects move it.
+//!
+//! When the slot is dropped with the lock in it, `serve` has failed: the lock then stays until the process exits, because
+//! the daemon's store may still be open (promise 1).
+
+use std::path::PathBuf;
+
+use handoff_lock::{Attempt, Claim, DataDirLock, LockError, Unlocked, look};
+use handoff_proto::incumbent::LockTried;
+use handoff_proto::{HandoffId, LeaseView};
+
+use crate::ownership;
+
+/// The lock and what may be done with it.
+#[derive(Debug)]
+pub(super) struct LockSlot {
+    condition: Condition,
+    data_dir: PathBuf,
+}
+
+#[derive(Debug)]
+enum Condition {
+    Held(DataDirLock),
+    /// Taken, and nothing written yet.
+    Claimed(Claim),
+    /// The descriptors are open, so that taking it needs no new one.
+    Free(Unlocked),
+    /// Given up for good.
+    Released,
+}
+
+impl LockSlot {
+    pub(super) fn new(lock: DataDirLock) -> Self {
+        let data_dir = lock.data_dir().to_owned();
+        Self { condition: Condition::Held(lock), data_dir }
+    }
+
+    /// Writes a handover's id into the lease.
+    pub(super) fn stamp(&mut self, id: HandoffId) -> Result<(), String> {
+        self.held()?.stamp(Some(*id.as_bytes())).map_err(text)
+    }
+
+    /// Says in the lease that we serve.
+    pub(super) fn activate(&mut self, build_id: &[u8]) -> Result<(), String> {
+        self.held()?.activate(build_id).map_err(text)
+    }
+
+    /// Reserves epochs ahead, durably.
+    pub(super) fn reserve_epochs(&mut self) -> Result<(), String> {
+        self.held()?.reserve_epochs().map_err(text)
+    }
+
+    /// Writes the lease as Sealed and unlocks.
+    pub(super) fn seal(&mut self) -> Result<(), String> {
+        let (next, result) = match self.take() {
+            Condition::Held(lock) => match lock.seal() {
+                Ok(unlocked) => (Condition::Free(unlocked), Ok(())),
+                Err((lock, error)) => (Condition::Held(lock), Err(text(error))),
+            },
+            other => (other, Err(not_held())),
+        };
+        self.condition = next;
+        result
+    }
+
+    /// Reads the lease without the lock.
+    pub(super) fn read_lease(&self) -> Result<Option<LeaseView>, String> {
+        match &self.condition {
+            Condition::Free(unlocked) => {
+                let lease = unlocked.read_lease().map_err(text)?;
+                Ok(lease.as_ref().and_then(ownership::view))
+            }
+            Condition::Held(lock) => Ok(ownership::view(lock.lease())),
+            Condition::Claimed(claim) => Ok(claim.found().and_then(ownership::view)),
+            Condition::Released => Err(not_held()),
+        }
+    }
+
+    /// The pid that holds the lock, if the system shows it.
+    pub(super) fn holder(&self) -> Option<u32> {
+        look(&self.data_dir).ok().and_then(|look| look.locked_by)
+    }
+
+    /// Tries to take it.
+    pub(super) fn try_lock(&mut self) -> LockTried {
+        let (next, tried) = match self.take() {
+            Condition::Free(unlocked) => match unlocked.try_lock() {
+                Attempt::Locked(claim) => {
+                    let found = claim.found().and_then(ownership::view);
+                    (Condition::Claimed(claim), LockTried::Locked(found))
+                }
+                Attempt::Held(unlocked) => (Condition::Free(unlocked), LockTried::Held),
+                Attempt::Failed(unlocked, error) => {
+                    tracing::warn!(%error, "the data-dir lock could not be tried");
+                    (Condition::Free(unlocked), LockTried::Failed)
+                }
+            },
+            other => (other, LockTried::Failed),
+        };
+        self.condition = next;
+        tried
+    }
+
+    /// Becomes the owner under the next epoch.
+    pub(super) fn claim(&mut self) -> Result<u64, String> {
+        let (next, result) = match self.take() {
+            Condition::Claimed(claim) => match claim.claim(None) {
+                Ok(lock) => {
+                    let epoch = lock.epoch();
+                    (Condition::Held(lock), Ok(epoch))
+                }
+                Err((unlocked, error)) => (Condition::Free(unlocked), Err(text(error))),
+            },
+            other => (other, Err(not_held())),
+        };
+        self.condition = next;
+        result
+    }
+
+    /// Lets go of it, writing nothing.
+    pub(super) fn unlock(&mut self) {
+        self.condition = match self.take() {
+            Condition::Claimed(claim) => Condition::Free(claim.unlock()),
+            Condition::Held(lock) => {
+                if let Err(error) = lock.release() {
+                    tracing::warn!(%error, "the data-dir lock was not released cleanly");
+                }
+                Condition::Released
+            }
+            other => other,
+        };
+    }
+
+    fn held(&mut self) -> Result<&mut DataDirLock, String> {
+        match &mut self.condition {
+            Condition::Held(lock) => Ok(lock),
+            Condition::Claimed(_) | Condition::Free(_) | Condition::Released => Err(not_held()),
+        }
+    }
+
+    fn take(&mut self) -> Condition {
+        std::mem::replace(&mut self.condition, Condition::Released)
+    }
+}
+
+impl Drop for LockSlot {
+    fn drop(&mut self) {
+        if let Condition::Held(lock) = self.take() {
+            lock.forget();
+        }
+    }
+}
+
+fn text(error: LockError) -> String {
+    tracing::warn!(%error, "the data-dir lock");
+    error.to_string()
+}
+
+fn not_held() -> String {
+    "the data-dir lock is not held".into()
+}

@@ -1,0 +1,57 @@
+//! Sees when the control path no longer leads to our socket, without looking at intervals (inotify(7)).
+//!
+//! The watch is on the socket's inode, not on its directory: unlinking it, renaming it, or renaming another over it shows
+//! there, and nothing that happens beside it wakes the loop.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+
+const EVENTS_BYTES: usize = 1024;
+
+/// A watch of one path. Without one (no inotify instance is left) a removed path is published again after the next handover.
+#[derive(Debug)]
+pub(super) struct PathWatch {
+    inotify: Option<OwnedFd>,
+}
+
+impl PathWatch {
+    /// Watches what `path` leads to.
+    pub(super) fn new(path: &Path) -> Self {
+        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK);
+        if let Err(error) = &inotify {
+            tracing::warn!(%error, "the control path can't be watched");
+        }
+        let watch = Self { inotify: inotify.ok() };
+        watch.again(path);
+        watch
+    }
+
+    /// Watches what `path` leads to now. Ask afterwards whether that is still our socket.
+    pub(super) fn again(&self, path: &Path) {
+        let flags = WatchFlags::ATTRIB | WatchFlags::MOVE_SELF | WatchFlags::DELETE_SELF | WatchFlags::DONT_FOLLOW;
+        if let Some(fd) = &self.inotify
+            && let Err(error) = inotify::add_watch(fd, path, flags)
+        {
+            tracing::warn!(path = %path.display(), %error, "the control path can't be watched");
+        }
+    }
+
+    /// Forgets what has happened so far.
+    pub(super) fn drain(&self) {
+        let Some(fd) = &self.inotify else { return };
+        let mut buffer = [MaybeUninit::uninit(); EVENTS_BYTES];
+        let mut events = Reader::new(fd, &mut buffer);
+        while let Ok(event) = events.next() {
+            if event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
+                tracing::debug!("too many changes of the control path");
+            }
+        }
+    }
+
+    pub(super) fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.inotify.as_ref().map(AsFd::as_fd)
+    }
+}

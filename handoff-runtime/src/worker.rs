@@ -1,0 +1,204 @@
+//! The thread that runs the daemon's hooks, one at a time, so that the loop goes on meanwhile.
+//!
+//! It exists from the start of `serve`: between Prepare and Commit nothing is spawned. A hook that panics is a hook that
+//! failed. Knows nothing of the protocol.
+
+use std::any::Any;
+use std::error::Error as StdError;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::Instant;
+
+use handoff_proto::incumbent::{Drain, Input, Progress, ResumeEnd, Seal};
+
+use crate::drainable::{DrainContext, Drainable, HookError, Resume, SealContext, StateNotReadable};
+use crate::waker::Waker;
+
+/// The loop's end of the thread. Dropping it lets the thread end when the hook that runs has returned.
+pub(crate) struct Worker {
+    jobs: Sender<Order>,
+    ended: Receiver<Input>,
+    progress: Arc<Mutex<Option<Progress>>>,
+    cancelled: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+/// What the thread runs.
+pub(crate) enum Job {
+    /// The drain hook, which should return by then.
+    Drain { deadline: Instant },
+    /// The seal hook.
+    Seal,
+    /// `resume_after_abort`.
+    Resume(Resume),
+    /// Something of ours that may take long.
+    Errand(Box<dyn FnOnce() + Send>),
+}
+
+/// The thread is gone although hooks can't end it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Gone;
+
+impl Worker {
+    /// Starts the thread. It wakes `waker` whenever there is something to [`take`](Self::take).
+    ///
+    /// # Errors
+    /// No thread can be had.
+    pub(crate) fn start(drainable: Arc<dyn Drainable>, waker: Waker) -> io::Result<Self> {
+        let (jobs, queue) = channel();
+        let (results, ended) = channel();
+        let progress = Arc::default();
+        let shared = Arc::clone(&progress);
+        let thread = Builder::new().name("handoff-hooks".into()).spawn(move || {
+            let bench = Bench { drainable, waker, progress: shared };
+            work(&queue, &results, &bench);
+        })?;
+        Ok(Self { jobs, ended, progress, cancelled: Arc::default(), thread })
+    }
+
+    /// Starts a job; at most one hook runs at a time.
+    pub(crate) fn run(&mut self, job: Job) -> Result<(), Gone> {
+        // A fresh flag for each hook: one that is late must not look at the next one's.
+        self.cancelled = Arc::default();
+        self.give(job)
+    }
+
+    /// Queues an errand behind what runs.
+    pub(crate) fn run_errand(&mut self, errand: impl FnOnce() + Send + 'static) -> Result<(), Gone> {
+        self.give(Job::Errand(Box::new(errand)))
+    }
+
+    /// Tells the hook that runs that the handover is off.
+    pub(crate) fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Release);
+    }
+
+    /// The newest progress, then the end of a hook.
+    pub(crate) fn take(&mut self) -> Result<Option<Input>, Gone> {
+        if let Some(progress) = lock(&self.progress).take() {
+            return Ok(Some(Input::SealProgress(progress)));
+        }
+        match self.ended.try_recv() {
+            Ok(ended) => Ok(Some(ended)),
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(TryRecvError::Disconnected) => Err(Gone),
+        }
+    }
+
+    /// Ends the thread, and waits for it: no hook may be running.
+    pub(crate) fn finish(self) {
+        drop(self.jobs);
+        if self.thread.join().is_err() {
+            tracing::error!("the thread of the hooks has panicked");
+        }
+    }
+
+    fn give(&self, job: Job) -> Result<(), Gone> {
+        self.jobs.send(Order { job, cancelled: Arc::clone(&self.cancelled) }).map_err(|_| Gone)
+    }
+}
+
+struct Order {
+    job: Job,
+    cancelled: Arc<AtomicBool>,
+}
+
+/// What the thread works with.
+struct Bench {
+    drainable: Arc<dyn Drainable>,
+    waker: Waker,
+    progress: Arc<Mutex<Option<Progress>>>,
+}
+
+fn work(queue: &Receiver<Order>, results: &Sender<Input>, bench: &Bench) {
+    while let Ok(order) = queue.recv() {
+        if let Some(ended) = bench.perform(order) {
+            // The last progress is out of date now.
+            lock(&bench.progress).take();
+            if results.send(ended).is_err() {
+                return;
+            }
+            bench.waker.wake();
+        }
+    }
+}
+
+impl Bench {
+    fn perform(&self, Order { job, cancelled }: Order) -> Option<Input> {
+        match job {
+            Job::Drain { deadline } => {
+                let cx = DrainContext::new(deadline, cancelled);
+                let report = caught(|| self.drainable.drain(&cx)).map_err(|error| error.to_string());
+                Some(Input::DrainEnded(report.map(|report| Drain {
+                    open_conns_remaining: report.open_conns_remaining,
+                    accept_closed: report.accept_closed,
+                })))
+            }
+            Job::Seal => {
+                let cx = SealContext::new(cancelled, self.progress_sink());
+                let report = caught(|| self.drainable.seal(&cx)).map_err(|error| error.to_string());
+                Some(Input::SealEnded(report.map(|report| Seal {
+                    last_revision_per_shard: report.last_revision_per_shard,
+                    data_dir_fingerprint: report.data_dir_fingerprint,
+                })))
+            }
+            Job::Resume(resume) => {
+                Some(Input::ResumeEnded(match caught(|| self.drainable.resume_after_abort(&resume)) {
+                    Ok(()) => ResumeEnd::Serving,
+                    Err(error) if is_not_readable(error.as_ref()) => ResumeEnd::NotReadable(error.to_string()),
+                    Err(error) => {
+                        tracing::error!(%error, "resume_after_abort failed");
+                        ResumeEnd::Failed(error.to_string())
+                    }
+                }))
+            }
+            Job::Errand(errand) => {
+                errand();
+                None
+            }
+        }
+    }
+
+    /// Keeps the newest report only, and wakes the loop for the first that it has not taken yet.
+    fn progress_sink(&self) -> Arc<dyn Fn(u32, u32, u64) + Send + Sync> {
+        let (slot, waker) = (Arc::clone(&self.progress), self.waker.clone());
+        Arc::new(move |shards_sealed, shards_total, last_revision| {
+            let before = lock(&slot).replace(Progress { shards_sealed, shards_total, last_revision });
+            if before.is_none() {
+                waker.wake();
+            }
+        })
+    }
+}
+
+/// Whether an error, or what caused it, says that the state can't be read.
+fn is_not_readable(error: &(dyn StdError + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.is::<StateNotReadable>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// A panic of a hook as an error.
+fn caught<T>(hook: impl FnOnce() -> Result<T, HookError>) -> Result<T, HookError> {
+    catch_unwind(AssertUnwindSafe(hook))
+        .unwrap_or_else(|panic| Err(format!("panicked: {}", panic_text(&*panic)).into()))
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
