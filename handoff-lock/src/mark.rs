@@ -10,11 +10,12 @@
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, fdatasync, fsync, openat, renameat};
+use rustix::fs::{Mode, OFlags, fsync, openat, renameat};
 use rustix::io::{Errno, pread, pwrite};
 
 use crate::error::LockError;
 use crate::lock_file::{Contents, Found, MARK_BYTES, encode_mark, parse_mark};
+use crate::sys;
 
 /// The second copy's name in the data dir.
 pub(crate) const SECOND_COPY: &str = ".handoff.epoch";
@@ -122,7 +123,7 @@ fn write_mark_file(dir: BorrowedFd<'_>, name: &str, mark: u64) -> Result<(), Err
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?;
     match pwrite(&file, &encode_mark(mark), 0)? {
-        MARK_BYTES => fdatasync(&file),
+        MARK_BYTES => sys::sync_bytes(&file),
         _ => Err(Errno::NOSPC),
     }
 }

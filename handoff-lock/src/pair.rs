@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, Stat, fdatasync, flock, fstat, fsync, openat, stat, statat,
+    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, Stat, flock, fstat, fsync, openat, stat, statat,
 };
 use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 
@@ -314,7 +314,7 @@ impl Pair {
     }
 
     fn sync_bytes(&self) -> Result<(), LockError> {
-        fdatasync(self.file()?).map_err(|error| LockError::io(self.lock_path(), error))
+        sys::sync_bytes(self.file()?).map_err(|error| LockError::io(self.lock_path(), error))
     }
 
     /// An owner whose lock file was removed or replaced creates, locks and fills the new one: a peer that locks only the file

@@ -47,6 +47,11 @@ pub(crate) fn refused_filesystem(fd: impl AsFd) -> io::Result<Option<&'static st
     Ok(refused_by_magic(fstatfs(fd)?.f_type as u32))
 }
 
+/// Makes a file's bytes durable, fdatasync(2).
+pub(crate) fn sync_bytes(fd: impl AsFd) -> rustix::io::Result<()> {
+    rustix::fs::fdatasync(fd)
+}
+
 /// The inodes of a lock, as the kernel's table of locks names them.
 #[derive(Debug)]
 pub(crate) struct LockTable {

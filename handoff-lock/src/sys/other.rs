@@ -68,6 +68,18 @@ pub(crate) fn refused_filesystem(_fd: impl AsFd) -> io::Result<Option<&'static s
     Ok(None)
 }
 
+/// Makes a file's bytes durable. On macOS fsync(2) leaves them in the drive's cache.
+#[cfg(target_vendor = "apple")]
+pub(crate) fn sync_bytes(fd: impl AsFd) -> rustix::io::Result<()> {
+    rustix::fs::fcntl_fullfsync(fd)
+}
+
+/// Makes a file's bytes durable.
+#[cfg(not(target_vendor = "apple"))]
+pub(crate) fn sync_bytes(fd: impl AsFd) -> rustix::io::Result<()> {
+    rustix::fs::fsync(fd)
+}
+
 /// The kernel's table of locks, which these systems don't show: there is never one.
 #[derive(Debug)]
 pub(crate) enum LockTable {}
