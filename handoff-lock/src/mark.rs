@@ -10,7 +10,7 @@
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, fsync, openat, renameat};
+use rustix::fs::{AtFlags, Mode, OFlags, fsync, openat, renameat, unlinkat};
 use rustix::io::{Errno, pread, pwrite};
 
 use crate::error::LockError;
@@ -116,7 +116,10 @@ pub(crate) fn replace_second_copy(dir: BorrowedFd<'_>, data_dir: &Path, mark: u6
     write_mark_file(dir, STAGING, mark)
         .and_then(|()| renameat(dir, STAGING, dir, SECOND_COPY))
         .and_then(|()| fsync(dir))
-        .map_err(|error| LockError::io(data_dir.join(SECOND_COPY), error))
+        .map_err(|error| {
+            let _ = unlinkat(dir, STAGING, AtFlags::empty());
+            LockError::io(data_dir.join(SECOND_COPY), error)
+        })
 }
 
 fn write_mark_file(dir: BorrowedFd<'_>, name: &str, mark: u64) -> Result<(), Errno> {

@@ -140,6 +140,7 @@ pub(crate) enum Locking {
 }
 
 const FILE_FLAGS: OFlags = OFlags::CLOEXEC.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK);
+const DIR_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// How often a start over is worth it: each means that somebody replaced the file or the directory in this very moment.
 const ROUNDS_MAX: u32 = 8;
 /// Pauses before the directory is tried again, in microseconds.
@@ -151,10 +152,22 @@ const REPLACED_RETRIES_US: [u64; 12] =
 const TORN_READS_MAX: u32 = 64;
 
 impl Pair {
+    /// Creates the directory if it is missing.
     pub(crate) fn open(data_dir: &Path, filesystems: Filesystems) -> Result<Self, LockError> {
         // A daemon may change its working directory later; the checks below must go on naming the same directory.
         let path = std::path::absolute(data_dir).map_err(|error| LockError::io(data_dir, error))?;
-        let dir = open_dir(&path).map_err(|error| LockError::io(data_dir, error))?;
+        match Self::open_existing(data_dir, &path, filesystems) {
+            Err(LockError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                std::fs::create_dir_all(&path).map_err(|error| LockError::io(data_dir, error))?;
+                Self::open_existing(data_dir, &path, filesystems)
+            }
+            opened => opened,
+        }
+    }
+
+    fn open_existing(data_dir: &Path, path: &Path, filesystems: Filesystems) -> Result<Self, LockError> {
+        let dir = GuardedFd::open(|| Ok(openat(CWD, path, DIR_FLAGS, Mode::empty())?));
+        let dir = dir.map_err(|error| LockError::io(data_dir, error))?;
         if filesystems == Filesystems::Local {
             let refused =
                 dir.get().and_then(sys::refused_filesystem).map_err(|error| LockError::io(data_dir, error))?;
@@ -165,7 +178,7 @@ impl Pair {
         let file = open_file(&dir, &data_dir.join(LOCK_FILE))?;
         // Asked now, so that a claim, which may be on somebody's pause, need not.
         Owner::current();
-        Ok(Self { data_dir: data_dir.into(), path, filesystems, holding: Holding::Nothing, dir, file })
+        Ok(Self { data_dir: data_dir.into(), path: path.into(), filesystems, holding: Holding::Nothing, dir, file })
     }
 
     /// As the caller named it.
@@ -186,23 +199,25 @@ impl Pair {
     }
 
     fn try_lock(&mut self) -> Result<Locking, LockError> {
+        let locking = self.try_lock_in_place();
+        if !matches!(locking, Ok(Locking::Locked(_))) {
+            self.unlock()?;
+        }
+        locking
+    }
+
+    fn try_lock_in_place(&mut self) -> Result<Locking, LockError> {
         for _ in 0..ROUNDS_MAX {
             let locked = self.lock_both()?;
             if !self.is_in_place()? {
-                self.unlock()?;
-                *self = Self::open(&self.data_dir, self.filesystems)?;
-                continue;
-            }
-            if !locked {
+                *self = Self::open_existing(&self.data_dir, &self.path, self.filesystems)?;
+            } else if locked {
+                return read_contents(self.file()?, &self.lock_path()).map(Locking::Locked);
+            } else {
                 return Ok(Locking::Busy);
             }
-            let contents = self.read_contents();
-            if contents.is_err() {
-                self.unlock()?;
-            }
-            return contents.map(Locking::Locked);
         }
-        Err(LockError::lease(self.lock_path(), "it is replaced again and again; find out by whom and end that"))
+        Err(LockError::lease(self.lock_path(), REPLACED_AGAIN))
     }
 
     /// Whether both are locked now; else neither is.
@@ -211,11 +226,30 @@ impl Pair {
             return Ok(false);
         }
         self.holding = Holding::Lock;
-        let locked = flock_within(self.dir()?, &DIRECTORY_RETRIES_US);
-        if !matches!(locked, Ok(true)) {
+        let locked = self.lock_dir()?;
+        if !locked {
             self.unlock()?;
         }
-        locked.map_err(|error| LockError::io(&self.data_dir, error))
+        Ok(locked)
+    }
+
+    fn lock_dir(&self) -> Result<bool, LockError> {
+        match flock_within(self.dir()?, &DIRECTORY_RETRIES_US) {
+            Err(error) if self.is_file_enough(error) => Ok(true),
+            locked => locked.map_err(|error| LockError::io(&self.data_dir, error)),
+        }
+    }
+
+    fn unlock_dir(&self) -> Result<(), LockError> {
+        match unflock(self.dir()?) {
+            Err(error) if self.is_file_enough(error) => Ok(()),
+            unlocked => unlocked.map_err(|error| LockError::io(&self.data_dir, error)),
+        }
+    }
+
+    /// Some of the file systems that need the caller's word lock no directories: NFS wants a descriptor open for writing.
+    fn is_file_enough(&self, error: Errno) -> bool {
+        self.filesystems == Filesystems::Any && is_no_lock_for_directories(error)
     }
 
     /// Releases the lock, the directory first. A pidfile goes before, else it could be the next owner's.
@@ -232,10 +266,10 @@ impl Pair {
         if let Holding::Ownership(_) = self.holding {
             pidfile::remove(self.dir()?);
         }
-        unflock(self.dir()?).map_err(|error| LockError::io(&self.data_dir, error))?;
+        self.unlock_dir()?;
         if let Err(error) = unflock(self.file()?) {
             // Nobody else can hold the directory for longer than a moment: we still have the file.
-            flock_within(self.dir()?, &DIRECTORY_RETRIES_US).map_err(|error| LockError::io(&self.data_dir, error))?;
+            self.lock_dir()?;
             return Err(LockError::io(self.lock_path(), error));
         }
         self.holding = Holding::Nothing;
@@ -260,10 +294,6 @@ impl Pair {
             Err(Errno::NOENT) => Ok(false),
             Err(error) => Err(failed(error)),
         }
-    }
-
-    pub(crate) fn read_contents(&self) -> Result<Contents, LockError> {
-        read_contents(self.file()?, &self.lock_path())
     }
 
     /// The lease that the lock file has at this moment, whichever inode it is. Opens a descriptor only if it was replaced.
@@ -338,7 +368,7 @@ impl Pair {
                 .map_err(|error| LockError::io(&path, error))?;
             self.file = file;
         }
-        Err(LockError::lease(self.lock_path(), "it is replaced again and again; find out by whom and end that"))
+        Err(LockError::lease(self.lock_path(), REPLACED_AGAIN))
     }
 
     /// Best effort, as all about the pidfile.
@@ -393,20 +423,6 @@ fn read_contents(file: BorrowedFd<'_>, path: &Path) -> Result<Contents, LockErro
     })
 }
 
-fn open_dir(path: &Path) -> io::Result<GuardedFd> {
-    let open = || {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(openat(CWD, path, flags, Mode::empty())?)
-    };
-    match GuardedFd::open(open) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            std::fs::create_dir_all(path)?;
-            GuardedFd::open(open)
-        }
-        opened => opened,
-    }
-}
-
 fn open_file(dir: &GuardedFd, path: &Path) -> Result<GuardedFd, LockError> {
     let flags = OFlags::RDWR | OFlags::CREATE | FILE_FLAGS;
     let open = || Ok(openat(dir.get()?, LOCK_FILE, flags, Mode::RUSR | Mode::WUSR)?);
@@ -423,6 +439,7 @@ fn check_is_file(file: BorrowedFd<'_>, path: &Path) -> Result<(), LockError> {
     }
 }
 
+const REPLACED_AGAIN: &str = "it is replaced again and again; find out by whom and end that";
 const NOT_A_FILE: &str = "it is not a regular file, so it is no lock file; remove it";
 
 fn refused_open(path: &Path, error: impl Into<io::Error>) -> LockError {
@@ -435,6 +452,10 @@ fn refused_open(path: &Path, error: impl Into<io::Error>) -> LockError {
 
 fn is_same(a: &Stat, b: &Stat) -> bool {
     (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
+}
+
+fn is_no_lock_for_directories(error: Errno) -> bool {
+    [Errno::BADF, Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP, Errno::NOTSUP].contains(&error)
 }
 
 fn try_flock(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
@@ -571,6 +592,47 @@ mod tests {
         let Attempt::Held(unlocked) = unlocked.try_lock() else { panic!("two owners of one path") };
         drop(lock);
         assert!(matches!(unlocked.try_lock(), Attempt::Locked(_)));
+    }
+
+    #[test]
+    fn a_directory_that_is_gone_is_not_made_again_by_a_try() {
+        let parent = scratch();
+        let dir = parent.path().join("data");
+        let unlocked = Unlocked::open(&dir).unwrap();
+        fs::remove_dir_all(&dir).unwrap();
+        let Attempt::Failed(unlocked, LockError::Io { path, .. }) = unlocked.try_lock() else { panic!("locked") };
+        assert_eq!((path, dir.exists()), (dir.clone(), false));
+        fs::create_dir(&dir).unwrap();
+        assert!(matches!(unlocked.try_lock(), Attempt::Locked(_)));
+    }
+
+    #[test]
+    fn a_failed_try_keeps_nothing_locked() {
+        let dir = scratch();
+        let unlocked = Unlocked::open(dir.path()).unwrap();
+        let newer = {
+            let mut bytes = Numbered { sequence: 2, lease: crate::lease::tests::lease(2) }.encode();
+            bytes[8] = 2;
+            let at = bytes.len() - 4;
+            let checksum = crate::lease::CRC.checksum(&bytes[..at]);
+            bytes[at..].copy_from_slice(&checksum.to_le_bytes());
+            bytes
+        };
+        fs::write(dir.path().join(LOCK_FILE), newer).unwrap();
+        let Attempt::Failed(_unlocked, error) = unlocked.try_lock() else { panic!("locked") };
+        assert!(error.to_string().contains("newer build"), "{error}");
+        assert!(!is_file_locked(dir.path()));
+    }
+
+    #[test]
+    fn an_opt_in_works_where_directories_have_no_locks() {
+        let dir = scratch();
+        let pair = |filesystems| Pair::open(dir.path(), filesystems).unwrap();
+        assert!(pair(Filesystems::Any).is_file_enough(Errno::BADF));
+        assert!(!pair(Filesystems::Any).is_file_enough(Errno::IO));
+        assert!(!pair(Filesystems::Local).is_file_enough(Errno::BADF));
+        let _lock = DataDirLock::acquire_on_any_filesystem(dir.path()).unwrap();
+        assert_held(dir.path());
     }
 
     #[test]
