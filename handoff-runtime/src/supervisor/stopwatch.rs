@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use handoff_proto::supervisor::Milestone;
 
-#[cfg(feature = "crash-points")]
 use crate::crash::points;
 use crate::crash_here;
 use crate::outcome::Timings;
