@@ -1,6 +1,6 @@
 //! What a process was started as, and a successor's way to become the incumbent, one type for each stage.
 //!
-//! [`detect_role`] → [`Successor`] → [`HandshookSuccessor`] → [`BegunSuccessor`]. Each step consumes the
+//! [`detect_role`] → [`Successor`] → [`HandshookSuccessor`] → [`BegunSuccessor`] → [`Incumbent`]. Each step consumes the
 //! stage before it, so a call out of order does not compile. Dropping any stage gives the handover up: the supervisor
 //! hears it, the incumbent serves on or again. Nothing here ends the process; after an error, exit.
 
@@ -11,9 +11,10 @@ use std::path::Path;
 use handoff_lock::{DataDirLock, Unlocked};
 use handoff_proto::{BeginMode, HandoffId, Timing};
 
-use crate::drainable::SealReport;
+use crate::drainable::{ReadinessSnapshot, SealReport};
 use crate::environment::{self, StartedAs};
 use crate::error::{Error, Result};
+use crate::incumbent::Incumbent;
 use crate::listeners::InheritedListeners;
 use crate::successor::Driver;
 
@@ -23,7 +24,7 @@ const BUILD_ID_BYTES_MAX: usize = 64 * 1024;
 /// What this process was started as.
 #[derive(Debug)]
 pub enum Role {
-    /// To serve at once, with a lock of its own.
+    /// To serve at once: acquire the lock, then [`Incumbent::bind_cold_start`].
     ColdStart {
         /// The listeners that came with the process; none when nobody passed any.
         inherited: InheritedListeners,
@@ -134,7 +135,7 @@ impl HandshookSuccessor {
 }
 
 /// A successor whose turn has come: take the listeners, [`lock`](Self::lock), open the data, check it against
-/// [`sealed`](Self::sealed), and `announce_and_bind` before the deadline.
+/// [`sealed`](Self::sealed), and [`announce_and_bind`](Self::announce_and_bind) before the deadline.
 #[derive(Debug)]
 pub struct BegunSuccessor {
     driver: Driver,
@@ -156,7 +157,7 @@ impl BegunSuccessor {
     }
 
     /// The first TCP listener of this name, blocking. `None`: there is none left. Do not accept on it before
-    /// `announce_and_bind` has returned (promise 5).
+    /// [`announce_and_bind`](Self::announce_and_bind) has returned (promise 5).
     pub fn take_listener(&mut self, name: &str) -> Option<TcpListener> {
         self.inherited.take(name)
     }
@@ -172,7 +173,7 @@ impl BegunSuccessor {
     }
 
     /// What the old process sealed. `None` when it died before it could, or when the supervisor speaks version 1, which
-    /// does not tell. The revisions are checked again in `announce_and_bind`; only the daemon
+    /// does not tell. The revisions are checked again in [`announce_and_bind`](Self::announce_and_bind); only the daemon
     /// can check the fingerprint: report `healthz_ok: false` if it does not fit.
     pub fn sealed(&self) -> Option<&SealReport> {
         self.sealed.as_ref()
@@ -206,5 +207,24 @@ impl BegunSuccessor {
         let (lock, mode) = self.driver.lock(unlocked)?;
         self.mode = mode;
         Ok(lock)
+    }
+
+    /// Becomes the incumbent: binds the control socket beside `control_socket`, renames it into place, turns the lease
+    /// Active, and tells the supervisor. Serve nobody and acknowledge nothing before it has returned (promise 5).
+    /// A supervisor that is gone does not stop it.
+    ///
+    /// # Errors
+    /// **The lock is kept until the process exits**: close the store and exit, and the old process resumes.
+    /// [`Error::Unfit`]: unhealthy, or fewer shards or lower revisions than were sealed (promise 3); the supervisor was
+    /// told. [`Error::Aborted`]: called off, or too late. [`Error::Usage`]: `lock` did not come from [`lock`](Self::lock).
+    /// [`Error::Lock`], [`Error::Io`], [`Error::SocketPathTooLong`]: the lease or the socket failed.
+    pub fn announce_and_bind(
+        mut self,
+        readiness: ReadinessSnapshot,
+        control_socket: &Path,
+        lock: DataDirLock,
+    ) -> Result<Incumbent> {
+        let serving = self.driver.announce(readiness, control_socket, lock)?;
+        Ok(Incumbent::taken_over(serving.control, serving.lock).with_build_id(serving.build_id))
     }
 }
