@@ -68,24 +68,23 @@ fn is_alive(pid: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
+    use std::io::Read;
+    use std::process::{Child, Command, Stdio};
 
     use super::*;
 
+    /// Starts a child and waits until it has said something: from then on its environment is its own.
+    fn speaking(command: &mut Command) -> Child {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
+        child.stdout.as_mut().expect("piped").read_exact(&mut [0]).expect("it speaks");
+        child
+    }
+
     #[test]
     fn a_descriptor_more_is_counted() {
-        // In a child of its own: other tests open and close descriptors in this process.
+        // In a child of its own: other tests open and close descriptors in this process. Its shell opens none after `echo`.
         let child = |redirect: &str| {
-            let script = format!("exec {redirect}; ls /proc/$$/fd | wc -l; read _");
-            let mut child = Command::new("sh")
-                .args(["-c", &script])
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .spawn()
-                .expect("sh starts");
-            let mut line = String::new();
-            io::BufRead::read_line(&mut io::BufReader::new(child.stdout.take().expect("piped")), &mut line)
-                .expect("it counts");
+            let mut child = speaking(Command::new("sh").args(["-c", &format!("exec {redirect}; echo; read _")]));
             let count = descriptor_count(child.id()).expect("alive");
             child.kill().expect("ours");
             child.wait().expect("ours");
@@ -99,15 +98,7 @@ mod tests {
     fn a_process_left_behind_is_found() {
         let dir = tempfile::tempdir().expect("a directory");
         assert!(orphans(dir.path(), &[]).expect("listed").is_empty());
-        let mut child = Command::new("sh")
-            .args(["-c", "echo; read _"])
-            .env("SOMEWHERE", dir.path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("sh starts");
-        // Its environment is its own once it has said something.
-        io::Read::read(&mut child.stdout.take().expect("piped"), &mut [0]).expect("it speaks");
+        let mut child = speaking(Command::new("sh").args(["-c", "echo; read _"]).env("SOMEWHERE", dir.path()));
         assert_eq!(orphans(dir.path(), &[]).expect("listed"), [child.id()]);
         assert!(orphans(dir.path(), &[child.id()]).expect("listed").is_empty());
         child.kill().expect("ours");

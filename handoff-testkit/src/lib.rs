@@ -1,4 +1,25 @@
-//! Tests for a stateful daemon that is handed over.
+//! Tests for a stateful daemon that is handed over: crashes on purpose, stand-ins, real processes, and an oracle that counts
+//! what was lost.
+//!
+//! # Layers of tests
+//!
+//! From the quickest to the most real; each one finds what those above it can't.
+//!
+//! | layer | crashes by | with |
+//! |---|---|---|
+//! | one write path, in process | a panic at a named point | [`CrashInjector`], [`run_with_crash`] |
+//! | one role, against a script | closed and silent channels | [`MockDrainable`], [`ScriptedSupervisor`] |
+//! | one daemon's hooks under load | aborts | `store::hooks`, `load`, `oracle` |
+//! | real processes | `_exit` at a named point, signals | [`init`], [`ProcessCrash`] |
+//!
+//! What all of them check is in two places: the `oracle` compares what clients were told with what is on disk, and [`leaks`]
+//! finds what was left behind.
+//!
+//! # Features
+//!
+//! - `crash-points` (default): the reference store asks the injector at its crash points. Without it nothing is left of them.
+//! - `store`: the reference store, the load and the oracle.
+
 #![forbid(unsafe_code)]
 
 pub mod crash;
@@ -8,8 +29,16 @@ pub mod load;
 pub mod mock;
 #[cfg(feature = "store")]
 pub mod oracle;
-
-pub use crash::{CrashInjector, CrashPoint, check_crash_point, clear_injector, install_injector, run_with_crash};
-pub use mock::{HookCall, MockDrainable, ScriptedSupervisor, connect_with_retry};
+mod roles;
 #[cfg(feature = "store")]
 pub mod store;
+
+pub use crash::{
+    CrashInjector, CrashPoint, ProcessCrash, check_crash_point, clear_injector, install_injector, run_with_crash,
+};
+pub use mock::{HookCall, MockDrainable, ScriptedSupervisor, connect_with_retry};
+pub use roles::{ChildRole, ROLE_VARIABLE, init, init_with};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
