@@ -23,6 +23,8 @@ pub struct ChildRole {
 const OWN: &[ChildRole] = &[
     ChildRole { name: "handoff", main: |args| handoff_runtime::cli::main(args) },
     #[cfg(feature = "store")]
+    ChildRole { name: "store", main: |args| crate::store::daemon::main(args) },
+    #[cfg(feature = "store")]
     ChildRole { name: "verify", main: |args| crate::oracle::main(args) },
 ];
 

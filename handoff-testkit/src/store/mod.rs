@@ -8,7 +8,7 @@
 //! | `ledger.rs` | counts and decay scores in memory |
 //! | `group_commit.rs` | one sync for many writers |
 //! | [`wire`], [`server`] | the line protocol, and TCP with `BYE` and `RETRY` |
-//! | [`hooks`], `daemon.rs` | the daemon: its hooks; its process, roles and listeners |
+//! | [`hooks`], [`daemon`] | the daemon: its hooks; its process, roles and listeners |
 //!
 //! Invariants:
 //!
@@ -20,6 +20,7 @@
 //! - The store trusts its caller to hold the data directory's lock, whose epoch each record carries; a log with a newer one
 //!   is not opened.
 
+pub mod daemon;
 mod error;
 mod group_commit;
 pub mod hooks;

@@ -1,0 +1,203 @@
+//! The store as a process: what it was started as, its way in and its way out. With `hooks.rs` this is the file to copy from
+//! when a daemon of one's own is to be handed over.
+//!
+//! Invariants:
+//!
+//! - It serves nobody before its lease is Active, which is when `bind_cold_start` or `announce_and_bind` has returned.
+//! - All threads are started while the predecessor still serves: nothing is spawned in the pause.
+//! - It opens the data only under the lock, and checks what it opened against what was sealed.
+//! - After a commit it stays until its clients have left, so that a request that crossed the `BYE` gets its `RETRY`.
+//!
+//! A signal ends it at once; what it has acknowledged is on disk.
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use handoff_runtime::{
+    BegunSuccessor, DataDirLock, Incumbent, InheritedListeners, ReadinessSnapshot, Role, Successor, detect_role,
+};
+
+use super::Contents;
+use super::hooks::Daemon;
+
+/// How long a cold start waits for the lock: a killed process frees its lock a moment after its death.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+/// How long a process that was committed away waits for clients that do not close.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
+const CONNECTIONS_MAX: usize = 256;
+
+const USAGE: &str = "\
+usage: [--data-dir DIR] [--control-socket PATH] [--listen ADDR]... [--build-id TEXT] [--connections N]
+  --data-dir        else HANDOFF_DATA_DIR
+  --control-socket  else HANDOFF_CONTROL_SOCKET
+  --listen          where to listen when no listener was passed in
+  --build-id        else STORE_BUILD_ID
+  --connections     how many clients are served at once; 256";
+
+/// Everything that the daemon is told from outside, listeners and role apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Where the data is.
+    pub data_dir: PathBuf,
+    /// Where a supervisor finds the daemon.
+    pub control_socket: PathBuf,
+    /// Where to listen when no listener was passed in.
+    pub listen: Vec<SocketAddr>,
+    /// What names this build.
+    pub build_id: String,
+    /// How many clients are served at once.
+    pub connections_max: usize,
+}
+
+impl Options {
+    /// Reads the arguments, the first of which is the program's name; what they leave out comes from the environment, which
+    /// `variable` reads.
+    ///
+    /// # Errors
+    /// The caller's fault, in one line.
+    pub fn parse(
+        args: impl IntoIterator<Item = OsString>,
+        variable: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, String> {
+        let mut data_dir = variable("HANDOFF_DATA_DIR").map(PathBuf::from);
+        let mut control_socket = variable("HANDOFF_CONTROL_SOCKET").map(PathBuf::from);
+        let mut build_id = variable("STORE_BUILD_ID").map(|id| id.to_string_lossy().into_owned());
+        let mut listen = Vec::new();
+        let mut connections_max = CONNECTIONS_MAX;
+        let mut args = args.into_iter().skip(1);
+        while let Some(name) = args.next() {
+            let name = name.to_string_lossy().into_owned();
+            let value = args.next().ok_or_else(|| format!("{name} needs a value"))?;
+            let text = value.to_string_lossy().into_owned();
+            let bad = |what| format!("{name} {text}: not {what}");
+            match name.as_str() {
+                "--data-dir" => data_dir = Some(value.into()),
+                "--control-socket" => control_socket = Some(value.into()),
+                "--listen" => listen.push(text.parse().map_err(|_| bad("an address"))?),
+                "--build-id" => build_id = Some(text),
+                "--connections" => connections_max = text.parse().map_err(|_| bad("a number"))?,
+                _ => return Err(format!("unknown option {name}")),
+            }
+        }
+        Ok(Self {
+            data_dir: data_dir.ok_or("no data directory is given")?,
+            control_socket: control_socket.ok_or("no control socket is given")?,
+            listen,
+            build_id: build_id.unwrap_or_else(|| env!("CARGO_PKG_VERSION").into()),
+            connections_max,
+        })
+    }
+}
+
+/// The program. `args` begin with its name. Call it at the start of `main`, before any thread.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let options = match Options::parse(args, |name| std::env::var_os(name)) {
+        Ok(options) => options,
+        Err(error) => {
+            eprintln!("store: {error}\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match run(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("store {}: {error}", options.build_id);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Serves until the process was handed over.
+///
+/// # Errors
+/// Whatever kept it from serving.
+pub fn run(options: &Options) -> Result<(), Box<dyn Error>> {
+    match detect_role()? {
+        Role::ColdStart { inherited } => cold_start(options, inherited),
+        Role::Successor(successor) => take_over(options, successor),
+    }
+}
+
+fn cold_start(options: &Options, mut inherited: InheritedListeners) -> Result<(), Box<dyn Error>> {
+    let lock = DataDirLock::acquire_timeout(&options.data_dir, LOCK_WAIT)?;
+    let daemon = start(options)?;
+    daemon.open(lock.epoch())?;
+    let mut listeners: Vec<_> = inherited.names().iter().filter_map(|name| inherited.take(name)).collect();
+    if listeners.is_empty() {
+        listeners = options.listen.iter().map(TcpListener::bind).collect::<Result<_, _>>()?;
+    }
+    if listeners.is_empty() {
+        return Err("no listener was passed in and no --listen is given".into());
+    }
+    let incumbent = Incumbent::bind_cold_start(&options.control_socket, lock)?;
+    serve(&daemon, listeners, incumbent.with_build_id(options.build_id.clone().into()))
+}
+
+fn take_over(options: &Options, successor: Successor) -> Result<(), Box<dyn Error>> {
+    let mut successor = successor.handshake(options.build_id.clone().into())?;
+    let daemon = start(options)?;
+    successor.warmed()?;
+    let mut begun = successor.wait_for_begin()?;
+    let lock = begun.lock(&options.data_dir)?;
+    let opened = daemon.open(lock.epoch()).map_err(Into::into).and_then(|contents| check(&begun, contents));
+    let listeners: Vec<_> = begun.listener_names().iter().filter_map(|name| begun.take_listener(name)).collect();
+    let readiness = ReadinessSnapshot {
+        listening_on: listeners.iter().filter_map(|listener| Some(listener.local_addr().ok()?.to_string())).collect(),
+        healthz_ok: opened.is_ok(),
+        advertised_revision_per_shard: opened.iter().map(|contents| contents.last_sequence).collect(),
+    };
+    // An unfit one says so, and gives up: then the reason is the error to show.
+    let announced = begun.announce_and_bind(readiness, &options.control_socket, lock);
+    opened?;
+    serve(&daemon, listeners, announced?)
+}
+
+/// Whether this is what the predecessor sealed. One that died, or a supervisor of version 1, leaves nothing to compare.
+fn check(begun: &BegunSuccessor, opened: Contents) -> Result<Contents, Box<dyn Error>> {
+    match begun.sealed() {
+        Some(sealed) if sealed.data_dir_fingerprint != opened.fingerprint => {
+            Err(format!("what was opened, up to {}, is not what was sealed", opened.last_sequence).into())
+        }
+        _ => Ok(opened),
+    }
+}
+
+fn start(options: &Options) -> std::io::Result<Daemon> {
+    Daemon::start(&options.data_dir, &options.build_id, options.connections_max)
+}
+
+/// Serves clients and supervisors until the process was handed over, and then those clients that have not left.
+fn serve(daemon: &Daemon, listeners: Vec<TcpListener>, incumbent: Incumbent) -> Result<(), Box<dyn Error>> {
+    daemon.listen(listeners)?;
+    let served = incumbent.serve(daemon.clone())?;
+    let open_connections = daemon.leave(LEAVE_PATIENCE);
+    tracing::info!(?served, open_connections, "leaving");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_come_from_arguments_and_else_from_the_environment() {
+        let parse = |args: &[&str], variables: &[(&str, &str)]| {
+            Options::parse(["store"].iter().chain(args).map(OsString::from), |name| {
+                variables.iter().find(|(found, _)| *found == name).map(|(_, value)| value.into())
+            })
+        };
+        let environment =
+            [("HANDOFF_DATA_DIR", "/d"), ("HANDOFF_CONTROL_SOCKET", "/c"), ("STORE_BUILD_ID", "b"), ("OTHER", "x")];
+        let options = parse(&["--listen", "127.0.0.1:1", "--data-dir", "/e"], &environment).expect("parses");
+        assert_eq!((options.data_dir, options.control_socket), ("/e".into(), "/c".into()));
+        assert_eq!((options.build_id.as_str(), options.listen.len(), options.connections_max), ("b", 1, 256));
+        for bad in [&["--listen", "nowhere"][..], &["--listen"], &["--nonsense", "x"], &["--connections", "many"]] {
+            assert!(parse(bad, &environment).is_err(), "{bad:?}");
+        }
+        assert!(parse(&[], &[]).expect_err("nothing given").contains("data directory"));
+    }
+}
