@@ -36,7 +36,7 @@ pub struct Holder {
 
 /// Who holds the lock of this data dir now; `None` if nobody does, or there is no such directory.
 ///
-/// It may look at every process. Others' processes can be examined only by root; without that, the answer may lack a command,
+/// Others' processes can be examined only by root; without that, the answer may lack a command,
 /// and a holder that inherited the lock may be missed.
 ///
 /// # Errors
@@ -46,7 +46,7 @@ pub fn holder(dir: &Path) -> Result<Option<Holder>, LockError> {
     let Some(place) = Place::open(dir)? else { return Ok(None) };
     let lease = place.lease()?;
     Ok(match LockTable::of(&place.descriptors()) {
-        Some(table) => find(&table, Scan::Always, lease.as_ref()).map(|found| found.describe(lease.as_ref())),
+        Some(table) => find(&table, lease.as_ref()).map(|found| found.describe(lease.as_ref())),
         None => recorded(lease.as_ref(), &place.dir).filter(|holder| holder.alive),
     })
 }
@@ -86,7 +86,7 @@ pub fn look(dir: &Path) -> Result<Look, LockError> {
     let table = LockTable::of(&place.descriptors());
     let lease = place.lease()?;
     let locked_by = match &table {
-        Some(table) => find(table, Scan::IfTaken, lease.as_ref()).map(|found| found.pid),
+        Some(table) => find(table, lease.as_ref()).map(|found| found.pid),
         None => recorded(lease.as_ref(), &place.dir).filter(|holder| holder.alive).map(|holder| holder.pid),
     };
     Ok(Look { lease, locked_by })
@@ -96,7 +96,7 @@ pub fn look(dir: &Path) -> Result<Look, LockError> {
 pub(crate) fn of_held(pair: &Pair) -> Option<Holder> {
     let (dir, file) = (pair.dir().ok()?, pair.file().ok()?);
     let lease = settled_lease(file, &pair.lock_path()).ok().flatten();
-    let found = LockTable::of(&[file, dir]).and_then(|table| find(&table, Scan::Always, lease.as_ref()));
+    let found = LockTable::of(&[file, dir]).and_then(|table| find(&table, lease.as_ref()));
     found.map(|found| found.describe(lease.as_ref())).or_else(|| recorded(lease.as_ref(), dir))
 }
 
@@ -135,14 +135,6 @@ impl Place {
     }
 }
 
-/// When to look through the descriptors of every process.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Scan {
-    /// Also if the table of locks names nobody: in a container it hides a lock whose taker is gone.
-    Always,
-    IfTaken,
-}
-
 /// A process that holds the lock.
 struct Found {
     pid: u32,
@@ -150,7 +142,7 @@ struct Found {
     inherited: bool,
 }
 
-fn find(table: &LockTable, scan: Scan, lease: Option<&Lease>) -> Option<Found> {
+fn find(table: &LockTable, lease: Option<&Lease>) -> Option<Found> {
     let owner = lease.filter(|lease| lease.of_this_boot()).map(|lease| lease.owner.pid);
     let mut takers = table.takers();
     takers.sort_by_key(|pid| Some(*pid) != owner);
@@ -159,8 +151,8 @@ fn find(table: &LockTable, scan: Scan, lease: Option<&Lease>) -> Option<Found> {
     if let Some(pid) = takers.iter().copied().find(holds) {
         return Some(Found { pid, alive: true, inherited: false });
     }
-    let scan = scan == Scan::Always || !takers.is_empty();
-    if let Some(pid) = scan.then(|| table.find_holder()).flatten() {
+    let is_taken = !takers.is_empty() || table.hides_dead_takers();
+    if let Some(pid) = is_taken.then(|| table.find_holder()).flatten() {
         return Some(Found { pid, alive: true, inherited: Some(pid) != owner });
     }
     takers.first().map(|pid| Found { pid: *pid, alive: false, inherited: false })

@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn of_every_subset_of_a_torn_write_the_old_or_the_new_lease_is_read() {
-        const PIECES: usize = 16;
+        const PIECES: usize = 12;
         let piece = |index: usize| index * PIECES / SLOT_BYTES;
         let before = written(4, 1024);
         for subset in 0..1_u32 << PIECES {

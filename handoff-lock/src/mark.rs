@@ -306,7 +306,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2_000))]
+        #![proptest_config(ProptestConfig::with_cases(500))]
         #[test]
         fn no_epoch_is_used_twice_whatever_one_fault_at_a_time_does(events in proptest::collection::vec(event(), 1..60)) {
             let mut disk = Disk { lease: None, this_boot: true, durable_lease: None, first: Copy::NOTHING, second: Copy::NOTHING };

@@ -240,10 +240,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut lock = Some(DataDirLock::acquire(dir.path()).unwrap());
         let before = crate::read_lease(dir.path()).unwrap();
+        let elsewhere = tempfile::NamedTempFile::new().unwrap();
         let child = fork(|| {
-            let refused = |result: Result<(), LockError>| matches!(result, Err(LockError::Io { .. }));
+            // What has the numbers now is another file.
+            let others: Vec<File> = (0..4).map(|_| elsewhere.reopen().unwrap()).collect();
+            let refused =
+                |result: Result<(), LockError>| result.is_err_and(|error| error.to_string().contains("forked child"));
             let Some(mut lock) = lock.take() else { return false };
-            refused(lock.activate(b"child")) && refused(lock.reserve_epochs()) && lock.seal().is_err()
+            refused(lock.activate(b"child"))
+                && refused(lock.reserve_epochs())
+                && refused(lock.seal().map(drop).map_err(|(_, error)| error))
+                && others.iter().all(|other| other.metadata().is_ok_and(|stat| stat.len() == 0))
         });
         assert!(is_fine(child));
         assert_eq!(crate::read_lease(dir.path()).unwrap(), before);

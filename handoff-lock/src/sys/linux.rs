@@ -77,6 +77,12 @@ impl LockTable {
         table.lines().filter_map(parse_flock).filter(|(_, key)| self.keys.contains(key)).map(|(pid, _)| pid).collect()
     }
 
+    /// Whether a lock whose taker is gone is missing in the table: it is in every pid namespace but the first.
+    pub(crate) fn hides_dead_takers(&self) -> bool {
+        const FIRST_NAMESPACE: &str = "pid:[4026531836]";
+        fs::read_link("/proc/self/ns/pid").is_ok_and(|namespace| namespace.as_os_str() != FIRST_NAMESPACE)
+    }
+
     /// Whether one of the process's descriptors carries the lock; `None` if its descriptors can't be seen.
     pub(crate) fn is_held_through(&self, pid: u32) -> Option<bool> {
         let descriptors = fs::read_dir(format!("/proc/{pid}/fdinfo")).ok()?;
@@ -93,7 +99,7 @@ impl LockTable {
         seen.then_some(false)
     }
 
-    /// The first process with a descriptor that carries the lock. Looks at every process: for people, not for a loop.
+    /// The first process with a descriptor that carries the lock. Looks at every process, so ask the table first.
     pub(crate) fn find_holder(&self) -> Option<u32> {
         let processes = fs::read_dir("/proc").ok()?;
         let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
