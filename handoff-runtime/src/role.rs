@@ -39,6 +39,42 @@ pub enum Role {
 /// An unknown `HANDOFF_ROLE` is a cold start. A descriptor that is no listener is skipped, stays open, and is logged. The
 /// listeners keep the flags that they have until they are taken.
 ///
+/// ```no_run
+/// # use std::net::TcpListener;
+/// # use std::path::Path;
+/// use handoff_runtime::{DataDirLock, Incumbent, ReadinessSnapshot, Role, detect_role};
+/// # struct Store { revision: u64 }
+/// # fn load_what_needs_no_data() {}
+/// # fn open_store(_: &Path, _epoch: u64) -> std::io::Result<Store> { Ok(Store { revision: 0 }) }
+///
+/// # fn start(data_dir: &Path, control: &Path) -> Result<(Incumbent, Store, TcpListener), Box<dyn std::error::Error>> {
+/// let (incumbent, store, listener) = match detect_role()? {
+///     Role::ColdStart { mut inherited } => {
+///         let lock = DataDirLock::acquire(data_dir)?;
+///         let store = open_store(data_dir, lock.epoch())?;
+///         let listener = inherited.take("http").ok_or("no listener named http")?;
+///         (Incumbent::bind_cold_start(control, lock)?, store, listener)
+///     }
+///     Role::Successor(successor) => {
+///         let mut greeted = successor.handshake(b"build 42".to_vec())?;
+///         load_what_needs_no_data();
+///         greeted.warmed()?;
+///         let mut begun = greeted.wait_for_begin()?;
+///         let lock = begun.lock(data_dir)?;
+///         let store = open_store(data_dir, lock.epoch())?;
+///         let listener = begun.take_listener("http").ok_or("no listener named http")?;
+///         let readiness = ReadinessSnapshot {
+///             listening_on: vec![listener.local_addr()?.to_string()],
+///             healthz_ok: true,
+///             advertised_revision_per_shard: vec![store.revision],
+///         };
+///         (begun.announce_and_bind(readiness, control, lock)?, store, listener)
+///     }
+/// };
+/// // Only now: serve clients on `listener`, and let `incumbent.serve(drainable)` wait for the next handover.
+/// # Ok((incumbent, store, listener)) }
+/// ```
+///
 /// # Errors
 /// [`Error::Environment`]: a successor without a usable channel to its supervisor, or variables that make no sense. The
 /// fault of whoever started this process.
