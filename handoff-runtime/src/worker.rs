@@ -202,3 +202,88 @@ pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rustix::event::{PollFd, PollFlags};
+
+    use super::*;
+    use crate::drainable::{DrainReport, SealReport, StateSnapshot};
+    use crate::sys::poll;
+
+    /// Its drain waits for a cancel, its seal reports a thousand times, its resume says what it is told to.
+    struct Hooks(Mutex<Vec<HookError>>);
+
+    impl Drainable for Hooks {
+        fn drain(&self, cx: &DrainContext) -> Result<DrainReport, HookError> {
+            while !cx.cancelled() {
+                std::thread::yield_now();
+            }
+            panic!("drain {}", "gave up")
+        }
+
+        fn seal(&self, cx: &SealContext) -> Result<SealReport, HookError> {
+            assert!(!cx.cancelled(), "the cancel was for the hook before");
+            (0..1000).for_each(|n| cx.progress(n, 1000, u64::from(n)));
+            Ok(SealReport::default())
+        }
+
+        fn resume_after_abort(&self, _: &Resume) -> Result<(), HookError> {
+            lock(&self.0).pop().map_or(Ok(()), Err)
+        }
+
+        fn snapshot_state(&self) -> StateSnapshot {
+            StateSnapshot::default()
+        }
+    }
+
+    fn start(errors: Vec<HookError>) -> (Worker, Waker) {
+        let waker = Waker::new().unwrap();
+        (Worker::start(Arc::new(Hooks(Mutex::new(errors))), waker.clone()).unwrap(), waker)
+    }
+
+    fn next(worker: &mut Worker, waker: &Waker) -> Input {
+        loop {
+            if let Some(input) = worker.take().unwrap() {
+                return input;
+            }
+            poll::wait(&mut [PollFd::new(waker, PollFlags::IN)], Some(Duration::from_secs(30))).unwrap();
+            waker.drain();
+        }
+    }
+
+    #[test]
+    fn a_cancel_reaches_the_hook_that_runs_and_a_panic_is_a_failure() {
+        let (mut worker, waker) = start(Vec::new());
+        worker.run(Job::Drain { deadline: Instant::now() }).unwrap();
+        worker.cancel();
+        assert_eq!(next(&mut worker, &waker), Input::DrainEnded(Err("panicked: drain gave up".into())));
+        worker.run(Job::Seal).unwrap();
+        let mut reports = 0;
+        while let Input::SealProgress(_) = next(&mut worker, &waker) {
+            reports += 1;
+        }
+        assert!(reports <= 1000);
+        worker.finish();
+    }
+
+    #[test]
+    fn a_state_that_cant_be_read_is_told_apart() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("while opening")]
+        struct Wrapped(#[source] StateNotReadable);
+
+        let not_readable = || StateNotReadable { reason: "format 9".into() };
+        let (mut worker, waker) = start(vec![Wrapped(not_readable()).into(), not_readable().into(), "disk".into()]);
+        let mut resume = || {
+            worker.run(Job::Resume(Resume::new(true, 1))).unwrap();
+            next(&mut worker, &waker)
+        };
+        assert_eq!(resume(), Input::ResumeEnded(ResumeEnd::Failed("disk".into())));
+        assert!(matches!(resume(), Input::ResumeEnded(ResumeEnd::NotReadable(_))));
+        assert!(matches!(resume(), Input::ResumeEnded(ResumeEnd::NotReadable(_))));
+        assert_eq!(resume(), Input::ResumeEnded(ResumeEnd::Serving));
+    }
+}

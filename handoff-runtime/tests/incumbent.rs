@@ -5,10 +5,13 @@
 mod mock;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use handoff_lock::{DataDirLock, LeaseState, LockError, read_lease};
+use handoff_lock::{Attempt, DataDirLock, LeaseState, LockError, Unlocked, read_lease};
 use handoff_proto::{Capabilities, HandoffId, Message, Side, short_name};
 use handoff_runtime::{Error, Incumbent, Served};
 
@@ -360,6 +363,73 @@ fn status_and_listeners_are_answered() {
 fn a_removed_control_path_is_published_again() {
     let daemon = Daemon::start();
     fs::remove_file(daemon.control_path()).unwrap();
+    daemon.hand_over();
+}
+
+/// Seals for a handover to this process.
+fn sealed_for(daemon: &Daemon, successor_pid: u32, deadline_ms: u64) -> (Supervisor, HandoffId) {
+    let mut supervisor = daemon.supervisor();
+    let id = supervisor.prepare_for(successor_pid, deadline_ms);
+    supervisor.expect("Drained");
+    supervisor.send(Message::SealRequest { handoff_id: id });
+    supervisor.expect("SealComplete");
+    (supervisor, id)
+}
+
+#[test]
+fn whoever_takes_the_data_back_ends_the_successor() {
+    let daemon = Daemon::start();
+    let mut successor = Command::new("sleep").arg("1000").spawn().unwrap();
+    let (mut supervisor, id) = sealed_for(&daemon, successor.id(), 60_000);
+    supervisor.send(Message::ResumeAfterAbort { handoff_id: id });
+    supervisor.expect("Resumed");
+    assert_eq!(successor.wait().unwrap().signal(), Some(9));
+}
+
+#[test]
+fn a_process_that_is_no_child_of_the_supervisor_is_never_ended() {
+    let daemon = Daemon::start();
+    // The shell's child, not ours; it prints its own pid and lives until its input ends.
+    let mut command = Command::new("sh");
+    command.args(["-c", "sh -c 'echo $$; read _; echo alive'; :"]);
+    let mut shell = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut output = BufReader::new(shell.stdout.take().unwrap());
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    let (mut supervisor, id) = sealed_for(&daemon, line.trim().parse().unwrap(), 60_000);
+    supervisor.send(Message::ResumeAfterAbort { handoff_id: id });
+    supervisor.expect("Resumed");
+    drop(shell.stdin.take());
+    line.clear();
+    output.read_line(&mut line).unwrap();
+    assert_eq!(line, "alive\n");
+    shell.wait().unwrap();
+}
+
+#[test]
+fn a_late_successor_is_ended_when_nobody_else_does() {
+    let daemon = Daemon::start();
+    let mut successor = Command::new("sleep").arg("1000").spawn().unwrap();
+    let (supervisor, _) = sealed_for(&daemon, successor.id(), 100);
+    // The lock is held, and the lease still says "sealed": frozen between the two.
+    let Attempt::Locked(claim) = Unlocked::open(&daemon.data_dir()).unwrap().try_lock() else { panic!() };
+    drop(supervisor);
+    assert_eq!(successor.wait().unwrap().signal(), Some(9));
+    assert_eq!(daemon.mock.calls(), [Call::Drain, Call::Seal], "the lock is not free yet");
+    drop(claim);
+    daemon.mock.wait_for(Call::Resume { changed: true });
+    daemon.hand_over();
+}
+
+#[test]
+fn a_handover_past_its_deadline_is_undone() {
+    let daemon = Daemon::start();
+    daemon.mock.block_until_cancelled();
+    let mut supervisor = daemon.supervisor();
+    supervisor.prepare_for(0, 50);
+    supervisor.expect("DrainFailed");
+    assert_eq!(daemon.mock.calls(), [Call::Drain, Call::Resume { changed: false }]);
+    daemon.mock.unblock();
     daemon.hand_over();
 }
 

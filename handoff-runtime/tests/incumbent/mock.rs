@@ -179,6 +179,7 @@ impl Daemon {
             heartbeat: Duration::from_millis(50),
             // Long enough that a busy test machine makes nobody silent, except for the test that is about it.
             liveness: Duration::from_secs(2),
+            limbo_slack: Duration::from_millis(100),
             ..Timing::default()
         };
         let incumbent = Incumbent::bind_cold_start(&dir.path().join("control.sock"), lock).unwrap();
@@ -255,10 +256,12 @@ impl Supervisor {
     }
 
     pub(crate) fn prepare(&mut self) -> HandoffId {
+        self.prepare_for(0, 60_000)
+    }
+
+    pub(crate) fn prepare_for(&mut self, successor_pid: u32, deadline_ms: u64) -> HandoffId {
         let handoff_id = HandoffId::new();
-        let prepare =
-            Message::PrepareHandoff { handoff_id, successor_pid: 0, deadline_ms: 60_000, drain_grace_ms: 1_000 };
-        self.send(prepare);
+        self.send(Message::PrepareHandoff { handoff_id, successor_pid, deadline_ms, drain_grace_ms: 1_000 });
         handoff_id
     }
 

@@ -6,7 +6,8 @@ mod random;
 mod sessions;
 
 use super::*;
-use crate::lease::LeaseState;
+use crate::lease::{LeaseState, LeaseView, ProcessId};
+use crate::machine::Timing;
 
 pub(super) const ME: ProcessId = ProcessId { pid: 100, start_time: 7 };
 pub(super) const SUPERVISOR_PID: u32 = 50;
