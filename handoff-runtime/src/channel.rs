@@ -234,9 +234,12 @@ impl Inbound {
         if self.held_fds.len() + self.fresh_fds.len() > FDS_PER_MESSAGE_MAX {
             return Err(too_many_fds(self.held_fds.len() + self.fresh_fds.len()));
         }
+        if arrived.bytes == 0 {
+            return Ok(Refill::Closed);
+        }
         (self.start, self.end) = (0, arrived.bytes);
         self.drained = self.fresh_fds.is_empty() && arrived.bytes < self.buffer.len();
-        Ok(if arrived.bytes == 0 { Refill::Closed } else { Refill::Some })
+        Ok(Refill::Some)
     }
 
     /// The descriptors that belong to the frame that was just completed.
@@ -268,5 +271,251 @@ impl Read for Inbound {
         out[..bytes].copy_from_slice(&self.buffer[self.start..self.start + bytes]);
         self.start += bytes;
         Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    use handoff_proto::{HandoffId, PROTO_MAX};
+    use rustix::event::{PollFd, PollFlags};
+    use rustix::io::{FdFlags, fcntl_getfd};
+
+    use super::*;
+    use crate::sys::poll;
+    use crate::testing::{limit_open_files, open_fds, run_alone};
+
+    fn channels() -> (Channel, Channel) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (Channel::new(ours).unwrap(), Channel::new(theirs).unwrap())
+    }
+
+    fn heartbeat(ts_ms: u64) -> Message {
+        Message::Heartbeat { ts_ms }
+    }
+
+    fn of_shards(count: usize) -> Message {
+        Message::Revisions { first_shard: 0, revisions: vec![u64::MAX; count] }
+    }
+
+    fn listeners(count: usize) -> Vec<TcpListener> {
+        (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect()
+    }
+
+    fn borrowed(listeners: &[TcpListener]) -> Vec<BorrowedFd<'_>> {
+        listeners.iter().map(AsFd::as_fd).collect()
+    }
+
+    /// All that is there now.
+    fn received(channel: &mut Channel) -> Vec<(Message, Vec<OwnedFd>)> {
+        let mut all = Vec::new();
+        loop {
+            match channel.receive() {
+                Received::Message { message, fds, .. } => all.push((message, fds)),
+                Received::Nothing => return all,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn messages(channel: &mut Channel) -> Vec<Message> {
+        received(channel).into_iter().map(|(message, _)| message).collect()
+    }
+
+    /// Moves everything from one end to the other.
+    fn pump(from: &mut Channel, to: &mut Channel) -> Vec<(Message, Vec<OwnedFd>)> {
+        let mut all = received(to);
+        while from.wants_write() {
+            from.flush().unwrap();
+            all.extend(received(to));
+        }
+        all
+    }
+
+    fn wait_readable(channel: &Channel) {
+        let mut fds = [PollFd::new(channel, PollFlags::IN)];
+        poll::wait(&mut fds, Some(Duration::from_secs(30))).unwrap();
+        assert!(!fds[0].revents().is_empty());
+    }
+
+    #[test]
+    fn messages_arrive_in_order_and_then_nothing() {
+        let (mut ours, mut theirs) = channels();
+        assert_eq!(messages(&mut theirs), []);
+        for ts_ms in 0..3 {
+            ours.send(PROTO_MAX, &heartbeat(ts_ms)).unwrap();
+        }
+        assert_eq!(messages(&mut theirs), [heartbeat(0), heartbeat(1), heartbeat(2)]);
+        assert!(matches!(theirs.receive(), Received::Nothing));
+    }
+
+    #[test]
+    fn a_message_in_single_bytes_arrives_once_it_is_whole() {
+        let (mut raw, theirs) = UnixStream::pair().unwrap();
+        let mut channel = Channel::new(theirs).unwrap();
+        let frame = encode(1, &heartbeat(7)).unwrap();
+        let (last, before) = frame.split_last().unwrap();
+        for byte in before {
+            raw.write_all(&[*byte]).unwrap();
+            assert!(matches!(channel.receive(), Received::Nothing));
+        }
+        raw.write_all(&[*last]).unwrap();
+        assert_eq!(messages(&mut channel), [heartbeat(7)]);
+    }
+
+    #[test]
+    fn what_a_peer_does_not_take_waits_and_arrives_whole() {
+        let (mut ours, mut theirs) = channels();
+        let big = of_shards(90_000);
+        for _ in 0..4 {
+            ours.send(PROTO_MAX, &big).unwrap();
+        }
+        ours.send(PROTO_MAX, &heartbeat(1)).unwrap();
+        assert!(ours.wants_write());
+        let all: Vec<_> = pump(&mut ours, &mut theirs).into_iter().map(|(message, _)| message).collect();
+        assert_eq!(all, [big.clone(), big.clone(), big.clone(), big, heartbeat(1)]);
+        assert_eq!(ours.outbound_bytes, 0);
+    }
+
+    #[test]
+    fn a_peer_that_never_reads_costs_a_bounded_amount() {
+        let (mut ours, _theirs) = channels();
+        let big = of_shards(100_000);
+        let error = std::iter::repeat_with(|| ours.send(PROTO_MAX, &big)).take(1000).find_map(Result::err);
+        assert!(matches!(error, Some(WireError::Io(error)) if error.kind() == ErrorKind::OutOfMemory));
+        assert!(ours.outbound_bytes <= OUTBOUND_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_peer_that_is_gone_is_closed_and_raises_no_signal() {
+        let (mut ours, mut theirs) = channels();
+        theirs.send(PROTO_MAX, &heartbeat(1)).unwrap();
+        drop(theirs);
+        // The Rust runtime ignores SIGPIPE and a daemon may not; the flag of the call is what counts, see `sys::socket`.
+        let error = ours.send(PROTO_MAX, &heartbeat(2)).unwrap_err();
+        assert!(matches!(error, WireError::Io(error) if error.kind() == ErrorKind::BrokenPipe));
+        assert_eq!(messages(&mut ours), [heartbeat(1)]);
+        assert!(matches!(ours.receive(), Received::Closed));
+        assert!(matches!(ours.receive(), Received::Closed));
+    }
+
+    #[test]
+    fn a_reset_is_closed_too() {
+        let (mut ours, theirs) = channels();
+        ours.send(PROTO_MAX, &heartbeat(1)).unwrap();
+        // Closed with something unread: the other end sees ECONNRESET (unix(7)).
+        drop(theirs);
+        assert!(matches!(ours.receive(), Received::Closed));
+    }
+
+    #[test]
+    fn garbage_is_malformed() {
+        for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 8], &[4, 0, 0, 0, 1, 0, 99, 99], &[0xff; 64]] {
+            let (mut raw, theirs) = UnixStream::pair().unwrap();
+            let mut channel = Channel::new(theirs).unwrap();
+            raw.write_all(garbage).unwrap();
+            assert!(matches!(channel.receive(), Received::Malformed(_)), "{garbage:?}");
+        }
+    }
+
+    #[test]
+    fn descriptors_come_with_their_message_and_close_on_exec() {
+        let (mut ours, mut theirs) = channels();
+        let sockets = listeners(FDS_PER_MESSAGE_MAX + 1);
+        ours.send(PROTO_MAX, &heartbeat(1)).unwrap();
+        ours.send_with_fds(PROTO_MAX, &heartbeat(2), &borrowed(&sockets[..FDS_PER_MESSAGE_MAX])).unwrap();
+        ours.send(PROTO_MAX, &heartbeat(3)).unwrap();
+        ours.send_with_fds(PROTO_MAX, &heartbeat(4), &borrowed(&sockets[FDS_PER_MESSAGE_MAX..])).unwrap();
+        let all = received(&mut theirs);
+        let counts: Vec<_> = all.iter().map(|(_, fds)| fds.len()).collect();
+        assert_eq!(counts, [0, FDS_PER_MESSAGE_MAX, 0, 1]);
+        let arrived = all.into_iter().flat_map(|(_, fds)| fds);
+        for (fd, socket) in arrived.zip(&sockets) {
+            assert!(fcntl_getfd(&fd).unwrap().contains(FdFlags::CLOEXEC));
+            assert_eq!(TcpListener::from(fd).local_addr().unwrap(), socket.local_addr().unwrap());
+        }
+    }
+
+    #[test]
+    fn descriptors_of_a_message_that_waits_come_with_it() {
+        let (mut ours, mut theirs) = channels();
+        let sockets = listeners(3);
+        let big = of_shards(90_000);
+        ours.send_with_fds(PROTO_MAX, &big, &borrowed(&sockets[..1])).unwrap();
+        ours.send_with_fds(PROTO_MAX, &big, &borrowed(&sockets[1..2])).unwrap();
+        ours.send(PROTO_MAX, &heartbeat(1)).unwrap();
+        ours.send_with_fds(PROTO_MAX, &heartbeat(2), &borrowed(&sockets[2..])).unwrap();
+        let addresses: Vec<_> = sockets.iter().map(|socket| Some(socket.local_addr().unwrap())).collect();
+        drop(sockets);
+        let all = pump(&mut ours, &mut theirs).into_iter();
+        let arrived: Vec<_> =
+            all.map(|(_, mut fds)| fds.pop().map(|fd| TcpListener::from(fd).local_addr().unwrap())).collect();
+        assert_eq!(arrived, [addresses[0], addresses[1], None, addresses[2]]);
+    }
+
+    #[test]
+    fn too_many_descriptors_are_refused() {
+        let (mut ours, mut theirs) = channels();
+        let socket = &listeners(1)[0];
+        let error = ours.send_with_fds(PROTO_MAX, &heartbeat(1), &vec![socket.as_fd(); FDS_PER_MESSAGE_MAX + 1]);
+        assert!(matches!(error, Err(WireError::Io(error)) if error.kind() == ErrorKind::InvalidInput));
+        assert_eq!(messages(&mut theirs), []);
+    }
+
+    #[test]
+    fn descriptors_without_end_are_malformed() {
+        let (raw, theirs) = UnixStream::pair().unwrap();
+        let mut channel = Channel::new(theirs).unwrap();
+        let socket = &listeners(1)[0];
+        let frame = encode(PROTO_MAX, &of_shards(10)).unwrap();
+        for byte in &frame[..3] {
+            socket::send(raw.as_fd(), &[*byte], &[socket.as_fd(); 200]).unwrap();
+        }
+        assert!(matches!(channel.receive(), Received::Malformed(_)));
+    }
+
+    #[test]
+    #[ignore = "run by the next test in a process of its own"]
+    fn at_the_limit_of_files() {
+        let (mut ours, mut theirs) = channels();
+        let socket = &listeners(1)[0];
+        ours.send_with_fds(PROTO_MAX, &heartbeat(1), &[socket.as_fd(); 100]).unwrap();
+        let before = open_fds();
+        let limit = limit_open_files(before.len() as u64 + 10);
+        assert!(matches!(theirs.receive(), Received::Malformed(WireError::Io(_))));
+        drop(theirs);
+        drop(ours);
+        limit_open_files(limit);
+        assert_eq!(open_fds().len(), before.len() - 2);
+    }
+
+    #[test]
+    fn descriptors_that_find_no_room_are_an_error_and_leak_nothing() {
+        run_alone("channel::tests::at_the_limit_of_files");
+    }
+
+    #[test]
+    fn the_peer_is_who_made_the_socket() {
+        let (ours, _theirs) = channels();
+        let own = Peer { pid: std::process::id(), uid: rustix::process::geteuid().as_raw() };
+        assert_eq!(ours.peer().unwrap(), own);
+    }
+
+    #[test]
+    fn a_pair_blocks_at_the_other_end_alone() {
+        let (mut ours, theirs) = Channel::pair().unwrap();
+        let writer = std::thread::spawn(move || {
+            let mut theirs = UnixStream::from(theirs);
+            handoff_proto::frame::read_message(&mut theirs).unwrap().1
+        });
+        assert!(matches!(ours.receive(), Received::Nothing));
+        let id = HandoffId::from_bytes([1; 16]);
+        ours.send(1, &Message::Commit { handoff_id: id }).unwrap();
+        assert_eq!(writer.join().unwrap(), Message::Commit { handoff_id: id });
+        wait_readable(&ours);
+        assert!(matches!(ours.receive(), Received::Closed));
     }
 }

@@ -280,3 +280,231 @@ impl Inode {
         Ok(Self { device: metadata.dev(), number: metadata.ino() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use handoff_proto::{Capabilities, PROTO_MAX, PROTO_MIN};
+
+    use super::*;
+
+    /// Long enough on any machine; no test waits for it to pass.
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn scene() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("handoff.sock");
+        (dir, path)
+    }
+
+    fn publish(path: &Path) -> ControlSocket {
+        StagedControl::bind(path).unwrap().publish().unwrap()
+    }
+
+    fn names_in(dir: &tempfile::TempDir) -> Vec<String> {
+        let entries = fs::read_dir(dir.path()).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    fn hello(role: Side) -> Message {
+        Message::Hello {
+            role,
+            pid: 1,
+            build_id: Vec::new(),
+            proto_min: PROTO_MIN,
+            proto_max: PROTO_MAX,
+            capabilities: Capabilities::default(),
+        }
+    }
+
+    #[test]
+    fn nobody_finds_a_staged_socket_at_its_path() {
+        let (dir, path) = scene();
+        let staged = StagedControl::bind(&path).unwrap();
+        assert!(connect(&path).is_err());
+        let published = staged.publish().unwrap();
+        let _client = connect(&path).unwrap();
+        assert!(published.accept().unwrap().is_some());
+        assert!(published.accept().unwrap().is_none());
+        assert_eq!(names_in(&dir), ["handoff.sock"]);
+    }
+
+    #[test]
+    fn a_staged_socket_that_is_dropped_leaves_no_name() {
+        let (dir, path) = scene();
+        drop(StagedControl::bind(&path).unwrap());
+        assert!(names_in(&dir).is_empty());
+    }
+
+    #[test]
+    fn a_published_name_outlives_its_owner() {
+        let (dir, path) = scene();
+        drop(publish(&path));
+        assert_eq!(names_in(&dir), ["handoff.sock"]);
+    }
+
+    #[test]
+    fn the_mode_is_private_while_staged_and_published() {
+        let (_dir, path) = scene();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let staged = StagedControl::bind(&path).unwrap();
+        assert_eq!(mode(&staging_path(&path, std::process::id())), 0o600);
+        let _published = staged.publish().unwrap();
+        assert_eq!(mode(&path), 0o600);
+    }
+
+    #[test]
+    fn a_leftover_staging_name_is_replaced() {
+        let (dir, path) = scene();
+        fs::write(staging_path(&path, std::process::id()), "left over").unwrap();
+        let _published = publish(&path);
+        assert_eq!(names_in(&dir), ["handoff.sock"]);
+    }
+
+    #[test]
+    fn the_staging_name_of_an_ended_process_is_removed() {
+        let (dir, path) = scene();
+        fs::write(staging_path(&path, 4_194_304), "").unwrap();
+        remove_staging(&path, 4_194_304);
+        remove_staging(&path, 4_194_304);
+        assert!(names_in(&dir).is_empty());
+    }
+
+    #[test]
+    fn a_file_that_is_no_socket_is_never_replaced() {
+        let (_dir, path) = scene();
+        fs::write(&path, "precious").unwrap();
+        assert!(matches!(StagedControl::bind(&path), Err(Error::Usage(_))));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+
+    #[test]
+    fn the_longest_path_works_and_a_longer_one_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let bytes_max = SUN_PATH_BYTES_MAX - STAGING_SUFFIX_BYTES_MAX;
+        let room = bytes_max - dir.path().as_os_str().len() - 1;
+        let longest = dir.path().join("x".repeat(room));
+        let _published = publish(&longest);
+        connect(&longest).unwrap();
+        let too_long = dir.path().join("x".repeat(room + 1));
+        match StagedControl::bind(&too_long) {
+            Err(Error::SocketPathTooLong { bytes, bytes_max: told, .. }) => {
+                assert_eq!((bytes, told), (bytes_max + 1, bytes_max));
+            }
+            other => panic!("{other:?}"),
+        }
+        let of_another_system = dir.path().join("x".repeat(200));
+        assert!(matches!(connect(&of_another_system), Err(Error::SocketPathTooLong { .. })));
+        assert!(SocketAddrUnix::new(staging_path(&longest, 4_194_304)).is_ok());
+    }
+
+    #[test]
+    fn a_path_without_a_name_is_refused() {
+        for path in ["", "/", "/tmp/.."] {
+            assert!(matches!(check_socket_path(Path::new(path)), Err(Error::Usage(_))), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_directory_is_named() {
+        let error = StagedControl::bind(Path::new("/nowhere/at/all/x.sock")).unwrap_err().to_string();
+        assert!(error.contains("/nowhere/at/all/x.sock"), "{error}");
+    }
+
+    #[test]
+    fn the_newer_socket_gets_the_clients_and_the_older_one_knows() {
+        let (_dir, path) = scene();
+        let mut old = publish(&path);
+        assert!(old.is_published());
+        let new = publish(&path);
+        assert!(!old.is_published());
+        let _client = connect(&path).unwrap();
+        assert!(old.accept().unwrap().is_none());
+        assert!(new.accept().unwrap().is_some());
+
+        old.publish_again().unwrap();
+        assert!(old.is_published() && !new.is_published());
+        let _client = connect(&path).unwrap();
+        assert!(old.accept().unwrap().is_some());
+    }
+
+    #[test]
+    fn a_removed_path_is_published_again_and_a_present_one_is_left() {
+        let (_dir, path) = scene();
+        let mut socket = publish(&path);
+        let before = socket.inode;
+        socket.publish_again().unwrap();
+        assert_eq!(socket.inode, before);
+        fs::remove_file(&path).unwrap();
+        assert!(!socket.is_published());
+        socket.publish_again().unwrap();
+        assert!(socket.is_published());
+        assert_eq!(socket.path(), path);
+    }
+
+    #[test]
+    fn the_queue_is_as_long_as_the_system_allows() {
+        let somaxconn = fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
+        let clients_max = somaxconn.trim().parse::<usize>().unwrap().min(1_000);
+        let (_dir, path) = scene();
+        let _published = publish(&path);
+        let clients: Vec<_> = (0..clients_max).map(|_| connect(&path).unwrap()).collect();
+        assert_eq!(clients.len(), clients_max);
+    }
+
+    #[test]
+    fn whoever_says_hello_as_the_incumbent_answers() {
+        let (_dir, path) = scene();
+        let socket = publish(&path);
+        let incumbent = thread::spawn(move || {
+            poll::wait(&mut [PollFd::new(&socket, PollFlags::IN)], Some(LONG)).unwrap();
+            let mut session = socket.accept().unwrap().unwrap();
+            session.send(1, &hello(Side::Incumbent)).unwrap();
+            session
+        });
+        assert_eq!(who_answers(&path, LONG), Some(std::process::id()));
+        incumbent.join().unwrap();
+    }
+
+    #[test]
+    fn nobody_answers_where_nobody_listens_speaks_or_is_an_incumbent() {
+        let (_dir, path) = scene();
+        assert_eq!(who_answers(&path, LONG), None);
+        let socket = publish(&path);
+        assert_eq!(who_answers(&path, Duration::from_millis(1)), None);
+        drop(socket.accept());
+        let other = thread::spawn(move || {
+            poll::wait(&mut [PollFd::new(&socket, PollFlags::IN)], Some(LONG)).unwrap();
+            let mut session = socket.accept().unwrap().unwrap();
+            session.send(1, &hello(Side::Successor)).unwrap();
+            session
+        });
+        assert_eq!(who_answers(&path, LONG), None);
+        other.join().unwrap();
+    }
+
+    #[test]
+    fn a_client_of_another_user_is_turned_away() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root can become another user");
+            return;
+        }
+        let (dir, path) = scene();
+        let socket = publish(&path);
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+        let their_path = path.clone();
+        let stranger = thread::spawn(move || {
+            let nobody = rustix::process::Uid::from_raw(65_534);
+            // Of this thread alone, as the system call has it.
+            rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            connect(&their_path).unwrap()
+        });
+        let mut stranger = stranger.join().unwrap();
+        let _friend = connect(&path).unwrap();
+        assert_eq!(socket.accept().unwrap().unwrap().peer().unwrap().uid, 0);
+        assert!(socket.accept().unwrap().is_none());
+        assert!(matches!(stranger.receive(), Received::Closed));
+    }
+}

@@ -24,6 +24,8 @@ mod successor;
 mod supervisor;
 #[allow(unsafe_code)]
 mod sys;
+#[cfg(test)]
+mod testing;
 mod timers;
 mod waker;
 mod worker;
