@@ -286,7 +286,7 @@ mod tests {
 
     use super::*;
     use crate::sys::poll;
-    use crate::testing::{limit_open_files, open_fds, run_alone};
+    use crate::testing::{open_fds, run_alone, with_free_fds};
 
     fn channels() -> (Channel, Channel) {
         let (ours, theirs) = UnixStream::pair().unwrap();
@@ -484,11 +484,10 @@ mod tests {
         let socket = &listeners(1)[0];
         ours.send_with_fds(PROTO_MAX, &heartbeat(1), &[socket.as_fd(); 100]).unwrap();
         let before = open_fds();
-        let limit = limit_open_files(before.len() as u64 + 10);
-        assert!(matches!(theirs.receive(), Received::Malformed(WireError::Io(_))));
+        let received = with_free_fds(10, || theirs.receive());
+        assert!(matches!(received, Received::Malformed(WireError::Io(_))));
         drop(theirs);
         drop(ours);
-        limit_open_files(limit);
         assert_eq!(open_fds().len(), before.len() - 2);
     }
 

@@ -167,3 +167,163 @@ fn unusable(variable: &'static str, reason: impl Into<String>) -> Error {
 fn fds_max() -> u64 {
     getrlimit(Resource::Nofile).current.map_or(LISTENERS_MAX, |limit| limit.min(LISTENERS_MAX))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::os::fd::AsFd;
+    use std::path::Path;
+    use std::process::Command;
+
+    use super::*;
+    use crate::spawn::spawn;
+    use crate::testing::{arguments_for, run_alone};
+
+    const OWN_PID: u32 = 100;
+    const FDS_MAX: u64 = 1024;
+
+    fn names(fds: &str, names: Option<&str>, pid: Option<&str>) -> Result<Vec<String>> {
+        let variables = Variables {
+            listen_fds: Some(fds.into()),
+            listen_fdnames: names.map(OsString::from),
+            listen_pid: pid.map(OsString::from),
+            ..Variables::default()
+        };
+        variables.listener_names(OWN_PID, FDS_MAX)
+    }
+
+    fn control_fd(role: Option<&str>, sock_fd: Option<&str>) -> Result<Option<RawFd>> {
+        let role = role.map(OsString::from);
+        Variables { role, sock_fd: sock_fd.map(OsString::from), ..Variables::default() }.control_fd()
+    }
+
+    fn is_about<T: std::fmt::Debug>(result: Result<T>, name: &str) -> bool {
+        matches!(result, Err(Error::Environment { variable, .. }) if variable == name)
+    }
+
+    #[test]
+    fn every_descriptor_has_a_name() {
+        assert_eq!(names("2", Some("http:admin"), Some("100")).unwrap(), ["http", "admin"]);
+        assert_eq!(names("3", Some("http"), None).unwrap(), ["http", "unknown", "unknown"]);
+        assert_eq!(names("3", Some(":http:"), None).unwrap(), ["unknown", "http", "unknown"]);
+        assert_eq!(names("1", Some("http:one:too:many"), None).unwrap(), ["http"]);
+        assert_eq!(names("2", None, None).unwrap(), ["unknown", "unknown"]);
+        assert_eq!(names("0", Some(""), None).unwrap(), [""; 0]);
+        assert_eq!(Variables::default().listener_names(OWN_PID, FDS_MAX).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn the_block_of_another_process_is_not_ours() {
+        assert_eq!(names("2", Some("a:b"), Some("101")).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn an_absurd_count_is_bounded() {
+        assert_eq!(names("18446744073709551615", None, None).unwrap().len(), FDS_MAX as usize);
+    }
+
+    #[test]
+    fn what_is_no_number_is_named() {
+        for text in ["", "-1", "two", "1 ", "99999999999999999999"] {
+            assert!(is_about(names(text, None, None), LISTEN_FDS), "{text:?}");
+        }
+        assert!(is_about(names("1", None, Some("me")), LISTEN_PID));
+        assert!(is_about(control_fd(Some("successor"), Some("x")), HANDOFF_SOCK_FD));
+        assert!(is_about(control_fd(Some("successor"), Some("99999999999")), HANDOFF_SOCK_FD));
+    }
+
+    #[test]
+    fn only_a_successor_needs_a_channel() {
+        assert_eq!(control_fd(None, Some("5")).unwrap(), None);
+        assert_eq!(control_fd(Some("emperor"), None).unwrap(), None);
+        assert_eq!(control_fd(Some("Successor"), None).unwrap(), None);
+        assert_eq!(control_fd(Some("successor"), Some("5")).unwrap(), Some(5));
+        assert!(is_about(control_fd(Some("successor"), None), HANDOFF_SOCK_FD));
+    }
+
+    /// Runs the ignored test `path` as a supervisor starts a successor.
+    fn run_as_successor(path: &str, listener: &TcpListener) -> UnixStream {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let listeners = [("http".to_owned(), listener.as_fd())];
+        let program = std::env::current_exe().unwrap();
+        let mut process = spawn(&program, &arguments_for(path), &[], &listeners, Some(theirs.as_fd())).unwrap();
+        assert!(process.wait().unwrap().unwrap().success());
+        ours
+    }
+
+    #[test]
+    #[ignore = "run by the next test in a process of its own"]
+    fn claims_a_successors_block() {
+        let StartedAs::Successor { mut inherited, control } = claim().unwrap() else { panic!() };
+        assert_eq!(inherited.names(), ["http"]);
+        assert!(inherited.take("http").is_some());
+        assert!(rustix::io::fcntl_getfd(&control).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+        assert!(VARIABLES.iter().all(|name| env::var_os(name).is_none()));
+        assert_eq!(crate::listeners::retained().len(), 1);
+        std::io::Write::write_all(&mut &control, b"hello").unwrap();
+        assert!(matches!(claim().unwrap(), StartedAs::ColdStart { inherited } if inherited.is_empty()));
+    }
+
+    #[test]
+    fn a_successor_finds_its_listeners_and_its_channel() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut ours = run_as_successor("environment::tests::claims_a_successors_block", &listener);
+        let mut said = String::new();
+        std::io::Read::read_to_string(&mut ours, &mut said).unwrap();
+        assert_eq!(said, "hello");
+    }
+
+    #[test]
+    #[ignore = "run by the next test in a process of its own"]
+    fn is_a_successor_without_a_usable_channel() {
+        let wrong = claim();
+        assert!(is_about(wrong, HANDOFF_SOCK_FD));
+        assert!(VARIABLES.iter().all(|name| env::var_os(name).is_none()));
+    }
+
+    #[test]
+    fn a_successor_without_a_usable_channel_is_told_so() {
+        let path = "environment::tests::is_a_successor_without_a_usable_channel";
+        for descriptor in ["0", "900", "-1", "999999", "garbage"] {
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            command.args(arguments_for(path)).env(HANDOFF_ROLE, ROLE_SUCCESSOR).env(HANDOFF_SOCK_FD, descriptor);
+            assert!(command.output().unwrap().status.success(), "{descriptor}");
+        }
+    }
+
+    #[test]
+    #[ignore = "run by the next test in a process of its own"]
+    fn refuses_a_listener_as_channel() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let unix = tempfile::tempdir().unwrap();
+        let unix = std::os::unix::net::UnixListener::bind(unix.path().join("s")).unwrap();
+        for fd in [listener.as_fd(), unix.as_fd()] {
+            assert!(is_about(claim_control(std::os::fd::AsRawFd::as_raw_fd(&fd)), HANDOFF_SOCK_FD));
+        }
+        assert!(is_about(claim_control(2), HANDOFF_SOCK_FD));
+    }
+
+    #[test]
+    fn only_a_connected_unix_stream_is_a_channel() {
+        run_alone("environment::tests::refuses_a_listener_as_channel");
+    }
+
+    #[test]
+    #[ignore = "run by the next test in a process of its own"]
+    fn claims_as_a_supervisor() {
+        let inherited = claim_listeners().unwrap();
+        assert_eq!(inherited.into_fds().len(), 1);
+        assert!(crate::listeners::retained().is_empty());
+        assert!(VARIABLES.iter().all(|name| env::var_os(name).is_none()));
+    }
+
+    #[test]
+    fn a_supervisor_keeps_no_duplicates() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listeners = [("http".to_owned(), listener.as_fd())];
+        let program = std::env::current_exe().unwrap();
+        let arguments = arguments_for("environment::tests::claims_as_a_supervisor");
+        let mut process = spawn(Path::new(&program), &arguments, &[], &listeners, None).unwrap();
+        assert!(process.wait().unwrap().unwrap().success());
+    }
+}

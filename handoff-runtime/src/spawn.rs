@@ -173,6 +173,7 @@ mod tests {
     use std::process::ExitStatus;
 
     use super::*;
+    use crate::testing::{open_fds, run_alone, with_free_fds};
 
     const SH: &str = "/bin/sh";
 
@@ -183,18 +184,49 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
         let args = ["-c".into(), format!("{{ {script} ; }} > {} 2>&1", out.display()).into()];
+        let added =
+            [("ADDED".into(), "value".into()), (LISTEN_PID.into(), "1".into()), (HANDOFF_ROLE.into(), "x".into())];
         let control = with_control.then(|| control.as_fd());
-        let mut process = spawn(Path::new(SH), &args, &[("ADDED".into(), "value".into())], listeners, control).unwrap();
+        let mut process = spawn(Path::new(SH), &args, &added, listeners, control).unwrap();
         let status = process.wait().unwrap().unwrap();
         (fs::read_to_string(&out).unwrap(), status)
     }
 
-    fn named<'a>(listeners: &'a [TcpListener]) -> Vec<(String, BorrowedFd<'a>)> {
+    fn tcp(count: usize) -> Vec<TcpListener> {
+        (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect()
+    }
+
+    fn named(listeners: &[TcpListener]) -> Vec<(String, BorrowedFd<'_>)> {
         listeners.iter().enumerate().map(|(at, listener)| (format!("l{at}"), listener.as_fd())).collect()
     }
 
-    fn inode(fd: impl AsFd) -> String {
-        fs::read_link(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())).unwrap().display().to_string()
+    fn target_of(fd: impl AsFd) -> String {
+        fs::read_link(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())).unwrap().to_str().unwrap().to_owned()
+    }
+
+    /// A file with this content and mode in a directory of its own.
+    fn file(name: &str, content: &[u8], mode: u32) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(name);
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        (dir, path)
+    }
+
+    fn why(binary: &Path) -> String {
+        match spawn(binary, &[], &[], &[], None) {
+            Err(Error::CannotStart { binary: named, reason, .. }) => {
+                assert_eq!(named, binary);
+                reason
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Neither living nor waiting to be reaped.
+    fn assert_no_children() {
+        let child = rustix::process::waitid(rustix::process::WaitId::All, rustix::process::WaitIdOptions::EXITED);
+        assert_eq!(child.unwrap_err(), rustix::io::Errno::CHILD);
     }
 
     #[test]
@@ -208,24 +240,42 @@ mod tests {
 
     #[test]
     fn listeners_are_in_order_and_the_channel_is_behind_them() {
-        let listeners: Vec<_> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let listeners = tcp(3);
         let script =
-            "echo $LISTEN_FDNAMES $HANDOFF_ROLE $HANDOFF_SOCK_FD; readlink /proc/$$/fd/3 /proc/$$/fd/4 /proc/$$/fd/5";
+            "echo $LISTEN_FDNAMES $HANDOFF_ROLE $HANDOFF_SOCK_FD; for n in 3 4 5; do readlink /proc/$$/fd/$n; done";
         let (out, _) = run_script(script, &named(&listeners), true);
         let lines: Vec<_> = out.lines().collect();
         assert_eq!(lines[0], "l0:l1:l2 successor 6");
-        assert_eq!(lines[1..], listeners.iter().map(inode).collect::<Vec<_>>());
+        assert_eq!(lines[1..], listeners.iter().map(target_of).collect::<Vec<_>>());
     }
 
     #[test]
     fn more_than_a_thousand_listeners() {
-        let listeners: Vec<_> = (0..1200).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let listeners = tcp(1200);
         let mut reversed = named(&listeners);
         reversed.reverse();
         let (out, status) = run_script("echo $LISTEN_FDS; readlink /proc/$$/fd/3 /proc/$$/fd/1202", &reversed, true);
         let lines: Vec<_> = out.lines().collect();
         assert!(status.success());
-        assert_eq!(lines, ["1200", &inode(&listeners[1199]), &inode(&listeners[0])]);
+        assert_eq!(lines, ["1200", &target_of(&listeners[1199]), &target_of(&listeners[0])]);
+    }
+
+    #[test]
+    #[ignore = "run by the next test in a process of its own"]
+    fn passes_what_sits_at_the_places() {
+        let listeners = tcp(20);
+        assert!(listeners.iter().any(|listener| listener.as_raw_fd() < FIRST_FD + 20));
+        let mut reversed = named(&listeners);
+        reversed.reverse();
+        let before = open_fds();
+        let (out, _) = run_script("for n in $(seq 3 22); do readlink /proc/$$/fd/$n; done", &reversed, true);
+        assert_eq!(out.lines().collect::<Vec<_>>(), listeners.iter().rev().map(target_of).collect::<Vec<_>>());
+        assert_eq!(open_fds(), before, "nothing is left open");
+    }
+
+    #[test]
+    fn listeners_that_sit_at_each_others_places_are_placed_right() {
+        run_alone("spawn::tests::passes_what_sits_at_the_places");
     }
 
     #[test]
@@ -233,13 +283,148 @@ mod tests {
         // Not close-on-exec, as a careless library leaves it.
         let leak = rustix::io::fcntl_dupfd_cloexec(fs::File::open("/dev/null").unwrap(), 50).unwrap();
         rustix::io::fcntl_setfd(&leak, rustix::io::FdFlags::empty()).unwrap();
-        let listeners = [TcpListener::bind("127.0.0.1:0").unwrap()];
-        let (out, _) = run_script("ls /proc/$$/fd", &named(&listeners), true);
-        drop(leak);
+        let (out, _) = run_script("ls /proc/$$/fd", &named(&tcp(1)), true);
         let mut fds: Vec<i32> = out.split_whitespace().map(|fd| fd.parse().unwrap()).collect();
         fds.sort_unstable();
         // A shell keeps the standard output that it replaced at 10 or above.
-        fds.retain(|&fd| !(10..50).contains(&fd));
+        fds.retain(|fd| !(10..50).contains(fd));
         assert_eq!(fds, [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn signals_are_as_a_program_expects_them() {
+        let (out, _) = run_script("grep -E '^Sig(Blk|Ign|Cgt)' /proc/self/status", &[], false);
+        for line in out.lines() {
+            let mask = u64::from_str_radix(line.split_whitespace().nth(1).unwrap(), 16).unwrap();
+            assert_eq!(mask & (1 << (libc::SIGPIPE - 1)), 0, "{line}");
+            assert!(!line.starts_with("SigBlk") || mask == 0, "{line}");
+        }
+        assert_eq!(out.lines().count(), 3);
+    }
+
+    #[test]
+    fn a_program_carries_its_own_name() {
+        let (_dir, path) = file("my-daemon", &fs::read("/bin/sleep").unwrap(), 0o755);
+        let mut process = spawn(&path, &["1000".into()], &[], &[], None).unwrap();
+        let about = |what: &str| fs::read_to_string(format!("/proc/{}/{what}", process.pid())).unwrap();
+        assert_eq!(about("cmdline"), format!("{}\0{}\0", path.display(), "1000"));
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+
+    #[test]
+    fn the_file_that_was_opened_runs_whatever_its_path_leads_to() {
+        let (dir, path) = file("daemon", &fs::read("/bin/true").unwrap(), 0o755);
+        let program = open(&path).unwrap();
+        fs::rename(&path, dir.path().join("old")).unwrap();
+        fs::copy("/bin/false", &path).unwrap();
+        let texts = texts_for(&path, &[], &[]).unwrap();
+        let order = Order {
+            binary: program.as_fd(),
+            path: &texts.path,
+            args: &texts.args,
+            env: &texts.env,
+            pid_variable: LISTEN_PID,
+            fds: &[],
+        };
+        let (pid, pidfd) = start(&order).unwrap();
+        assert!(Process::started(pid, pidfd).unwrap().wait().unwrap().unwrap().success());
+    }
+
+    #[test]
+    fn a_name_without_a_slash_is_looked_up() {
+        let mut process = spawn(Path::new("true"), &[], &[], &[], None).unwrap();
+        assert!(process.wait().unwrap().unwrap().success());
+        assert_eq!(why(Path::new("no-such-program-anywhere")), "there is no such file");
+    }
+
+    #[test]
+    fn a_script_runs_by_its_interpreter() {
+        let (_dir, path) = file("script", b"#!/bin/sh\nexit 7\n", 0o755);
+        let mut process = spawn(&path, &[], &[], &[], None).unwrap();
+        assert_eq!(process.wait().unwrap().unwrap().code(), Some(7));
+    }
+
+    #[test]
+    fn what_can_not_be_started_is_named_with_the_reason() {
+        let (dir, data) = file("data", b"no program", 0o644);
+        let (_kept, empty) = file("empty", b"\x01\x02\x03\x04", 0o755);
+        let (_kept, orphan) = file("orphan", b"#!/no/such/interpreter\n", 0o755);
+        let (_kept, busy) = file("busy", &fs::read("/bin/true").unwrap(), 0o755);
+        let _writer = fs::OpenOptions::new().append(true).open(&busy).unwrap();
+        assert_eq!(why(Path::new("/nowhere/at/all")), "there is no such file");
+        assert_eq!(why(dir.path()), "it is a directory");
+        assert_eq!(why(Path::new("/dev/null")), "it is no regular file");
+        assert_eq!(why(&data), "it is not executable; chmod +x it");
+        assert!(why(&data.join("below")).contains("Not a directory"));
+        assert!(why(&empty).starts_with("it is no program for this machine"));
+        assert!(why(&orphan).starts_with("its interpreter"));
+        assert!(why(&busy).starts_with("it is still being written"));
+        let zero = spawn(Path::new(SH), &["a\0b".into()], &[], &[], None).unwrap_err();
+        assert!(zero.to_string().contains("zero byte"), "{zero}");
+        let too_long = spawn(Path::new(SH), &["x".repeat(1 << 20).into()], &[], &[], None).unwrap_err();
+        assert!(too_long.to_string().contains("too long"), "{too_long}");
+    }
+
+    #[test]
+    #[ignore = "run by the next test in a process of its own"]
+    fn fails_and_starts() {
+        let listeners = tcp(5);
+        let before = open_fds();
+        for _ in 0..3 {
+            why(Path::new("/nowhere/at/all"));
+            why(Path::new("/etc/hostname"));
+            spawn(Path::new("/proc/self/exe/x"), &[], &[], &named(&listeners), None).unwrap_err();
+            run_script("true", &named(&listeners), true);
+        }
+        assert_eq!(open_fds(), before);
+        assert_no_children();
+    }
+
+    #[test]
+    fn neither_descriptors_nor_processes_are_left_behind() {
+        run_alone("spawn::tests::fails_and_starts");
+    }
+
+    #[test]
+    #[ignore = "run by the next test in a process of its own"]
+    fn starts_at_the_limit_of_files() {
+        let listeners = tcp(10);
+        let open = open_fds();
+        let mut reversed = named(&listeners);
+        reversed.reverse();
+        reversed.extend(named(&listeners));
+        let start = |listeners: &[_]| spawn(Path::new("/bin/true"), &[], &[], listeners, None).unwrap_err().to_string();
+        // Room for the program's own descriptor and its pidfd, and none to move a listener.
+        let crowded = with_free_fds(2, || start(&reversed));
+        let full = with_free_fds(0, || start(&[]));
+        let without_pidfd = with_free_fds(1, || start(&[]));
+        let without_start_time = with_free_fds(2, || start(&[]));
+        assert!(crowded.contains("20 descriptors") && crowded.contains("ulimit -n"), "{crowded}");
+        assert!(full.contains("/bin/true") && full.contains("Too many open files"), "{full}");
+        assert!(without_pidfd.contains("open files"), "{without_pidfd}");
+        assert!(without_start_time.contains("open files"), "{without_start_time}");
+        assert_no_children();
+        assert_eq!(open_fds(), open);
+    }
+
+    #[test]
+    fn the_limit_of_files_is_named() {
+        run_alone("spawn::tests::starts_at_the_limit_of_files");
+    }
+
+    #[test]
+    fn many_threads_start_programs_at_once() {
+        let start_ten = || {
+            for code in 0..10 {
+                let args = ["-c".into(), format!("[ $LISTEN_PID = $$ ] && exit {code}").into()];
+                let mut process = spawn(Path::new(SH), &args, &[], &[], None).unwrap();
+                assert_eq!(process.wait().unwrap().unwrap().code(), Some(code));
+            }
+        };
+        std::thread::scope(|scope| {
+            let threads = [(); 4].map(|()| scope.spawn(start_ten));
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+        });
     }
 }

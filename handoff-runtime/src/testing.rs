@@ -31,9 +31,13 @@ pub(crate) fn open_fds() -> Vec<i32> {
     fds
 }
 
-/// Sets the soft limit of open files of this process and gives the one before.
-pub(crate) fn limit_open_files(limit: u64) -> u64 {
+/// Lowers the limit of open files of this process so that `count` more can be opened, while `action` runs.
+pub(crate) fn with_free_fds<T>(count: usize, action: impl FnOnce() -> T) -> T {
+    let open = open_fds();
+    let limit = (0..).filter(|fd| !open.contains(fd)).nth(count).unwrap();
     let before = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: Some(limit), ..before }).unwrap();
-    before.current.unwrap_or(u64::MAX)
+    setrlimit(Resource::Nofile, Rlimit { current: Some(limit as u64), ..before }).unwrap();
+    let result = action();
+    setrlimit(Resource::Nofile, before).unwrap();
+    result
 }

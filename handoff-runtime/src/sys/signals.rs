@@ -80,3 +80,30 @@ fn signal_set(signals: &[i32]) -> io::Result<libc::sigset_t> {
     }
     Ok(set)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::run_alone;
+
+    #[test]
+    #[ignore = "run by the next test in a process of its own"]
+    fn sent_to_this_thread() {
+        let signals = Signals::block(&[libc::SIGTERM, libc::SIGHUP]).unwrap();
+        assert_eq!(signals.next().unwrap(), None);
+        // SAFETY: raise(3) sends to this thread, which blocks the signal.
+        unsafe { libc::raise(libc::SIGTERM) };
+        assert_eq!(signals.next().unwrap(), Some(libc::SIGTERM));
+        assert_eq!(signals.next().unwrap(), None);
+    }
+
+    #[test]
+    fn a_blocked_signal_is_read_instead_of_handled() {
+        run_alone("sys::signals::tests::sent_to_this_thread");
+    }
+
+    #[test]
+    fn what_is_no_signal_is_refused() {
+        assert!(Signals::block(&[9999]).is_err());
+    }
+}

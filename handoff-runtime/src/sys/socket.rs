@@ -83,3 +83,33 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], fds: &mut Vec<O
     }
     Ok(Arrived { bytes: received.bytes, fds_lost: received.flags.contains(ReturnFlags::CTRUNC) })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::testing::run_alone;
+
+    #[test]
+    #[ignore = "run by the next test in a process of its own"]
+    fn with_the_default_action() {
+        // SAFETY: signal(2) with the default action, which the Rust runtime had replaced.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        let error = send(ours.as_fd(), b"x", &[]).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EPIPE));
+    }
+
+    #[test]
+    fn a_peer_that_is_gone_raises_no_signal() {
+        run_alone("sys::socket::tests::with_the_default_action");
+    }
+
+    #[test]
+    fn what_has_no_peer_is_an_error() {
+        assert!(peer(std::io::stdin().as_fd()).is_err());
+    }
+}

@@ -93,48 +93,17 @@ pub(crate) fn start(order: &Order<'_>) -> Result<(u32, OwnedFd), (Step, io::Erro
 }
 
 /// Puts descriptors in place in a [`Command`]'s child: `fds[i]` becomes `FIRST_FD + i`. The command keeps them open.
-///
-/// Each of `fds` must be at or above its place, as F_DUPFD_CLOEXEC gives it; so placing them in order overwrites none that
-/// is still to be placed. `bystanders` are the places that were taken by something else, as they were: when one of them
-/// is something new by then, it may be the pipe on which the standard library reports a failed start, and the start is
-/// given up with EBUSY.
-pub(crate) fn place_at_exec(command: &mut Command, fds: Vec<OwnedFd>, bystanders: Vec<(RawFd, FileId)>) {
+pub(crate) fn place_at_exec(command: &mut Command, fds: Vec<OwnedFd>) {
     let mut scratch = vec![0; fds.len()];
     let place = move || {
-        for (place, before) in &bystanders {
-            if FileId::of_raw(*place).is_some_and(|now| now != *before) {
-                return Err(io::Error::from_raw_os_error(libc::EBUSY));
-            }
-        }
         for (raw, fd) in scratch.iter_mut().zip(&fds) {
             *raw = fd.as_raw_fd();
         }
         place_fds(&mut scratch).map_err(io::Error::from_raw_os_error)
     };
-    // SAFETY: pre_exec wants what is safe behind fork(2) in a program with threads: `place` calls fstat(2), fcntl(2) and
-    // dup2(2) alone, and allocates nothing.
+    // SAFETY: pre_exec wants what is safe behind fork(2) in a program with threads: `place` calls fcntl(2) and dup2(2)
+    // alone, and allocates nothing.
     unsafe { command.pre_exec(place) };
-}
-
-/// What an open descriptor leads to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct FileId {
-    device: libc::dev_t,
-    inode: libc::ino_t,
-}
-
-impl FileId {
-    /// What descriptor `raw` leads to; `None`: it is not open.
-    pub(crate) fn of_raw(raw: RawFd) -> Option<Self> {
-        let mut stat = MaybeUninit::<libc::stat>::uninit();
-        // SAFETY: fstat(2) takes any number, and fills the buffer when it returns 0.
-        if unsafe { libc::fstat(raw, stat.as_mut_ptr()) } != 0 {
-            return None;
-        }
-        // SAFETY: it was filled.
-        let stat = unsafe { stat.assume_init() };
-        Some(Self { device: stat.st_dev, inode: stat.st_ino })
-    }
 }
 
 /// What the child works with. It is the parent's memory.
