@@ -25,7 +25,7 @@ use crate::listeners::check_name;
 use crate::process::Process;
 use crate::sys::spawn::{FIRST_FD, Order, Step, start};
 
-/// Starts `binary` and returns when it runs.
+/// Starts `binary` and returns when it has replaced the child; its arguments show in `/proc` a moment later.
 ///
 /// `args` come behind the program's own name. `env` is added to this process's environment. With a `control` channel the
 /// program is a successor.
@@ -170,7 +170,7 @@ mod tests {
     use std::net::TcpListener;
     use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
-    use std::process::ExitStatus;
+    use std::process::{Command, ExitStatus};
 
     use super::*;
     use crate::testing::{open_fds, run_alone, with_free_fds};
@@ -204,13 +204,19 @@ mod tests {
         fs::read_link(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())).unwrap().to_str().unwrap().to_owned()
     }
 
-    /// A file with this content and mode in a directory of its own.
+    /// A file with this content and mode in a directory of its own. Another process writes it: a child of another test
+    /// would inherit our descriptor for a moment, and what is open for writing can't be executed.
     fn file(name: &str, content: &[u8], mode: u32) -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(name);
-        fs::write(&path, content).unwrap();
+        let (draft, path) = (dir.path().join("draft"), dir.path().join(name));
+        fs::write(&draft, content).unwrap();
+        copy(&draft, &path);
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         (dir, path)
+    }
+
+    fn copy(from: &Path, to: &Path) {
+        assert!(Command::new("cp").args([from, to]).status().unwrap().success());
     }
 
     fn why(binary: &Path) -> String {
@@ -304,12 +310,12 @@ mod tests {
 
     #[test]
     fn a_program_carries_its_own_name() {
-        let (_dir, path) = file("my-daemon", &fs::read("/bin/sleep").unwrap(), 0o755);
-        let mut process = spawn(&path, &["1000".into()], &[], &[], None).unwrap();
-        let about = |what: &str| fs::read_to_string(format!("/proc/{}/{what}", process.pid())).unwrap();
-        assert_eq!(about("cmdline"), format!("{}\0{}\0", path.display(), "1000"));
-        process.kill().unwrap();
-        process.wait().unwrap();
+        let (dir, path) = file("my-daemon", &fs::read("/bin/cp").unwrap(), 0o755);
+        let args = ["/proc/self/cmdline".into(), dir.path().into()];
+        let mut process = spawn(&path, &args, &[], &[], None).unwrap();
+        assert!(process.wait().unwrap().unwrap().success());
+        let cmdline = fs::read_to_string(dir.path().join("cmdline")).unwrap();
+        assert_eq!(cmdline, format!("{}\0/proc/self/cmdline\0{}\0", path.display(), dir.path().display()));
     }
 
     #[test]
@@ -317,7 +323,7 @@ mod tests {
         let (dir, path) = file("daemon", &fs::read("/bin/true").unwrap(), 0o755);
         let program = open(&path).unwrap();
         fs::rename(&path, dir.path().join("old")).unwrap();
-        fs::copy("/bin/false", &path).unwrap();
+        copy(Path::new("/bin/false"), &path);
         let texts = texts_for(&path, &[], &[]).unwrap();
         let order = Order {
             binary: program.as_fd(),
