@@ -94,7 +94,7 @@ impl Incumbent {
         out.push(Effect::RunDrain { grace: prepare.grace });
         handover.reached(Milestone::Prepared, out);
         out.push(Effect::Arm(Timer::Deadline, prepare.deadline));
-        out.push(Effect::Arm(Timer::Late, prepare.deadline + self.config.timing.limbo_slack));
+        out.push(Effect::Arm(Timer::Late, prepare.deadline.saturating_add(self.config.timing.limbo_slack)));
         out.push(Effect::RememberListenerFlags);
         let (pid, supervisor) = (prepare.successor_pid, self.peer_pid(prepare.link.session));
         if let Some(parent) = supervisor

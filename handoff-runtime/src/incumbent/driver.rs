@@ -325,7 +325,9 @@ impl Driver {
             .collect();
         for id in failed {
             self.serve_session(id);
-            self.closed(id);
+            if self.session(id).is_some_and(|session| session.reading == Reading::WhenReady) {
+                self.closed(id);
+            }
         }
     }
 

@@ -113,9 +113,7 @@ impl Driver {
             let fds: Vec<_> = chunk.iter().map(std::os::fd::AsFd::as_fd).collect();
             session.channel.send_with_fds(VERSION_2, &Message::Listeners { names }, &fds)
         };
-        let full = retained.chunks_exact(FDS_PER_MESSAGE_MAX);
-        let last = full.remainder();
-        let sent = full.into_iter().try_for_each(&mut send).and_then(|()| send(last));
+        let sent = messages_of(&retained).try_for_each(&mut send);
         if let Err(error) = sent {
             unwritable(&mut session.writing, &error);
         }
@@ -176,6 +174,13 @@ impl Driver {
     }
 }
 
+/// What goes into each message: full ones, and a last one that is not full, be it empty.
+fn messages_of<T>(listeners: &[T]) -> impl Iterator<Item = &[T]> {
+    let full = listeners.chunks_exact(FDS_PER_MESSAGE_MAX);
+    let last = full.remainder();
+    full.chain(std::iter::once(last))
+}
+
 fn unwritable(writing: &mut Writing, error: &WireError) {
     tracing::info!(%error, "a client can't be written to");
     *writing = Writing::Failed;
@@ -227,4 +232,30 @@ fn deadline_in(grace: Duration) -> Instant {
 
 fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_message_of_listeners_is_the_one_that_is_not_full() {
+        let lengths = |count| messages_of(&vec![(); count]).map(<[()]>::len).collect::<Vec<_>>();
+        assert_eq!(lengths(0), [0]);
+        assert_eq!(lengths(1), [1]);
+        assert_eq!(lengths(252), [252]);
+        assert_eq!(lengths(253), [253, 0]);
+        assert_eq!(lengths(1000), [253, 253, 253, 241]);
+    }
+
+    #[test]
+    fn only_a_child_of_the_supervisor_counts_as_its_successor() {
+        let own_pid = std::process::id();
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        assert_eq!(child_of(child.id(), own_pid).unwrap().pid(), child.id());
+        assert!(child_of(child.id(), 1).unwrap_err().contains("not of the supervisor 1"));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(child_of(child.id(), own_pid).unwrap_err().contains("no such process"));
+    }
 }

@@ -55,3 +55,45 @@ impl PathWatch {
         self.inotify.as_ref().map(AsFd::as_fd)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::net::UnixListener;
+    use std::time::Duration;
+
+    use rustix::event::{PollFd, PollFlags};
+
+    use super::*;
+    use crate::sys::poll;
+
+    fn has_seen(watch: &PathWatch) -> bool {
+        let mut fds = [PollFd::from_borrowed_fd(watch.as_fd().unwrap(), PollFlags::IN)];
+        poll::wait(&mut fds, Some(Duration::ZERO)).unwrap();
+        !fds[0].revents().is_empty()
+    }
+
+    #[test]
+    fn sees_the_path_go_and_nothing_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("control"), dir.path().join("other"));
+        let _first = UnixListener::bind(&path).unwrap();
+        let watch = PathWatch::new(&path);
+        fs::write(&other, "x").unwrap();
+        fs::remove_file(&other).unwrap();
+        assert!(!has_seen(&watch));
+
+        let _second = UnixListener::bind(&other).unwrap();
+        fs::rename(&other, &path).unwrap();
+        assert!(has_seen(&watch), "renamed over");
+        watch.drain();
+        assert!(!has_seen(&watch));
+
+        watch.again(&path);
+        fs::rename(&path, &other).unwrap();
+        assert!(has_seen(&watch), "renamed away");
+        watch.drain();
+        fs::remove_file(&other).unwrap();
+        assert!(has_seen(&watch), "removed");
+    }
+}

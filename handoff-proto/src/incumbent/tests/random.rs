@@ -1,5 +1,7 @@
 //! Random walks: a driver with a lock, a lease, hooks and a successor of its own checks what the machine asks for.
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -17,6 +19,7 @@ struct Stage {
     next_session: u64,
     open: Vec<SessionId>,
     prepared: u8,
+    armed: BTreeSet<Timer>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -40,6 +43,7 @@ impl Stage {
             next_session: 0,
             open: Vec::new(),
             prepared: 0,
+            armed: BTreeSet::new(),
         }
     }
 
@@ -151,6 +155,8 @@ impl Stage {
             Effect::StopAsking => self.asked = false,
             Effect::PublishControl if Self::fails(luck, 2) => return Some(Input::ControlPublished(Err(failure()))),
             Effect::PublishControl => return Some(Input::ControlPublished(Ok(()))),
+            Effect::Arm(timer, _) => drop(self.armed.insert(timer)),
+            Effect::Disarm(timer) => drop(self.armed.remove(&timer)),
             Effect::Close(session, _) => self.open.retain(|open| *open != session),
             Effect::Send(session, ..) | Effect::SendHeartbeat(session, _) | Effect::SendListeners(session) => {
                 assert!(self.open.contains(&session), "sent into a closed session");
@@ -167,8 +173,6 @@ impl Stage {
             | Effect::RememberListenerFlags
             | Effect::RestoreListenerFlags
             | Effect::CancelHook
-            | Effect::Arm(..)
-            | Effect::Disarm(_)
             | Effect::Reached(..) => {}
         }
         None
@@ -223,15 +227,46 @@ impl Stage {
                     Timer::Retry,
                     Timer::Publish,
                 ];
-                self.feed(Input::Fired(TIMERS[usize::from(detail) % TIMERS.len()]), luck);
+                self.fire(TIMERS[usize::from(detail) % TIMERS.len()], luck);
             }
-            19 => self.feed(Input::Fired(Timer::Poll), luck),
-            20 => self.feed(Input::Fired(Timer::Retry), luck),
+            19 => self.fire(Timer::Poll, luck),
+            20 => self.fire(Timer::Retry, luck),
             21 => self.successor_acts(detail),
             22 if self.asked => self.feed(Input::PathAnswered(Some(ME.pid).filter(|_| detail.is_multiple_of(2))), luck),
             23 => self.feed([Input::WokeLate, Input::ControlPathLost][usize::from(detail) % 2].clone(), luck),
             _ => {}
         }
+    }
+
+    /// Lets a timer run out, if it runs.
+    fn fire(&mut self, timer: Timer, luck: u8) {
+        if self.armed.remove(&timer) {
+            self.feed(Input::Fired(timer), luck);
+        }
+    }
+
+    /// From here on everything goes well: whatever happened before, somebody must serve in the end (promise 8).
+    fn all_goes_well(&mut self) {
+        const LUCK: u8 = 1;
+        const GOOD: u8 = 1;
+        while let Some(session) = self.open.pop() {
+            self.feed(Input::Closed(session), LUCK);
+        }
+        for _ in 0..8 {
+            self.hook_ends(GOOD, LUCK);
+            if self.lock == Some(SUCCESSOR_PID) && self.lease.state != LeaseState::Active {
+                self.lock = None;
+                self.feed(Input::SuccessorExited, LUCK);
+            }
+            if self.asked {
+                self.feed(Input::PathAnswered(None), LUCK);
+            }
+            for timer in [Timer::Stopping, Timer::Poll, Timer::Retry] {
+                self.fire(timer, LUCK);
+            }
+        }
+        let machine = &self.rig.machine;
+        assert!(machine.is_serving() || machine.has_left(), "nobody serves: {machine:?}");
     }
 
     fn say(&mut self, session: SessionId, message: Message, luck: u8) {
@@ -361,6 +396,7 @@ proptest! {
         for (what, detail, luck) in happenings {
             stage.happen(what, detail, luck);
         }
+        stage.all_goes_well();
     }
 
 }
