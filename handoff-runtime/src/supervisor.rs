@@ -8,6 +8,8 @@ mod give_back;
 mod handover;
 mod recovery;
 mod stopwatch;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
