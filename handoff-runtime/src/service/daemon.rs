@@ -73,13 +73,16 @@ impl Daemon {
 
     /// The process on the control path has said who it is; false if it is another one than ours.
     pub(super) fn heard(&mut self, pid: u32, build: Vec<u8>) -> bool {
-        let (Self::Starting(living) | Self::Serving(living)) = self else { return false };
-        if living.process.pid() != pid {
+        if self.living().is_none_or(|living| living.process.pid() != pid) {
             return false;
         }
-        living.build_id = Some(build);
-        if let Self::Starting(living) = std::mem::replace(self, Self::BackingOff) {
-            *self = Self::Serving(Living { serving_since_unix_ms: unix_ms(), ..living });
+        let is_new = matches!(self, Self::Starting(_));
+        if let Some(mut living) = self.take() {
+            living.build_id = Some(build);
+            if is_new {
+                living.serving_since_unix_ms = unix_ms();
+            }
+            *self = Self::Serving(living);
         }
         true
     }
@@ -130,6 +133,23 @@ mod tests {
     use std::os::unix::process::ExitStatusExt;
 
     use super::*;
+
+    fn own_process() -> Living {
+        Living::new(Process::open(std::process::id()).unwrap().unwrap())
+    }
+
+    #[test]
+    fn a_daemon_that_is_heard_serves_and_stays_the_same_process() {
+        let own = std::process::id();
+        let mut daemon = Daemon::Starting(own_process());
+        assert!(!daemon.heard(own + 1, b"b".to_vec()) && matches!(daemon, Daemon::Starting(_)));
+        for _ in 0..2 {
+            assert!(daemon.heard(own, b"b".to_vec()));
+            assert!(matches!(&daemon, Daemon::Serving(living) if living.build_id.as_deref() == Some(b"b")));
+        }
+        let mut gone = Daemon::Gone(None);
+        assert!(!gone.heard(own, Vec::new()) && gone.take().is_none() && matches!(gone, Daemon::Gone(None)));
+    }
 
     #[test]
     fn the_policy_decides_by_the_exit_status() {
