@@ -23,6 +23,7 @@
 #![forbid(unsafe_code)]
 
 pub mod crash;
+pub mod fixture;
 pub mod leaks;
 #[cfg(feature = "store")]
 pub mod load;
