@@ -1,0 +1,192 @@
+//! The demo: the real supervisor, the reference store and a load of clients; hands over again and again, then counts.
+//!
+//! It is a measurement too: it ends with a table and a verdict, and its exit status is 0 only if no client was refused or left
+//! without an answer, no acknowledged write is missing, none is there twice, and no two writers were at work.
+
+#![forbid(unsafe_code)]
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use handoff_testkit::fixture::{Fixture, Setup};
+use handoff_testkit::load::{Load, LoadReport, LoadSpec};
+use handoff_testkit::oracle::Verdict;
+use serde::Serialize;
+
+/// How long after a handover its effects on the clients are still looked for.
+const AFTERMATH: Duration = Duration::from_millis(20);
+
+/// How long the clients may hear nothing before the demo stops waiting for them.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Hands a running store over again and again under load, and counts what went wrong.
+#[derive(Debug, Parser)]
+#[command(name = "cargo demo")]
+struct Args {
+    /// How many handovers
+    #[arg(long, default_value_t = 50, value_name = "N")]
+    handovers: u32,
+    /// How many writing clients, half of them on kept connections
+    #[arg(long, default_value_t = 32, value_name = "N")]
+    clients: usize,
+    /// No faults on the way
+    #[arg(long)]
+    no_faults: bool,
+    /// Where the clients' choices start
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    seed: u64,
+    /// Write the figures to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// The figures of a run, as they are printed and written.
+#[derive(Debug, Serialize)]
+struct Report {
+    handovers: u32,
+    committed: u32,
+    rolled_back: u32,
+    clients: usize,
+    acked: u64,
+    refused: u64,
+    closed_unanswered: u64,
+    acked_lost: u64,
+    duplicated: u64,
+    two_writers: u64,
+    pause_ms: Spread,
+    handover_ms: Spread,
+}
+
+/// A distribution in three figures, in milliseconds.
+#[derive(Debug, Default, Serialize)]
+struct Spread {
+    p50: f64,
+    p99: f64,
+    max: f64,
+}
+
+impl Spread {
+    fn of(mut samples: Vec<Duration>) -> Self {
+        samples.sort_unstable();
+        let at = |quantile: f64| {
+            let index = ((samples.len().max(1) - 1) as f64 * quantile).round() as usize;
+            samples.get(index).map_or(0.0, |sample| sample.as_secs_f64() * 1e3)
+        };
+        Self { p50: at(0.5), p99: at(0.99), max: at(1.0) }
+    }
+}
+
+fn main() -> ExitCode {
+    handoff_testkit::init();
+    let args = Args::parse();
+    match run(&args) {
+        Ok(report) => conclude(&args, &report),
+        Err(error) => {
+            eprintln!("demo: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> io::Result<Report> {
+    let mut fixture = Setup::store()?.start()?;
+    let address = fixture.address("http")?;
+    let acks = fixture.path().join("acks");
+    println!(
+        "{} handovers of the reference store at {address}, {} clients writing without a pause",
+        args.handovers, args.clients
+    );
+
+    let load = Load::start(&LoadSpec { clients: args.clients, ..LoadSpec::new(address, &acks) })?;
+    let handovers = hand_over(args, &fixture, &load)?;
+    let counts = load.stop()?;
+    fixture.stop()?;
+    let verdict = fixture.verify(&acks)?;
+    Ok(report(args, handovers, &counts, &verdict))
+}
+
+/// What the handovers of a run came to.
+#[derive(Debug, Default)]
+struct Handovers {
+    committed: u32,
+    rolled_back: u32,
+    pauses: Vec<Duration>,
+    calls: Vec<Duration>,
+}
+
+fn hand_over(args: &Args, fixture: &Fixture, load: &Load) -> io::Result<Handovers> {
+    let mut handovers = Handovers::default();
+    for number in 1..=args.handovers {
+        let from = Instant::now();
+        let upgrade = fixture.upgrade(&[])?;
+        let to = Instant::now();
+        load.gaps().wait_for_reply_after(to, PATIENCE);
+        if upgrade.committed() {
+            handovers.committed += 1;
+            handovers.calls.push(to - from);
+            handovers.pauses.push(load.gaps().longest_between(from, to + AFTERMATH));
+        } else {
+            handovers.rolled_back += 1;
+            eprintln!("handover {number}: {}", upgrade.stderr.trim());
+        }
+        print!("\r{number} of {}: {} committed", args.handovers, handovers.committed);
+        io::stdout().flush()?;
+    }
+    println!();
+    Ok(handovers)
+}
+
+fn report(args: &Args, handovers: Handovers, counts: &LoadReport, verdict: &Verdict) -> Report {
+    Report {
+        handovers: args.handovers,
+        committed: handovers.committed,
+        rolled_back: handovers.rolled_back,
+        clients: args.clients,
+        acked: counts.acked,
+        refused: counts.refused,
+        closed_unanswered: counts.closed_unanswered,
+        acked_lost: verdict.acked_lost,
+        duplicated: verdict.duplicated,
+        two_writers: verdict.two_writers,
+        pause_ms: Spread::of(handovers.pauses),
+        handover_ms: Spread::of(handovers.calls),
+    }
+}
+
+/// Prints the table and the verdict, and writes the file that was asked for.
+fn conclude(args: &Args, report: &Report) -> ExitCode {
+    let wrong = [
+        ("refused", report.refused),
+        ("closed without an answer", report.closed_unanswered),
+        ("acknowledged and lost", report.acked_lost),
+        ("written twice", report.duplicated),
+        ("two writers", report.two_writers),
+    ];
+    println!("  {:<28}{:>12}", "handovers committed", report.committed);
+    println!("  {:<28}{:>12}", "handovers rolled back", report.rolled_back);
+    println!("  {:<28}{:>12}", "writes acknowledged", report.acked);
+    for (what, count) in wrong {
+        println!("  {what:<28}{count:>12}");
+    }
+    for (what, spread) in [("pause, ms", &report.pause_ms), ("handover, ms", &report.handover_ms)] {
+        println!("  {what:<28}{:>12.2} p50 {:>9.2} p99 {:>9.2} max", spread.p50, spread.p99, spread.max);
+    }
+    if let Some(path) = &args.json
+        && let Err(error) = std::fs::write(path, serde_json::json!(report).to_string())
+    {
+        eprintln!("demo: {}: {error}", path.display());
+        return ExitCode::FAILURE;
+    }
+    let clean = wrong.iter().all(|(_, count)| *count == 0);
+    let as_expected = report.acked > 0 && report.committed == report.handovers;
+    if clean && as_expected {
+        println!("verdict: nobody was refused, nothing was lost, never two writers");
+        ExitCode::SUCCESS
+    } else {
+        println!("verdict: FAILED");
+        ExitCode::FAILURE
+    }
+}

@@ -1,0 +1,93 @@
+//! The commit path under load: real supervisor, real store, real clients, and the count of everything that may not happen.
+
+use std::time::{Duration, Instant};
+
+use handoff_testkit::fixture::{Fixture, Setup};
+use handoff_testkit::load::{Load, LoadReport, LoadSpec};
+use handoff_testkit::oracle::Verdict;
+use rustix::fs::Access;
+
+use crate::{Outcome, check, trials};
+
+trials![
+    fifty_handovers_under_32_clients,
+    two_hundred_handovers_without_a_pause_between_them,
+    two_builds_take_over_from_each_other,
+    a_stop_leaves_nothing_behind,
+];
+
+/// Everything that the load and the oracle count as wrong, which must all be zero.
+fn nothing_went_wrong(counts: &LoadReport, verdict: &Verdict) -> Outcome {
+    check(counts.acked > 0, "the clients wrote")?;
+    let wrong = [
+        ("refused", counts.refused),
+        ("closed_unanswered", counts.closed_unanswered),
+        ("acked_lost", verdict.acked_lost),
+        ("duplicated", verdict.duplicated),
+        ("two_writers", verdict.two_writers),
+    ];
+    let wrong: Vec<_> = wrong.into_iter().filter(|(_, count)| *count != 0).collect();
+    check(wrong.is_empty(), format!("of {} acknowledged writes: {wrong:?}", counts.acked))
+}
+
+/// Hands over under load, `times` times, and counts.
+fn hand_over(times: u32, clients: usize) -> Result<Fixture, Box<dyn std::error::Error>> {
+    let mut fixture = Setup::store()?.start()?;
+    let acks = fixture.path().join("acks");
+    let address = fixture.address("http")?;
+    let load = Load::start(&LoadSpec { clients, ..LoadSpec::new(address, &acks) })?;
+    let mut pid = fixture.incumbent_pid()?;
+    for number in 1..=times {
+        let upgrade = fixture.upgrade(&[])?;
+        check(upgrade.committed(), format!("handover {number}: {upgrade:?}\n{}", fixture.log()))?;
+        let outcome = upgrade.outcome.ok_or("upgrade --json prints an object")?;
+        check(outcome["old_pid"] == pid, format!("handover {number} replaces {pid}: {outcome}"))?;
+        pid = outcome["new_pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).ok_or("a new pid")?;
+    }
+    let heard = load.gaps().wait_for_reply_after(Instant::now(), Duration::from_secs(30));
+    check(heard, "the last successor answers")?;
+    let counts = load.stop()?;
+    check(fixture.incumbent_pid()? == pid, "the last successor serves")?;
+    let stopped = fixture.stop()?;
+    check(stopped.success(), format!("{stopped}\n{}", fixture.log()))?;
+    nothing_went_wrong(&counts, &fixture.verify(&acks)?)?;
+    Ok(fixture)
+}
+
+fn fifty_handovers_under_32_clients() -> Outcome {
+    hand_over(50, 32).map(drop)
+}
+
+fn two_hundred_handovers_without_a_pause_between_them() -> Outcome {
+    hand_over(200, 4).map(drop)
+}
+
+fn two_builds_take_over_from_each_other() -> Outcome {
+    let fixture = Setup::store()?.start()?;
+    for build in ["blue", "green", "blue"] {
+        // A build of its own: the same program, started with another build id.
+        let wrapper = fixture.path().join(build);
+        if rustix::fs::access(&wrapper, Access::EXISTS).is_err() {
+            let program = std::env::current_exe()?;
+            let script = format!("#!/bin/sh\nSTORE_BUILD_ID={build} exec '{}' \"$@\"\n", program.display());
+            std::fs::write(&wrapper, script)?;
+            std::fs::set_permissions(&wrapper, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        }
+        let upgrade = fixture.upgrade(&[&wrapper.to_string_lossy()])?;
+        check(upgrade.committed(), format!("{upgrade:?}\n{}", fixture.log()))?;
+        let status = fixture.status()?;
+        check(status["incumbent"]["build_id"] == build, format!("{build} serves: {status}"))?;
+    }
+    Ok(())
+}
+
+fn a_stop_leaves_nothing_behind() -> Outcome {
+    let mut fixture = Setup::store()?.start()?;
+    let address = fixture.address("http")?;
+    check(fixture.upgrade(&[])?.committed(), "a handover commits")?;
+    check(fixture.stop()?.success(), fixture.log())?;
+    check(fixture.processes().is_empty(), format!("no process is left: {:?}", fixture.processes()))?;
+    check(std::net::TcpStream::connect(address).is_err(), "nobody listens any more")?;
+    let holder = handoff_lock::holder(fixture.data_dir())?;
+    check(holder.is_none(), format!("nobody holds the data: {holder:?}"))
+}

@@ -1,0 +1,45 @@
+//! Tests on real processes, real sockets and a real disk; a module per subject.
+//!
+//! The program plays the daemons and the program `handoff` too: [`handoff_testkit::init_with`] comes first in `main`, which is
+//! why this test has a `main` of its own. It takes the arguments of `cargo test`.
+
+mod commit;
+mod daemons;
+mod interop;
+mod refusals;
+mod syscalls;
+
+use std::process::ExitCode;
+
+use handoff_testkit::ChildRole;
+
+/// What a test comes to.
+pub(crate) type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+/// An error with this text unless `held`.
+pub(crate) fn check(held: bool, what: impl Into<String>) -> Outcome {
+    if held { Ok(()) } else { Err(what.into().into()) }
+}
+
+/// Lists a module's tests: `trials![one, two];` makes `pub fn all() -> Vec<Trial>`.
+#[macro_export]
+macro_rules! trials {
+    ($($name:ident),+ $(,)?) => {
+        pub(crate) fn all() -> Vec<libtest_mimic::Trial> {
+            let module = module_path!().rsplit("::").next().unwrap_or_default();
+            vec![$(libtest_mimic::Trial::test(format!("{module}::{}", stringify!($name)), || {
+                $name().map_err(|error| error.to_string().into())
+            })),+]
+        }
+    };
+}
+
+fn main() -> ExitCode {
+    handoff_testkit::init_with(&[
+        ChildRole { name: "daemon-ours", main: |_| daemons::exit_code(daemons::ours::main()) },
+        ChildRole { name: "daemon-theirs", main: |_| daemons::exit_code(daemons::theirs::main()) },
+    ]);
+    let arguments = libtest_mimic::Arguments::from_args();
+    let trials = [commit::all(), interop::all(), refusals::all(), syscalls::all()].into_iter().flatten().collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
