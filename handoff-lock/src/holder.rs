@@ -333,7 +333,7 @@ mod tests {
         let Attempt::Locked(claim) = Unlocked::open(Path::new(&dir)).unwrap().try_lock() else { panic!("not locked") };
         let stdin = claim.pair.file().unwrap().try_clone_to_owned().unwrap();
         let stdout = claim.pair.dir().unwrap().try_clone_to_owned().unwrap();
-        let child = Command::new("sleep").arg("600").stdin(stdin).stdout(stdout).stderr(Stdio::null()).spawn().unwrap();
+        let child = Command::new("sleep").arg("60").stdin(stdin).stdout(stdout).stderr(Stdio::null()).spawn().unwrap();
         let lock = claim.claim(None).map_err(|(_, error)| error).unwrap();
         println!("\nleft to pid {}", child.id());
         lock.forget();
@@ -357,7 +357,7 @@ mod tests {
 
         let found = holder(dir.path()).unwrap().unwrap();
         assert_eq!((found.pid, found.alive, found.inherited), (child, true, true));
-        assert_eq!(found.command.as_deref(), Some("sleep 600"));
+        assert_eq!(found.command.as_deref(), Some("sleep 60"));
         assert_eq!(found.since_unix_ms, crate::read_lease(dir.path()).unwrap().map(|lease| lease.since_unix_ms));
         assert_eq!(look(dir.path()).unwrap().lease.unwrap().owner.pid, parent_pid);
         assert_eq!(look(dir.path()).unwrap().locked_by, Some(child));

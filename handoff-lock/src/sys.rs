@@ -165,8 +165,9 @@ pub(crate) fn pause(moment: std::time::Duration) {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::os::fd::RawFd;
+    use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
     use std::path::Path;
+    use std::process::{Command, Stdio};
 
     use rustix::fs::{FlockOperation, flock};
     use rustix::process::{Pid, WaitOptions, waitpid};
@@ -197,6 +198,16 @@ mod tests {
         let all = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
         let lead = all.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|target| target.starts_with(dir)));
         lead.map(|fd| fd.file_name().to_str().unwrap().parse().unwrap()).collect()
+    }
+
+    /// As a death does it. The numbers stay in use, so that the lock's drop closes nothing of the tests beside this one.
+    fn close_without_unlock(dir: &Path, lock: DataDirLock) {
+        let nothing = File::open("/dev/null").unwrap();
+        for fd in descriptors(dir) {
+            // SAFETY: dup2(2); the number is the lock's, which is dropped below.
+            assert_eq!(unsafe { libc::dup2(nothing.as_raw_fd(), fd) }, fd);
+        }
+        drop(lock);
     }
 
     fn is_file_locked(dir: &Path) -> bool {
@@ -265,20 +276,33 @@ mod tests {
         let child = fork(|| {
             let mut end_of_life = end_of_life.try_clone().unwrap();
             // SAFETY: close(2); the child's copy of the parent's end, which the child does not use.
-            unsafe { libc::close(std::os::fd::AsRawFd::as_raw_fd(&keep_alive)) };
+            unsafe { libc::close(keep_alive.as_raw_fd()) };
             std::io::Read::read(&mut end_of_life, &mut [0]).is_ok()
         });
-        // As the parent's death would: closed, and not unlocked.
-        for fd in descriptors(dir.path()) {
-            // SAFETY: close(2); the lock that owns it is never used again.
-            unsafe { libc::close(fd) };
-        }
-        lock.forget();
+        close_without_unlock(dir.path(), lock);
         // Waits, as children of tests beside this one may have copies for a moment; the child above lives on.
         let again = DataDirLock::acquire_timeout(dir.path(), std::time::Duration::from_secs(60)).unwrap();
         assert_eq!(again.epoch(), 2);
         drop(keep_alive);
         assert!(is_fine(child));
+    }
+
+    #[test]
+    fn a_taker_that_has_no_descriptor_is_not_the_holder() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = DataDirLock::acquire(dir.path()).unwrap();
+        // SAFETY: the descriptor is the lock's, which lives on.
+        let inherited = |fd: &RawFd| unsafe { BorrowedFd::borrow_raw(*fd) }.try_clone_to_owned().unwrap();
+        let [stdin, stdout] = descriptors(dir.path()).iter().map(inherited).collect::<Vec<_>>().try_into().unwrap();
+        let mut child =
+            Command::new("sleep").arg("60").stdin(stdin).stdout(stdout).stderr(Stdio::null()).spawn().unwrap();
+        close_without_unlock(dir.path(), lock);
+        // The taker's pid is this process's, as if it had been reused; it has a lock no more.
+        let holder = crate::holder(dir.path());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let holder = holder.unwrap().unwrap();
+        assert_eq!((holder.pid, holder.inherited), (child.id(), true));
     }
 
     #[test]
