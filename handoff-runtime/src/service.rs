@@ -37,6 +37,7 @@ mod state_dir;
 
 use std::sync::Arc;
 
+use handoff_lock::LeaseState;
 use handoff_proto::Timing;
 use handoff_proto::supervisor::Watchdog as WatchdogRule;
 
@@ -110,22 +111,34 @@ impl Service {
 /// Who serves already. A daemon of another supervisor is named in the error and not adopted: ours listens on our control
 /// path, which nobody else is given.
 fn recover(supervisor: &Supervisor, config: &ServiceConfig) -> std::result::Result<Recovery, ServiceError> {
+    if active_owner(config).is_some_and(|owner| !listens_on_our_path(owner, config)) {
+        preflight::check_data_dir_is_free(config)?;
+    }
     let recovery = supervisor.resume_from_journal().or_else(|error| match error {
         Error::DataDirHeld { .. } => preflight::check_data_dir_is_free(config).and(Err(error.into())),
         other => Err(other.into()),
     })?;
-    let Some(serving) = &recovery.serving else {
-        preflight::check_data_dir_is_free(config)?;
-        return Ok(recovery);
-    };
-    let listens_on_our_path = control::connect(&config.control_socket)
-        .and_then(|channel| channel.peer().map_err(|error| Error::io("ask who listens on the control path", error)))
-        .is_ok_and(|peer| peer.pid == serving.pid());
-    if listens_on_our_path {
-        return Ok(recovery);
+    match &recovery.serving {
+        None => preflight::check_data_dir_is_free(config)?,
+        Some(serving) if listens_on_our_path(serving.pid(), config) => {}
+        Some(stranger) => {
+            preflight::check_data_dir_is_free(config)?;
+            return Err(Error::DataDirHeld { pid: stranger.pid() }.into());
+        }
     }
-    preflight::check_data_dir_is_free(config)?;
-    Err(Error::DataDirHeld { pid: serving.pid() }.into())
+    Ok(recovery)
+}
+
+/// The process that serves, by the lease.
+fn active_owner(config: &ServiceConfig) -> Option<u32> {
+    let lease = handoff_lock::read_lease(config.data_dir.as_deref()?).ok().flatten()?;
+    (lease.of_this_boot() && lease.state == LeaseState::Active).then_some(lease.owner.pid)
+}
+
+/// By the kernel's word, so that a frozen daemon is known too.
+fn listens_on_our_path(pid: u32, config: &ServiceConfig) -> bool {
+    let channel = control::connect(&config.control_socket);
+    channel.is_ok_and(|channel| channel.peer().is_ok_and(|peer| peer.pid == pid))
 }
 
 fn supervisor(config: &ServiceConfig) -> Result<Supervisor> {

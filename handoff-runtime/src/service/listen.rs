@@ -35,7 +35,8 @@ struct Open {
     name: String,
     addr: String,
     socket: OwnedFd,
-    path: Option<OwnedPath>,
+    /// Removed with its owner.
+    _path: Option<OwnedPath>,
 }
 
 impl Listeners {
@@ -61,7 +62,7 @@ impl Listeners {
                 Address::Unix(path) => OwnedPath::of(path).ok(),
                 Address::Tcp(_) | Address::Udp(_) => None,
             });
-            Open { addr: local_address(&socket), name, socket, path }
+            Open { addr: local_address(&socket), name, socket, _path: path }
         }));
     }
 
@@ -107,7 +108,7 @@ fn taken(listen: &Listen, inherited: &mut InheritedListeners) -> Option<Open> {
     };
     let addr = local_address(&socket);
     info!(name = listen.name, addr, configured = %listen.address, "listener taken from LISTEN_FDS");
-    Some(Open { name: listen.name.clone(), addr, socket, path: None })
+    Some(Open { name: listen.name.clone(), addr, socket, _path: None })
 }
 
 fn bound(listen: &Listen) -> io::Result<Open> {
@@ -123,7 +124,7 @@ fn bound(listen: &Listen) -> io::Result<Open> {
             with_longest_backlog(socket)?
         }
     };
-    Ok(Open { name: listen.name.clone(), addr: local_address(&socket), socket, path })
+    Ok(Open { name: listen.name.clone(), addr: local_address(&socket), socket, _path: path })
 }
 
 fn with_longest_backlog(socket: OwnedFd) -> io::Result<OwnedFd> {
