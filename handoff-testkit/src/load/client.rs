@@ -67,11 +67,7 @@ impl Client {
     fn write(&mut self) -> io::Result<()> {
         self.sequence += 1;
         let token = format!("{}.{}", self.name, self.sequence);
-        // Spreads the keys over the clients without a random number.
-        let key = format!(
-            "key-{}",
-            self.sequence.wrapping_mul(0x9e37_79b9).wrapping_add(token.len() as u64) % self.spec.keys.max(1)
-        );
+        let key = format!("key-{}", spread(&token) % self.spec.keys.max(1));
         loop {
             match self.send(&key, &token) {
                 Outcome::Acknowledged => return self.acknowledged(&key, &token),
@@ -148,6 +144,11 @@ impl Client {
             }
         }
     }
+}
+
+/// Spreads tokens over keys without a random number (FNV-1a).
+fn spread(token: &str) -> u64 {
+    token.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 fn is_timeout(error: &io::Error) -> bool {
