@@ -142,6 +142,8 @@ impl Server {
     /// # Errors
     /// A listener can't be made non-blocking.
     pub fn listen(&self, listeners: Vec<TcpListener>) -> io::Result<()> {
+        // Before the accepting thread can see them: it accepts with the lock held.
+        set_nonblocking(&listeners)?;
         self.shared.state().listeners = listeners.into();
         self.shared.wake_acceptor();
         self.open()
@@ -154,9 +156,7 @@ impl Server {
     /// A listener can't be made non-blocking.
     pub fn open(&self) -> io::Result<()> {
         let mut state = self.shared.state();
-        for listener in state.listeners.iter() {
-            listener.set_nonblocking(true)?;
-        }
+        set_nonblocking(&state.listeners)?;
         state.gate = Gate::Open;
         self.shared.acceptor.notify_one();
         Ok(())
@@ -390,6 +390,10 @@ impl State {
         let removed = self.connections.remove(&id);
         self.busy -= usize::from(removed.is_some_and(|connection| connection.phase == Phase::Busy));
     }
+}
+
+fn set_nonblocking(listeners: &[TcpListener]) -> io::Result<()> {
+    listeners.iter().try_for_each(|listener| listener.set_nonblocking(true))
 }
 
 fn write_line(mut stream: &TcpStream, line: &str) -> io::Result<()> {
