@@ -1,8 +1,12 @@
 //! `handoff run`.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use super::args::RunArgs;
 use super::config::{Place, service_config};
@@ -33,14 +37,15 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode, String> {
     }
 }
 
-/// `RUST_LOG` chooses (default: info).
+/// `RUST_LOG` chooses: a level, or levels by module. It may be meant for the daemon and in another form: then, as without
+/// it, what is logged is info and above.
 fn log_to_stderr() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    // An embedder may have installed a subscriber of its own: then that one stays.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let chosen = std::env::var("RUST_LOG").ok().and_then(|text| text.parse().ok());
+    let filter: Targets = chosen.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_target(false)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .try_init();
+        .with_ansi(std::io::stderr().is_terminal());
+    // An embedder may have installed a subscriber of its own: then that one stays.
+    let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
 }
