@@ -1,26 +1,24 @@
 //! Gets the listening sockets back from an incumbent, after a restart of the supervisor (promises 4 and 7).
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use handoff_proto::{HandoffId, Message, PROTO_MAX, PROTO_MIN, ProtoVersion, Side, negotiate_version, short_name};
 use rustix::event::{PollFd, PollFlags};
 
 use crate::channel::{Channel, FDS_PER_MESSAGE_MAX, Received};
-use crate::control;
 use crate::error::{Error, Result};
 use crate::sys::poll;
 
 /// More listeners than any daemon has.
 const LISTENERS_MAX: usize = 1 << 16;
 
-/// All listeners that the incumbent at this path keeps; none from one of version 1.
+/// All listeners that the incumbent on this channel keeps; none from one of version 1.
 ///
 /// # Errors
-/// It can't be reached, does not answer in time, or breaks the protocol.
-pub(super) fn ask(control_path: &Path, within: Duration) -> Result<Vec<(String, OwnedFd)>> {
-    let mut asking = Asking { channel: control::connect(control_path)?, until: Instant::now() + within };
+/// It does not answer in time, or breaks the protocol.
+pub(super) fn ask(channel: Channel, within: Duration) -> Result<Vec<(String, OwnedFd)>> {
+    let mut asking = Asking { channel, until: Instant::now() + within };
     let version = asking.greet()?;
     if version < 2 {
         tracing::info!("the incumbent speaks version 1 only and can't give its listeners back");

@@ -63,7 +63,12 @@ fn note_settled(journal: &mut Journal) {
 impl Supervisor {
     /// Those that a caller has given already stay as they are. An incumbent that can't give any serves all the same.
     fn get_listeners_back(&self) {
-        match give_back::ask(&self.control_path, self.timing.hello) {
+        let channel = match control::connect(&self.control_path) {
+            Ok(channel) => channel,
+            // Who serves the data listens elsewhere: it is not of our service, which the caller finds out.
+            Err(error) => return tracing::debug!(%error, "nobody is there to give listeners back"),
+        };
+        match give_back::ask(channel, self.timing.hello) {
             Ok(given_back) => {
                 let mut listeners = self.lock_listeners();
                 let known: Vec<_> = listeners.named.iter().map(|(name, _)| name.clone()).collect();
