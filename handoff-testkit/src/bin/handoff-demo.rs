@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -132,11 +132,20 @@ fn hand_over(args: &Args, fixture: &Fixture, load: &Load) -> io::Result<Handover
             handovers.rolled_back += 1;
             eprintln!("handover {number}: {}", upgrade.stderr.trim());
         }
-        print!("\r{number} of {}: {} committed", args.handovers, handovers.committed);
-        io::stdout().flush()?;
+        show_progress(number, args.handovers)?;
     }
-    println!();
     Ok(handovers)
+}
+
+/// On a terminal, one line that counts up; a log has the table at the end.
+fn show_progress(number: u32, of: u32) -> io::Result<()> {
+    let mut out = io::stdout();
+    if !out.is_terminal() {
+        return Ok(());
+    }
+    let end = if number == of { "\n" } else { "" };
+    write!(out, "\rhandover {number} of {of}{end}")?;
+    out.flush()
 }
 
 fn report(args: &Args, handovers: Handovers, counts: &LoadReport, verdict: &Verdict) -> Report {
