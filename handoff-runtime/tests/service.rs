@@ -209,7 +209,12 @@ fn one_handover_at_a_time_and_a_status_in_the_middle_of_it() {
     let mut service = Service::serving();
     let old = service.incumbent();
     // A program that runs on and never says Hello.
-    let mut first = service.client(&["upgrade", "/usr/bin/yes", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut first = service
+        .client(&["upgrade", "/usr/bin/yes", "--json"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     service.wait_for_line("handover ordered");
     let second = service.client(&["upgrade"]).output().unwrap();
     assert_eq!(second.status.code(), Some(4), "{second:?}");
