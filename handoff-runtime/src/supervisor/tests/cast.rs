@@ -134,10 +134,9 @@ pub(super) enum Manner {
 
 /// An incumbent on a thread of this process.
 pub(super) struct Incumbent {
-    heard: Arc<Mutex<Vec<Message>>>,
     over: Arc<AtomicBool>,
     control: PathBuf,
-    thread: Option<JoinHandle<Option<DataDirLock>>>,
+    thread: JoinHandle<(Option<DataDirLock>, Vec<&'static str>)>,
 }
 
 impl Incumbent {
@@ -145,31 +144,25 @@ impl Incumbent {
         let mut lock = DataDirLock::acquire(&stage.data_dir()).unwrap();
         lock.activate(b"old").unwrap();
         let listener = UnixListener::bind(stage.control()).unwrap();
-        let heard = Arc::<Mutex<Vec<Message>>>::default();
         let over = Arc::<AtomicBool>::default();
         let actor = Actor {
             manner,
             data_dir: stage.data_dir(),
             lock: Some(lock),
             unlocked: None,
-            heard: Arc::clone(&heard),
+            heard: Vec::new(),
             over: Arc::clone(&over),
         };
         let thread = thread::spawn(move || actor.play(&listener));
-        Self { heard, over, control: stage.control(), thread: Some(thread) }
+        Self { over, control: stage.control(), thread }
     }
 
-    /// The names of the messages that it was sent, heartbeats left out.
-    pub(super) fn heard(&self) -> Vec<&'static str> {
-        let heard = self.heard.lock().unwrap();
-        heard.iter().filter(|message| !matches!(message, Message::Heartbeat { .. })).map(short_name).collect()
-    }
-
-    /// Ends it; the lock, if it holds it.
-    pub(super) fn end(mut self) -> Option<DataDirLock> {
+    /// Ends it. Gives the lock, if it holds it, and the names of the messages that it was sent, heartbeats left out.
+    pub(super) fn end(self) -> (Option<DataDirLock>, Vec<&'static str>) {
         self.over.store(true, Ordering::Release);
         let _ = UnixStream::connect(&self.control);
-        self.thread.take().unwrap().join().unwrap()
+        let (lock, heard) = self.thread.join().unwrap();
+        (lock, heard.into_iter().filter(|name| *name != "Heartbeat").collect())
     }
 }
 
@@ -184,19 +177,16 @@ struct Actor {
     data_dir: PathBuf,
     lock: Option<DataDirLock>,
     unlocked: Option<Unlocked>,
-    heard: Arc<Mutex<Vec<Message>>>,
+    heard: Vec<&'static str>,
     over: Arc<AtomicBool>,
 }
 
 impl Actor {
-    fn play(mut self, listener: &UnixListener) -> Option<DataDirLock> {
+    fn play(mut self, listener: &UnixListener) -> (Option<DataDirLock>, Vec<&'static str>) {
         loop {
             let (stream, _) = listener.accept().unwrap();
-            if self.over.load(Ordering::Acquire) {
-                return self.lock;
-            }
-            if self.session(stream) == Session::Committed {
-                return self.lock;
+            if self.over.load(Ordering::Acquire) || self.session(stream) == Session::Committed {
+                return (self.lock, self.heard);
             }
         }
     }
@@ -210,7 +200,7 @@ impl Actor {
             return Session::Over;
         }
         while let Ok((_, message)) = read_message(&mut stream) {
-            self.heard.lock().unwrap().push(message.clone());
+            self.heard.push(short_name(&message));
             let Some(answers) = self.answer(&message, &stream) else { return Session::Over };
             for answer in answers {
                 let _ = write_message(&mut stream, proto_max, &answer);
