@@ -1,12 +1,14 @@
 //! A supervisor that is started again.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::net::UnixListener;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use handoff_journal::{Details, HandoffId, Phase, StateJournal};
 use handoff_proto::Timing;
-use std::time::Duration;
+use rustix::fs::{FlockOperation, flock};
 
 use super::cast::{Incumbent, Manner, Stage, timing};
 use crate::error::Error;
@@ -131,22 +133,28 @@ fn a_stranger_with_the_lock_is_named() {
     let lock_file = stage.data_dir().join(".handoff.lock");
     fs::create_dir(stage.data_dir()).unwrap();
     fs::write(&lock_file, "").unwrap();
-    let script = format!("exec flock -x {} sleep 1000", lock_file.display());
-    let mut stranger = Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).spawn().unwrap();
-    while handoff_lock::look(&stage.data_dir()).unwrap().locked_by.is_none() {
-        assert!(stranger.try_wait().unwrap().is_none(), "flock(1) could not run");
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "supervisor::tests::restarts::holds_a_lock", "--ignored"]).env(LOCK_FILE, &lock_file);
+    let mut stranger = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    while handoff_lock::look(&stage.data_dir()).unwrap().locked_by != Some(stranger.id()) {
+        assert!(stranger.try_wait().unwrap().is_none(), "the lock was not taken");
         std::thread::yield_now();
     }
     let hasty = Timing { liveness: Duration::from_millis(200), hello: Duration::from_millis(100), ..timing() };
     let error = stage.supervisor().with_timing(hasty).resume_from_journal().unwrap_err();
-    assert!(matches!(error, Error::DataDirHeld { .. }), "{error:?}");
+    assert!(matches!(error, Error::DataDirHeld { pid } if pid == stranger.id()), "{error:?}");
     assert!(stranger.try_wait().unwrap().is_none(), "a stranger was killed");
-    // flock(1) waits for its own child; both go with the group of signals below.
-    let held_by = handoff_lock::look(&stage.data_dir()).unwrap().locked_by;
     end(stranger);
-    if let Some(pid) = held_by
-        && let Some(process) = Process::open(pid).unwrap()
-    {
-        process.kill().unwrap();
-    }
+}
+
+const LOCK_FILE: &str = "HANDOFF_TEST_LOCK_FILE";
+
+#[test]
+#[ignore = "run by a_stranger_with_the_lock_is_named in a process of its own"]
+fn holds_a_lock() {
+    let Some(path) = std::env::var_os(LOCK_FILE) else { return };
+    let file = fs::File::open(path).unwrap();
+    flock(&file, FlockOperation::LockExclusive).unwrap();
+    // Until the test that started it ends it, or ends itself.
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
 }
