@@ -43,3 +43,9 @@ pub use roles::{ChildRole, ROLE_VARIABLE, init, init_with};
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// The project's own pages: their code compiles, or the tests fail.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+#[doc = include_str!("../../docs/integrating.md")]
+struct ProjectPages;
