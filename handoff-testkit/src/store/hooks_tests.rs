@@ -94,15 +94,20 @@ fn an_aborted_handover_costs_the_clients_nothing() {
 
 #[test]
 fn resuming_reads_what_the_successor_wrote() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
-    let daemon = serving(dir.path(), &listener, 1);
-    drain(&daemon);
-    seal(&daemon);
-    Store::open(&dir.path().join("data"), 2).expect("opens").increment("key").expect("written");
-    daemon.resume_after_abort(&Resume::new(true, 3)).expect("resumes");
-    assert_eq!(daemon.service.store().expect("open").get("key").expect("read"), 1);
-    assert_eq!(daemon.snapshot_state().last_revision_per_shard, [1]);
+    for sealed in [true, false] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
+        let daemon = serving(dir.path(), &listener, 1);
+        drain(&daemon);
+        if sealed {
+            seal(&daemon);
+        }
+        Store::open(&dir.path().join("data"), 2).expect("opens").increment("key").expect("written");
+        daemon.resume_after_abort(&Resume::new(true, 3)).expect("resumes");
+        let store = daemon.service.store().expect("open");
+        assert_eq!((store.get("key").expect("read"), store.epoch()), (1, 3));
+        assert_eq!(daemon.snapshot_state().last_revision_per_shard, [1]);
+    }
 }
 
 #[test]

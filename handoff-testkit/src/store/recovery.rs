@@ -305,3 +305,25 @@ fn reading(path: &Path, error: io::Error) -> StoreError {
 fn corrupt(path: &Path, offset: u64, reason: impl Into<String>) -> StoreError {
     StoreError::Corrupt { path: path.into(), offset, reason: reason.into() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{LOG_NAME, Store};
+    use super::*;
+
+    #[test]
+    fn a_replay_trusts_only_what_a_later_record_calls_durable() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join(LOG_NAME);
+        let store = Store::open(dir.path(), 1).expect("opens");
+        let mut ends = vec![HEADER_BYTES as u64];
+        for _ in 0..3 {
+            store.increment("key").expect("written");
+            ends.push(path.metadata().expect("there").len());
+        }
+        let trusted = || replay_file(&path, open_file(&path).expect("read").expect("not empty")).expect("whole");
+        assert_eq!(trusted().durable_bytes, ends[2], "nothing says that the last one was synced");
+        store.increment("key").expect("written");
+        assert_eq!(trusted().durable_bytes, ends[3]);
+    }
+}

@@ -143,7 +143,10 @@ fn the_request_in_hand_is_finished_before_closing_returns() {
     thread::scope(|scope| {
         let closing = scope.spawn(|| server.close(Instant::now() + PATIENCE, || false));
         // Only a closed gate turns the idle one away, so from then on closing waits for the one in hand.
-        while idle.ask("PING") == "PONG" {}
+        let patience = Instant::now() + PATIENCE;
+        while idle.ask("PING") == "PONG" {
+            assert!(Instant::now() < patience, "the gate does not close");
+        }
         assert!(!closing.is_finished(), "a request is in hand");
         bench.let_go.send(()).expect("held");
         closing.join().expect("closed");
