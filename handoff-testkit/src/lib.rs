@@ -37,6 +37,7 @@ pub mod store;
 pub use crash::{
     CrashInjector, CrashPoint, ProcessCrash, check_crash_point, clear_injector, install_injector, run_with_crash,
 };
+pub use fixture::{Fixture, Setup};
 pub use mock::{HookCall, MockDrainable, ScriptedSupervisor, connect_with_retry};
 pub use roles::{ChildRole, ROLE_VARIABLE, init, init_with};
 

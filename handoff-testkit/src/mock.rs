@@ -77,17 +77,17 @@ impl MockDrainable {
     }
 
     /// Makes the next drain fail with `text`.
-    pub fn fail_next_drain(&self, text: &str) {
+    pub fn fail_next_drain(&self, text: impl Into<String>) {
         self.state().drain.failure = Some(text.into());
     }
 
     /// Makes the next seal fail with `text`.
-    pub fn fail_next_seal(&self, text: &str) {
+    pub fn fail_next_seal(&self, text: impl Into<String>) {
         self.state().seal.failure = Some(text.into());
     }
 
     /// Makes the next resume fail with `text`.
-    pub fn fail_next_resume(&self, text: &str) {
+    pub fn fail_next_resume(&self, text: impl Into<String>) {
         self.state().resume.failure = Some(text.into());
     }
 

@@ -6,6 +6,7 @@
 //! vanishes there is [`ProcessCrash`](crate::crash::ProcessCrash).
 
 use std::any::Any;
+use std::borrow::Borrow;
 use std::cell::RefCell;
 use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -122,9 +123,9 @@ thread_local! {
     static SLOT: RefCell<Option<Box<dyn Any>>> = const { RefCell::new(None) };
 }
 
-/// Puts `injector` into this thread's slot, in place of any other.
-pub fn install_injector<P: Copy + Eq + Debug + Send + Sync + 'static>(injector: &Arc<CrashInjector<P>>) {
-    let injector: Box<dyn Any> = Box::new(Arc::clone(injector));
+/// Puts `injector`, an `Arc` or a reference to one, into this thread's slot, in place of any other.
+pub fn install_injector<P: Copy + Eq + Debug + Send + Sync + 'static>(injector: impl Borrow<Arc<CrashInjector<P>>>) {
+    let injector: Box<dyn Any> = Box::new(Arc::clone(injector.borrow()));
     SLOT.with(|slot| slot.replace(Some(injector)));
 }
 
