@@ -15,6 +15,7 @@ use handoff_lock::DataDirLock;
 use handoff_proto::Timing;
 
 use crate::control::{ControlSocket, StagedControl, check_socket_path};
+use crate::crash;
 use crate::drainable::Drainable;
 use crate::error::{Error, Result};
 use crate::listeners;
@@ -58,7 +59,7 @@ impl Incumbent {
 
     /// A successor that has taken over: its control socket is published, its lease says Active.
     pub(crate) fn taken_over(control: ControlSocket, lock: DataDirLock) -> Self {
-        Self { control, lock, build_id: Vec::new(), timing: Timing::default() }
+        Self { control, lock, build_id: Vec::new(), timing: crash::initial_timing() }
     }
 
     /// Says what names this build; supervisors and `handoff status` show it, the lease keeps its first 64 bytes.

@@ -11,6 +11,7 @@ use std::path::Path;
 use handoff_lock::{DataDirLock, Unlocked};
 use handoff_proto::{BeginMode, HandoffId, Timing};
 
+use crate::crash::{self, fail_here, points};
 use crate::drainable::{ReadinessSnapshot, SealReport};
 use crate::environment::{self, StartedAs};
 use crate::error::{Error, Result};
@@ -95,7 +96,7 @@ pub struct Successor {
 
 impl Successor {
     pub(crate) fn new(control: UnixStream, inherited: InheritedListeners) -> Self {
-        Self { control, inherited, timing: Timing::default() }
+        Self { control, inherited, timing: crash::initial_timing() }
     }
 
     /// Other intervals than those of the protocol, for tests.
@@ -121,7 +122,9 @@ impl Successor {
             let bytes = build_id.len();
             return Err(Error::Usage(format!("a build id of {bytes} bytes; at most {BUILD_ID_BYTES_MAX} are sent")));
         }
+        injected(fail_here!(points::N_BEFORE_HANDSHAKE))?;
         let (driver, handoff_id) = Driver::handshake(self.control, build_id, self.timing)?;
+        injected(fail_here!(points::N_AFTER_HANDSHAKE))?;
         Ok(HandshookSuccessor { driver, inherited: self.inherited, handoff_id })
     }
 }
@@ -161,6 +164,7 @@ impl HandshookSuccessor {
     /// misbehaves. Nothing was touched. Exit.
     pub fn wait_for_begin(mut self) -> Result<BegunSuccessor> {
         let (mode, sealed) = self.driver.wait_for_begin()?;
+        injected(fail_here!(points::N_AFTER_BEGIN))?;
         let sealed = sealed.map(|sealed| SealReport {
             last_revision_per_shard: sealed.last_revision_per_shard,
             data_dir_fingerprint: sealed.data_dir_fingerprint,
@@ -241,6 +245,7 @@ impl BegunSuccessor {
 
     fn take(&mut self, unlocked: Unlocked) -> Result<DataDirLock> {
         let (lock, mode) = self.driver.lock(unlocked)?;
+        injected(fail_here!(points::N_AFTER_LOCK))?;
         self.mode = mode;
         Ok(lock)
     }
@@ -260,7 +265,16 @@ impl BegunSuccessor {
         control_socket: &Path,
         lock: DataDirLock,
     ) -> Result<Incumbent> {
+        if let Err(error) = injected(fail_here!(points::N_BEFORE_ANNOUNCE_READY)) {
+            lock.forget();
+            return Err(error);
+        }
         let serving = self.driver.announce(readiness, control_socket, lock)?;
         Ok(Incumbent::taken_over(serving.control, serving.lock).with_build_id(serving.build_id))
     }
+}
+
+/// An error that a test asked for, as one of ours.
+fn injected(outcome: std::io::Result<()>) -> Result<()> {
+    outcome.map_err(|error| Error::io("go on", error))
 }

@@ -51,6 +51,7 @@ pub use report::{
 pub use runner::Ended;
 
 use crate::control;
+use crate::crash;
 use crate::environment::claim_listeners;
 use crate::listeners::InheritedListeners;
 use crate::outcome::Recovery;
@@ -146,7 +147,7 @@ fn supervisor(config: &ServiceConfig) -> Result<Supervisor> {
     let supervisor = match config.watchdog {
         Watchdog::Off => supervisor.with_watchdog(WatchdogRule::Spares),
         Watchdog::After(liveness) => {
-            supervisor.with_watchdog(WatchdogRule::Ends).with_timing(Timing { liveness, ..Timing::default() })
+            supervisor.with_watchdog(WatchdogRule::Ends).with_timing(Timing { liveness, ..crash::initial_timing() })
         }
     };
     Ok(match &config.data_dir {

@@ -22,6 +22,7 @@ use handoff_proto::Timing;
 use handoff_proto::supervisor::Watchdog;
 
 use crate::control::check_socket_path;
+use crate::crash;
 use crate::error::{Error, Result};
 use crate::listeners::check_name;
 use crate::outcome::{HandoffOutcome, Recovery, SpawnSpec};
@@ -70,7 +71,7 @@ impl Supervisor {
             data_dir: None,
             journal_path: None,
             build_id: Vec::new(),
-            timing: Timing::default(),
+            timing: crash::initial_timing(),
             watchdog: Watchdog::Ends,
             listeners: Mutex::default(),
             at_work: Mutex::default(),

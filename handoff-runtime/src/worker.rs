@@ -15,6 +15,8 @@ use std::time::Instant;
 
 use handoff_proto::incumbent::{Drain, Input, Progress, ResumeEnd, Seal};
 
+use crate::crash::{fail_here, points};
+use crate::crash_here;
 use crate::drainable::{DrainContext, Drainable, HookError, Resume, SealContext, StateNotReadable};
 use crate::waker::Waker;
 
@@ -132,7 +134,13 @@ impl Bench {
         match job {
             Job::Drain { deadline } => {
                 let cx = DrainContext::new(deadline, cancelled);
-                let report = caught(|| self.drainable.drain(&cx)).map_err(|error| error.to_string());
+                let report = caught(|| {
+                    let report = self.drainable.drain(&cx)?;
+                    crash_here!(points::O_IN_DRAIN);
+                    fail_here!(points::O_IN_DRAIN)?;
+                    Ok(report)
+                })
+                .map_err(|error| error.to_string());
                 Some(Input::DrainEnded(report.map(|report| Drain {
                     open_conns_remaining: report.open_conns_remaining,
                     accept_closed: report.accept_closed,
@@ -140,22 +148,32 @@ impl Bench {
             }
             Job::Seal => {
                 let cx = SealContext::new(cancelled, self.progress_sink());
-                let report = caught(|| self.drainable.seal(&cx)).map_err(|error| error.to_string());
+                let report = caught(|| {
+                    let report = self.drainable.seal(&cx)?;
+                    crash_here!(points::O_IN_SEAL);
+                    fail_here!(points::O_IN_SEAL)?;
+                    Ok(report)
+                })
+                .map_err(|error| error.to_string());
                 Some(Input::SealEnded(report.map(|report| Seal {
                     last_revision_per_shard: report.last_revision_per_shard,
                     data_dir_fingerprint: report.data_dir_fingerprint,
                 })))
             }
-            Job::Resume(resume) => {
-                Some(Input::ResumeEnded(match caught(|| self.drainable.resume_after_abort(&resume)) {
+            Job::Resume(resume) => Some(Input::ResumeEnded(
+                match caught(|| {
+                    crash_here!(points::O_IN_RESUME);
+                    fail_here!(points::O_IN_RESUME)?;
+                    self.drainable.resume_after_abort(&resume)
+                }) {
                     Ok(()) => ResumeEnd::Serving,
                     Err(error) if is_not_readable(error.as_ref()) => ResumeEnd::NotReadable(error.to_string()),
                     Err(error) => {
                         tracing::error!(%error, "resume_after_abort failed");
                         ResumeEnd::Failed(error.to_string())
                     }
-                }))
-            }
+                },
+            )),
             Job::Errand(errand) => {
                 errand();
                 None
