@@ -1,12 +1,12 @@
-//! The `handoff` program as a function: `handoff run`, `upgrade`, `status`, `stop`, `lock`.
+//! The `handoff` program as a function: `handoff run`, `upgrade`, `rollback`, `status`, `stop`, `lock`.
 //!
 //! | exit code | meaning |
 //! |---|---|
-//! | 0 | done; for `upgrade`: committed |
+//! | 0 | done; for `upgrade` and `rollback`: committed |
 //! | 1 | `run`: the daemon ended and is not to be started again |
-//! | 2 | `upgrade`: aborted after the successor was started; the old process serves on |
+//! | 2 | `upgrade`, `rollback`: aborted after the successor was started; the old process serves on |
 //! | 3 | nothing was done: bad arguments, nobody answers, refused; one line on stderr says why |
-//! | 4 | `upgrade`: another handover is under way |
+//! | 4 | `upgrade`, `rollback`: another handover is under way |
 //!
 //! It never panics on a closed stdout, and prints one line for one error.
 
@@ -46,6 +46,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let done = match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Upgrade(args) => upgrade::upgrade(&args),
+        Command::Rollback(args) => upgrade::rollback(&args),
         Command::Status(args) => status::status(&args),
         Command::Stop(args) => stop::stop(&args),
         Command::Lock(args) => lock::lock(&args),

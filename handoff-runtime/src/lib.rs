@@ -30,6 +30,11 @@ mod timers;
 mod waker;
 mod worker;
 
+/// With this exit status a daemon says that it can't read its data, because a newer build wrote them
+/// (`EX_DATAERR`, sysexits(3)): `handoff run` then starts the newest build that had the data. Leave with it when your store
+/// says so at its start, and when [`Incumbent::serve`] returns [`Error::StateNotReadable`].
+pub const STATE_NOT_READABLE_EXIT_STATUS: u8 = 65;
+
 pub use drainable::{
     DrainContext, DrainReport, Drainable, HookError, ReadinessSnapshot, Resume, SealContext, SealReport,
     StateNotReadable, StateSnapshot,

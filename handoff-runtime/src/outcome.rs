@@ -87,6 +87,19 @@ pub struct Recovery {
     pub serving: Option<Process>,
     /// The handover that was under way when the supervisor before this one ended.
     pub interrupted: Option<StateJournal>,
-    /// The old process of the last handover that was committed, if it has not left yet.
+    /// The old process of the last handover whose successor serves, if it has not left yet.
     pub retiring: Option<Process>,
+    /// Whether the supervisor has the listeners of who serves.
+    pub(crate) listeners: GivenBack,
+}
+
+/// What came of asking a living incumbent for its listeners.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GivenBack {
+    /// All that it keeps; none from one of version 1.
+    All,
+    /// It did not answer.
+    NotInTime,
+    /// Nobody lives.
+    NobodyAsked,
 }

@@ -23,23 +23,28 @@
 
 mod address;
 mod admin;
+mod alone;
+mod builds;
 mod config;
 mod daemon;
 mod error;
 mod greeting;
 mod handover;
+mod ledger;
 mod listen;
+mod notify;
 mod preflight;
 mod report;
 mod retire;
 mod runner;
 mod state_dir;
+mod watch;
 
 use std::sync::Arc;
 
 use handoff_lock::LeaseState;
-use handoff_proto::Timing;
 use handoff_proto::supervisor::Watchdog as WatchdogRule;
+use handoff_proto::{ProcessId, Timing};
 
 pub use address::{Address, AddressError, Listen, ListenError};
 pub use config::{Restart, ServiceConfig, Watchdog};
@@ -54,11 +59,15 @@ use crate::control;
 use crate::crash;
 use crate::environment::claim_listeners;
 use crate::listeners::InheritedListeners;
-use crate::outcome::Recovery;
+use crate::outcome::{GivenBack, Recovery};
+use crate::process::Process;
 use crate::supervisor::Supervisor;
 use crate::sys::signals::Signals;
 use crate::{Error, Result};
 use admin::AdminSocket;
+use alone::Silence;
+use builds::Shelf;
+use ledger::{Ledger, Record};
 use listen::Listeners;
 use runner::{Core, Runner};
 use state_dir::{StateDir, Visitors};
@@ -80,18 +89,21 @@ impl Service {
     /// One line that says what is wrong. Then no daemon was started, and whatever was made on the way is removed again.
     pub fn prepare(config: ServiceConfig) -> std::result::Result<Self, ServiceError> {
         let mut inherited = claim_listeners()?;
-        let existing = StateDir::take_existing(&config.state_dir)?;
-        preflight::check(&config)?;
+        let silence = silence(&config);
+        let existing = StateDir::take_existing(&config.state_dir, silence)?;
+        let (ledger, known) = Ledger::open(&config);
+        let to_start = |known: &Record| Shelf::new(&config.state_dir).to_start(known.lineage.serving());
+        preflight::check(&config, &known.as_ref().map_or_else(|| config.binary.clone(), to_start))?;
         let visitors = if config.allowed_uids.is_empty() { Visitors::OwnUserOnly } else { Visitors::OtherUsers };
-        let mut state_dir = existing.map_or_else(|| StateDir::create(&config.state_dir, visitors), Ok)?;
+        let mut state_dir = existing.map_or_else(|| StateDir::create(&config.state_dir, visitors, silence), Ok)?;
         let supervisor = supervisor(&config)?;
-        let recovery = recover(&supervisor, &config)?;
+        let recovery = recover(&supervisor, &config, &inherited, known.as_ref())?;
         let (listeners, supervisor) = listeners(&config, &mut inherited, supervisor)?;
         let signals = Signals::block(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])
             .map_err(|error| Error::io("block signals", error))?;
         let admin = AdminSocket::bind(&config.admin_socket(), &config.allowed_uids)
             .map_err(|source| ServiceError::AdminSocket { path: config.admin_socket(), source })?;
-        let core = Core::new(config.binary.clone())?;
+        let core = Core::new(&config, ledger, known)?;
         state_dir.keep();
         let supervisor = Arc::new(supervisor);
         let runner = Runner { config, _state_dir: state_dir, listeners, supervisor, admin, signals, core };
@@ -110,30 +122,74 @@ impl Service {
 }
 
 /// Who serves already. A daemon of another supervisor is named in the error and not adopted: ours listens on our control
-/// path, which nobody else is given.
-fn recover(supervisor: &Supervisor, config: &ServiceConfig) -> std::result::Result<Recovery, ServiceError> {
-    if active_owner(config).is_some_and(|owner| !listens_on_our_path(owner, config)) {
-        preflight::check_data_dir_is_free(config)?;
-    }
-    let recovery = supervisor.resume_from_journal().or_else(|error| match error {
-        Error::DataDirHeld { .. } => preflight::check_data_dir_is_free(config).and(Err(error.into())),
-        other => Err(other.into()),
-    })?;
-    match &recovery.serving {
-        None => preflight::check_data_dir_is_free(config)?,
-        Some(serving) if listens_on_our_path(serving.pid(), config) => {}
-        Some(stranger) => {
+/// path, which nobody else is given, or was written down by the service before this one.
+///
+/// One that is frozen is ended, with the watchdog on: it would keep its listeners from everybody for ever.
+fn recover(
+    supervisor: &Supervisor,
+    config: &ServiceConfig,
+    inherited: &InheritedListeners,
+    known: Option<&Record>,
+) -> std::result::Result<Recovery, ServiceError> {
+    let is_known = |process: &Process| known.and_then(|record| record.daemon) == Some(process.id());
+    let mut silent = 0;
+    for _ in 0..ASKED_FOR_LISTENERS_MAX {
+        if active_owner(config).is_some_and(|owner| !is_ours(owner, config, known)) {
             preflight::check_data_dir_is_free(config)?;
-            return Err(Error::DataDirHeld { pid: stranger.pid() }.into());
         }
+        let recovery = supervisor.resume_from_journal().or_else(|error| match error {
+            Error::DataDirHeld { .. } => preflight::check_data_dir_is_free(config).and(Err(error.into())),
+            other => Err(ServiceError::from(other)),
+        })?;
+        let Some(serving) = &recovery.serving else {
+            preflight::check_data_dir_is_free(config)?;
+            return Ok(recovery);
+        };
+        let is_named = recovery.interrupted.is_some() || is_known(serving);
+        if !is_named && !listens_on_our_path(serving.pid(), config) {
+            preflight::check_data_dir_is_free(config)?;
+            return Err(Error::DataDirHeld { pid: serving.pid() }.into());
+        }
+        let all_passed_in = config.listeners.iter().all(|listen| inherited.names().contains(&listen.name));
+        if recovery.listeners != GivenBack::NotInTime || all_passed_in {
+            return Ok(recovery);
+        }
+        silent = serving.pid();
+        end_if_frozen(recovery.serving, config)?;
     }
-    Ok(recovery)
+    Err(ServiceError::DaemonSilent { pid: silent, control_socket: config.control_socket.clone() })
+}
+
+/// How often a living daemon is asked for its listeners, each time for as long as silence is borne.
+const ASKED_FOR_LISTENERS_MAX: u32 = 6;
+
+fn end_if_frozen(serving: Option<Process>, config: &ServiceConfig) -> Result<()> {
+    let Some(mut serving) = serving else { return Ok(()) };
+    if config.watchdog != Watchdog::Off && serving.is_stopped()? {
+        tracing::error!(pid = serving.pid(), "the daemon is frozen: it is ended");
+        serving.kill()?;
+        serving.wait()?;
+    }
+    Ok(())
+}
+
+fn silence(config: &ServiceConfig) -> Silence {
+    match config.watchdog {
+        Watchdog::Off => Silence::default(),
+        Watchdog::After(listening) => Silence { listening, ..Silence::default() },
+    }
 }
 
 /// The process that serves, by the lease.
-fn active_owner(config: &ServiceConfig) -> Option<u32> {
+fn active_owner(config: &ServiceConfig) -> Option<ProcessId> {
     let lease = handoff_lock::read_lease(config.data_dir.as_deref()?).ok().flatten()?;
-    (lease.of_this_boot() && lease.state == LeaseState::Active).then_some(lease.owner.pid)
+    let id = ProcessId { pid: lease.owner.pid, start_time: lease.owner.start_time };
+    (lease.of_this_boot() && lease.state == LeaseState::Active).then_some(id)
+}
+
+/// Its control path may be its successor's for a moment, after a handover that was undone.
+fn is_ours(owner: ProcessId, config: &ServiceConfig, known: Option<&Record>) -> bool {
+    known.and_then(|record| record.daemon) == Some(owner) || listens_on_our_path(owner.pid, config)
 }
 
 /// By the kernel's word, so that a frozen daemon is known too.

@@ -19,6 +19,7 @@ pub(super) struct Cli {
 pub(super) enum Command {
     Run(RunArgs),
     Upgrade(UpgradeArgs),
+    Rollback(RollbackArgs),
     Status(StatusArgs),
     Stop(StopArgs),
     Lock(LockArgs),
@@ -71,6 +72,22 @@ pub(super) struct UpgradeArgs {
     /// The bound on the drain.
     #[arg(long, value_name = "D")]
     pub(super) drain_grace: Option<DurationText>,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Print nothing but errors.
+    #[arg(long, conflicts_with = "json")]
+    pub(super) quiet: bool,
+    #[command(flatten)]
+    pub(super) state_dir: StateDirArg,
+}
+
+/// Hand the running daemon over to the build that served before it.
+///
+/// The build is kept in the state directory, so its file may have been replaced or deleted. A second rollback leads back.
+/// Exit status: as of `upgrade`; 3 also when there is no build to go back to.
+#[derive(Debug, Args)]
+pub(super) struct RollbackArgs {
     /// Print one JSON object instead of text.
     #[arg(long)]
     pub(super) json: bool,
@@ -141,6 +158,7 @@ mod tests {
             "upgrade",
             "upgrade --state-dir s ./new --deadline 5m --drain-grace 250ms --json",
             "upgrade --quiet",
+            "rollback --state-dir s --json",
             "status --state-dir s --json",
             "stop --state-dir s",
             "lock d --json",
@@ -158,9 +176,7 @@ mod tests {
 
     #[test]
     fn what_does_not_exist_is_not_offered() {
-        for line in
-            ["rollback", "history", "run --log-format json", "upgrade --deadline soon", "run --listen 1.2.3.4:5"]
-        {
+        for line in ["history", "run --log-format json", "upgrade --deadline soon", "run --listen 1.2.3.4:5"] {
             assert!(parse(line).is_err(), "{line}");
         }
     }

@@ -1,26 +1,60 @@
-//! `handoff upgrade`.
+//! `handoff upgrade` and `handoff rollback`: one order, one handover, one exit code.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::args::UpgradeArgs;
+use super::args::{RollbackArgs, StateDirArg, UpgradeArgs};
 use super::client::{self, Client, Line};
 use super::config::Place;
 use super::{NOT_DONE, output};
 use crate::service::{Event, HandoverReport, Request};
 
 pub(super) fn upgrade(args: &UpgradeArgs) -> Result<ExitCode, String> {
-    let outcome = ordered(args).unwrap_or_else(|error| Outcome {
+    let request = |place: &Place| {
+        let binary = args.binary.as_deref().map(|binary| sendable(place, binary)).transpose()?;
+        Ok(Request::Upgrade { binary, deadline: args.deadline, drain_grace: args.drain_grace })
+    };
+    hand_over(request, &args.state_dir, Voice::of(args.json, args.quiet))
+}
+
+pub(super) fn rollback(args: &RollbackArgs) -> Result<ExitCode, String> {
+    hand_over(|_| Ok(Request::Rollback {}), &args.state_dir, Voice::of(args.json, args.quiet))
+}
+
+/// What is printed beside errors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Voice {
+    Text,
+    Json,
+    Nothing,
+}
+
+impl Voice {
+    fn of(json: bool, quiet: bool) -> Self {
+        match (json, quiet) {
+            (true, _) => Self::Json,
+            (false, true) => Self::Nothing,
+            (false, false) => Self::Text,
+        }
+    }
+}
+
+fn hand_over(
+    request: impl FnOnce(&Place) -> Result<Request, String>,
+    state_dir: &StateDirArg,
+    voice: Voice,
+) -> Result<ExitCode, String> {
+    let outcome = ordered(request, state_dir, voice).unwrap_or_else(|error| Outcome {
         exit_code: NOT_DONE,
         report: HandoverReport { abort_reason: Some(error), ..HandoverReport::default() },
     });
-    if args.json {
+    if voice == Voice::Json {
         output::json(&outcome.report)?;
     }
     match &outcome.report.abort_reason {
         Some(reason) => output::error(&failure(reason, &outcome)),
-        None if args.json || args.quiet => {}
-        None => output::line(&success(&outcome.report)),
+        None if voice == Voice::Text => output::line(&success(&outcome.report)),
+        None => {}
     }
     Ok(ExitCode::from(outcome.exit_code))
 }
@@ -30,16 +64,19 @@ struct Outcome {
     report: HandoverReport,
 }
 
-fn ordered(args: &UpgradeArgs) -> Result<Outcome, String> {
+fn ordered(
+    request: impl FnOnce(&Place) -> Result<Request, String>,
+    state_dir: &StateDirArg,
+    voice: Voice,
+) -> Result<Outcome, String> {
     let place = Place::here()?;
-    let binary = args.binary.as_deref().map(|binary| sendable(&place, binary)).transpose()?;
-    let request = Request::Upgrade { binary, deadline: args.deadline, drain_grace: args.drain_grace };
-    let mut client = Client::order(&place.state_dir(args.state_dir.state_dir.as_deref())?, &request)?;
+    let request = request(&place)?;
+    let mut client = Client::order(&place.state_dir(state_dir.state_dir.as_deref())?, &request)?;
     let mut exit_code = NOT_DONE;
     loop {
         match client.next()? {
             Some(Line::Event(Event::Finished { exit_code: code })) => exit_code = code,
-            Some(Line::Event(event)) if !args.json && !args.quiet => narrate(&event),
+            Some(Line::Event(event)) if voice == Voice::Text => narrate(&event),
             Some(Line::Event(_)) => {}
             Some(Line::Answer(answer)) => {
                 return Ok(Outcome { exit_code, report: client::read(&answer)? });

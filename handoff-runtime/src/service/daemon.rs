@@ -43,11 +43,21 @@ pub(super) struct Living {
     pub(super) serving_since_unix_ms: u64,
     /// As it said on the control path.
     pub(super) build_id: Option<Vec<u8>>,
+    pub(super) origin: Origin,
+}
+
+/// How a daemon came to be ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// By a start or a handover: it has opened its data before it answers.
+    Ours,
+    /// Found alive: it may be about to take its data back.
+    Adopted,
 }
 
 impl Living {
-    pub(super) fn new(process: Process) -> Self {
-        Self { process, started: Instant::now(), serving_since_unix_ms: unix_ms(), build_id: None }
+    pub(super) fn new(process: Process, origin: Origin) -> Self {
+        Self { process, started: Instant::now(), serving_since_unix_ms: unix_ms(), build_id: None, origin }
     }
 }
 
@@ -135,7 +145,7 @@ mod tests {
     use super::*;
 
     fn own_process() -> Living {
-        Living::new(Process::open(std::process::id()).unwrap().unwrap())
+        Living::new(Process::open(std::process::id()).unwrap().unwrap(), Origin::Ours)
     }
 
     #[test]

@@ -79,6 +79,17 @@ pub enum ServiceError {
         source: io::Error,
     },
 
+    /// The daemon lives, and its listeners can't be had back from it; a second one is not started beside it. Wait until it
+    /// answers, or end it and start again.
+    #[error("the daemon with pid {pid} lives and does not answer at {}: without its listeners it can't be handed over; start again when it answers, or end it first",
+        control_socket.display())]
+    DaemonSilent {
+        /// The daemon.
+        pid: u32,
+        /// Where it should answer.
+        control_socket: PathBuf,
+    },
+
     /// Something else failed; nothing was started.
     #[error(transparent)]
     Runtime(#[from] crate::Error),

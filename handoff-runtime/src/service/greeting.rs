@@ -1,11 +1,11 @@
-//! Who answers on the control path, and with which build: connect, hear the Hello, leave. Never says anything, so it can't
+//! Who answers on the control path, and with which build: connect and hear the Hello. Never says anything, so it can't
 //! disturb a handover; waits with a descriptor where it can and with growing pauses where there is nothing to wait on.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use handoff_proto::{Message, Side};
+use handoff_proto::{Message, ProtoVersion, Side};
 
 use crate::channel::{Channel, Received};
 use crate::control;
@@ -24,8 +24,8 @@ pub(super) struct Greeting {
 /// What came of it so far.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Heard {
-    /// This process answers.
-    Hello { pid: u32, build_id: Vec<u8> },
+    /// This process answers, and speaks up to this version.
+    Hello { pid: u32, build_id: Vec<u8>, version: ProtoVersion },
     /// Connected: wait for the descriptor.
     Waiting,
     /// Nobody is there: [`connect`](Greeting::connect) again after this long.
@@ -51,10 +51,12 @@ impl Greeting {
     pub(super) fn listen(&mut self) -> Heard {
         let Some(channel) = &mut self.channel else { return self.nobody() };
         match channel.receive() {
-            Received::Message { message: Message::Hello { role: Side::Incumbent, pid, build_id, .. }, .. } => {
+            Received::Message {
+                message: Message::Hello { role: Side::Incumbent, pid, build_id, proto_max, .. },
+                ..
+            } => {
                 let seen = channel.peer().map_or(pid, |peer| peer.pid);
-                self.channel = None;
-                Heard::Hello { pid: seen, build_id }
+                Heard::Hello { pid: seen, build_id, version: proto_max }
             }
             Received::Nothing => Heard::Waiting,
             Received::Message { .. } | Received::Closed | Received::Malformed(_) => self.nobody(),
@@ -64,6 +66,11 @@ impl Greeting {
     /// For poll(2), while connected.
     pub(super) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.channel.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The connection on which the Hello was heard.
+    pub(super) fn into_channel(self) -> Option<Channel> {
+        self.channel
     }
 
     fn nobody(&mut self) -> Heard {
@@ -109,8 +116,9 @@ mod tests {
         let mut fds = [PollFd::from_borrowed_fd(greeting.descriptor().unwrap(), PollFlags::IN)];
         poll::wait(&mut fds, None).unwrap();
         let own = std::process::id();
-        assert_eq!(greeting.listen(), Heard::Hello { pid: own, build_id: b"b7".to_vec() }, "the kernel's word counts");
-        assert!(greeting.descriptor().is_none());
+        let heard = Heard::Hello { pid: own, build_id: b"b7".to_vec(), version: PROTO_MAX };
+        assert_eq!(greeting.listen(), heard, "the kernel's word counts");
+        assert!(greeting.into_channel().is_some());
     }
 
     #[test]

@@ -11,6 +11,7 @@ use handoff_proto::HandoffId;
 use handoff_proto::supervisor::Milestone;
 
 use super::admin::ClientId;
+use super::builds::Aborted;
 use super::report::{Event, HandoverReport, HandoverStatus, TimingsMs, milliseconds};
 use crate::outcome::{HandoffOutcome, SpawnSpec, Timings};
 use crate::progress::{Cancel, Progress};
@@ -58,6 +59,7 @@ pub(super) struct Handover {
     handoff_id: Option<HandoffId>,
     phase: &'static str,
     successor_pid: Option<u32>,
+    aborted: Aborted,
 }
 
 impl Handover {
@@ -88,6 +90,7 @@ impl Handover {
             handoff_id,
             phase: FIRST_PHASE,
             successor_pid,
+            aborted: Aborted::Settled,
         })
     }
 
@@ -100,6 +103,11 @@ impl Handover {
     pub(super) fn note(&mut self, progress: &Progress) -> Option<Event> {
         self.handoff_id = Some(progress.handoff_id);
         self.successor_pid = progress.successor_pid.or(self.successor_pid);
+        match progress.milestone {
+            Milestone::BeginSent => self.aborted = Aborted::Unsettled,
+            Milestone::ResumedReceived => self.aborted = Aborted::Settled,
+            _ => {}
+        }
         self.phase = phase_after(progress.milestone).filter(|phase| *phase != self.phase)?;
         Some(self.event())
     }
@@ -112,6 +120,11 @@ impl Handover {
             successor_pid: self.successor_pid,
             after_ms: u64::try_from(self.ordered.elapsed().as_millis()).unwrap_or(u64::MAX),
         }
+    }
+
+    /// What its end means for the data, if it is not committed.
+    pub(super) fn aborted(&self) -> Aborted {
+        self.aborted
     }
 
     /// For people.

@@ -13,15 +13,15 @@ use super::error::ServiceError;
 use super::state_dir;
 use crate::control::check_socket_path;
 
-/// Everything that can be seen from the configuration and the file system alone.
+/// Everything that can be seen from the configuration and the file system alone. `binary` is what would be started.
 ///
 /// # Errors
 /// The first thing that is wrong, in one line.
-pub(super) fn check(config: &ServiceConfig) -> Result<(), ServiceError> {
+pub(super) fn check(config: &ServiceConfig, binary: &Path) -> Result<(), ServiceError> {
     check_listeners(config)?;
     check_socket_path(&config.control_socket)?;
     check_socket_path(&config.admin_socket())?;
-    check_binary(&config.binary)?;
+    check_binary(binary)?;
     if let Some(data_dir) = &config.data_dir {
         check_data_dir(data_dir)?;
     }
@@ -108,7 +108,7 @@ mod tests {
     }
 
     fn refusal(config: &ServiceConfig) -> String {
-        let error = check(config).unwrap_err().to_string();
+        let error = check(config, &config.binary).unwrap_err().to_string();
         assert_eq!(error.lines().count(), 1, "{error}");
         error
     }
@@ -119,7 +119,7 @@ mod tests {
         let mut config = config(dir.path());
         config.data_dir = Some(dir.path().join("data/deep"));
         config.listeners = vec!["a=127.0.0.1:1".parse().unwrap(), "b=unix:/tmp/x".parse().unwrap()];
-        check(&config).unwrap();
+        check(&config, &config.binary).unwrap();
         assert_eq!(dir.path().read_dir().unwrap().count(), 0);
     }
 

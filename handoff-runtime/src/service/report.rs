@@ -152,6 +152,8 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         drain_grace: Option<DurationText>,
     },
+    /// Hand over to the build that served before this one. Answered as `Upgrade` is.
+    Rollback {},
     /// Answered by a [`ServiceStatus`].
     Status {},
     /// Stop the daemon and the service. Answered by events and a [`Stopped`] when the daemon is gone.

@@ -7,6 +7,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
+use handoff_proto::ProcessId;
 use tracing::{info, warn};
 
 use crate::process::Process;
@@ -29,6 +30,15 @@ impl Retiring {
     /// It was told to leave by other means, such as `Commit`.
     pub(super) fn asked(process: Process) -> Self {
         Self { process, stage: Stage::Asked }
+    }
+
+    /// It was killed already, and the kernel still holds it.
+    pub(super) fn killed(process: Process) -> Self {
+        Self { process, stage: Stage::Killed }
+    }
+
+    pub(super) fn id(&self) -> ProcessId {
+        self.process.id()
     }
 
     pub(super) fn pid(&self) -> u32 {

@@ -5,27 +5,28 @@
 
 use std::ffi::OsString;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use super::admin::{AdminSocket, ClientId};
+use super::builds::{Lineage, Shelf};
 use super::config::ServiceConfig;
-use super::daemon::{Backoff, Daemon, Living, is_to_be_started_again};
-use super::greeting::{Greeting, Heard};
+use super::daemon::{Backoff, Daemon};
+use super::greeting::Greeting;
 use super::handover::{Handover, News, Wire};
+use super::ledger::{Ledger, Record};
 use super::listen::Listeners;
-use super::report::{HandoverReport, Stopped, build_id_text};
+use super::notify;
+use super::report::{HandoverReport, Stopped};
 use super::retire::Retiring;
 use super::state_dir::StateDir;
+use super::watch::{Punctual, Watch};
 use crate::outcome::Recovery;
-use crate::process::Process;
-use crate::spawn;
 use crate::supervisor::Supervisor;
 use crate::sys::poll;
 use crate::sys::signals::Signals;
@@ -33,6 +34,7 @@ use crate::timers::Timers;
 use crate::waker::Waker;
 use crate::{Error, Result};
 
+mod life;
 mod orders;
 
 /// A client that could not be accepted for want of descriptors is tried again after this long.
@@ -52,9 +54,16 @@ pub(super) struct Runner {
 /// What the loop has learnt so far.
 pub(super) struct Core {
     daemon: Daemon,
-    /// The binary that is started when the daemon dies: the configured one, later the last that was committed.
-    binary: PathBuf,
+    /// What is started when the daemon dies.
+    lineage: Lineage,
+    shelf: Shelf,
+    ledger: Ledger,
+    /// What the service before this one knew.
+    known: Option<Record>,
     greeting: Option<Greeting>,
+    watch: Watch,
+    /// How often in a row a daemon has died without a word.
+    unheard: u32,
     handover: Option<Handover>,
     retiring: Vec<Retiring>,
     stopping: Option<Stopping>,
@@ -81,6 +90,10 @@ enum Timer {
     Greet,
     /// Accept clients again.
     Accept,
+    /// Look whether the daemon is alive.
+    Watch,
+    /// The daemon has stood its probation.
+    Probation,
     /// This process has had its time to leave.
     Retire(u32),
 }
@@ -107,13 +120,20 @@ pub enum Ended {
 }
 
 impl Core {
-    pub(super) fn new(binary: PathBuf) -> Result<Self> {
+    pub(super) fn new(config: &ServiceConfig, ledger: Ledger, known: Option<Record>) -> Result<Self> {
         let (sender, news) = channel();
         let waker = Waker::new().map_err(|error| Error::io("make the service's waker", error))?;
+        let shelf = Shelf::new(&config.state_dir);
+        let lineage = known.as_ref().map_or_else(|| Lineage::new(config.binary.clone()), |known| known.lineage.clone());
         Ok(Self {
             daemon: Daemon::BackingOff,
-            binary,
+            lineage,
+            shelf,
+            ledger,
+            known,
             greeting: None,
+            watch: Watch::apart(),
+            unheard: 0,
             handover: None,
             retiring: Vec::new(),
             stopping: None,
@@ -129,25 +149,18 @@ impl Core {
 impl Runner {
     /// Runs until the service has ended. What was found alive is adopted.
     pub(super) fn run(mut self, found: Recovery) -> Result<Ended> {
-        if let Some(old) = found.retiring {
-            self.retire(Retiring::asked(old));
-        }
-        match found.serving {
-            Some(process) => {
-                info!(pid = process.pid(), "the daemon lives already and is adopted");
-                self.watch(process);
-            }
-            None => self.start_daemon(),
-        }
+        self.take_over(found);
         let ended = loop {
             if let Some(ended) = self.ended() {
                 break ended;
             }
-            for (source, ready) in self.wait()? {
+            let ready = self.wait()?;
+            let punctual = if self.core.timers.woke_late() { Punctual::No } else { Punctual::Yes };
+            for (source, ready) in ready {
                 self.obey(source, ready);
             }
             while let Some(timer) = self.core.timers.pop_expired() {
-                self.expired(timer);
+                self.expired(timer, punctual);
             }
         };
         self.leave();
@@ -205,13 +218,15 @@ impl Runner {
         }
     }
 
-    fn expired(&mut self, timer: Timer) {
+    fn expired(&mut self, timer: Timer, punctual: Punctual) {
         match timer {
             Timer::Start => self.start_daemon(),
             Timer::Slow => self.report_slow_start(),
             Timer::Greet => self.greet(Greeting::connect),
             // The listening socket is polled again.
             Timer::Accept => {}
+            Timer::Watch => self.look_after_daemon(punctual),
+            Timer::Probation => self.probation_over(),
             Timer::Retire(pid) => {
                 if let Some(retiring) = self.core.retiring.iter_mut().find(|retiring| retiring.pid() == pid) {
                     retiring.press();
@@ -235,104 +250,6 @@ impl Runner {
         }
     }
 
-    fn start_daemon(&mut self) {
-        if self.core.stopping.is_some() {
-            return;
-        }
-        let sockets = self.listeners.for_a_child();
-        match spawn::spawn(&self.core.binary, &self.config.args, &child_env(&self.config), &sockets, None) {
-            Ok(process) => {
-                info!(pid = process.pid(), binary = %self.core.binary.display(), "daemon started");
-                self.watch(process);
-            }
-            Err(error) => {
-                error!(%error, binary = %self.core.binary.display(), "the daemon can't be started");
-                self.back_off(Duration::ZERO);
-            }
-        }
-    }
-
-    fn watch(&mut self, process: Process) {
-        self.core.daemon = Daemon::Starting(Living::new(process));
-        self.core.timers.arm(Timer::Slow, self.config.warm);
-        self.expect_greeting();
-    }
-
-    fn expect_greeting(&mut self) {
-        self.core.greeting = Some(Greeting::new(&self.config.control_socket));
-        self.greet(Greeting::connect);
-    }
-
-    fn greet(&mut self, step: impl FnOnce(&mut Greeting) -> Heard) {
-        let Some(greeting) = &mut self.core.greeting else { return };
-        match step(greeting) {
-            Heard::Waiting => {}
-            Heard::NobodyFor(pause) => self.core.timers.arm(Timer::Greet, pause),
-            Heard::Hello { pid, build_id } => {
-                let build = build_id_text(&build_id);
-                if self.core.daemon.heard(pid, build_id) {
-                    info!(pid, build, "the daemon serves");
-                    self.core.greeting = None;
-                    self.core.timers.disarm(Timer::Slow);
-                } else {
-                    let path = self.config.control_socket.display();
-                    warn!(pid, %path, "another process than the daemon answers on the control path");
-                    self.core.timers.arm(Timer::Greet, self.config.warm.min(ACCEPT_PAUSE));
-                }
-            }
-        }
-    }
-
-    fn report_slow_start(&mut self) {
-        if let Some(living) = self.core.daemon.living() {
-            let (pid, seconds) = (living.process.pid(), living.started.elapsed().as_secs());
-            warn!(pid, seconds, "the daemon does not answer on its control path yet; it is left alone");
-        }
-    }
-
-    fn daemon_left(&mut self) {
-        // It may have been told to leave in this very round; then it is among those on their way out.
-        let Some(mut living) = self.core.daemon.take() else { return };
-        self.core.greeting = None;
-        for timer in [Timer::Slow, Timer::Greet] {
-            self.core.timers.disarm(timer);
-        }
-        let status = living.process.try_wait().unwrap_or_else(|error| {
-            warn!(%error, "the daemon's exit status is lost");
-            None
-        });
-        let how = status.map_or_else(|| "with an unknown status".to_owned(), |status| format!("with {status}"));
-        let (pid, ran) = (living.process.pid(), living.started.elapsed());
-        if self.core.stopping.is_some() || !is_to_be_started_again(self.config.restart, status) {
-            info!(pid, "the daemon has left {how}");
-            self.core.daemon = Daemon::Gone(status);
-        } else {
-            error!(pid, ran_seconds = ran.as_secs_f64(), "the daemon has left {how}");
-            self.back_off(ran);
-        }
-    }
-
-    fn back_off(&mut self, ran: Duration) {
-        let pause = self.core.backoff.after(ran);
-        let failures = self.core.backoff.failures();
-        info!(failures, pause_ms = pause.as_millis(), "the daemon is started again after a pause");
-        self.core.daemon = Daemon::BackingOff;
-        self.core.timers.arm(Timer::Start, pause);
-    }
-
-    /// The successor serves: it is the daemon now, and the old one gets its time to leave.
-    fn replace_daemon(&mut self, child: Option<Process>) {
-        let Some(process) = child else {
-            return error!("a handover was committed to a process that nobody knows");
-        };
-        self.core.timers.disarm(Timer::Slow);
-        if let Some(old) = self.core.daemon.take() {
-            self.retire(Retiring::asked(old.process));
-        }
-        self.core.daemon = Daemon::Serving(Living::new(process));
-        self.expect_greeting();
-    }
-
     fn retire(&mut self, retiring: Retiring) {
         self.core.timers.arm(Timer::Retire(retiring.pid()), self.config.retire);
         self.core.retiring.push(retiring);
@@ -354,6 +271,7 @@ impl Runner {
             return;
         }
         self.core.stopping = Some(Stopping::default());
+        notify::notify(notify::State::Stopping);
         match &self.core.handover {
             Some(handover) => handover.cancel("the service is told to stop"),
             None => self.press_for_the_end(),
@@ -362,8 +280,8 @@ impl Runner {
 
     /// Everybody is told to leave, and pressed when the time is over.
     fn press_for_the_end(&mut self) {
-        self.core.greeting = None;
-        for timer in [Timer::Start, Timer::Slow, Timer::Greet] {
+        self.forget_session();
+        for timer in [Timer::Start, Timer::Slow, Timer::Probation] {
             self.core.timers.disarm(timer);
         }
         if let Some(living) = self.core.daemon.take() {
@@ -392,6 +310,8 @@ impl Runner {
     fn leave(mut self) {
         super::listen::remove_stale(&self.config.control_socket)
             .unwrap_or_else(|error| debug!(%error, "the control path is left as it is"));
+        self.core.ledger.clear();
+        self.core.shelf.clear();
         drop(self.listeners);
         let answer = Stopped { stopped: true, supervisor_pid: std::process::id() };
         for client in self.core.stopping.take().unwrap_or_default().clients {

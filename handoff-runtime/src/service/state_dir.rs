@@ -1,4 +1,5 @@
-//! The state directory: one supervisor at a time, by `flock` on `<state-dir>/supervisor.lock` (flock(2)).
+//! The state directory: one supervisor at a time, by `flock` on `<state-dir>/supervisor.lock` (flock(2)). One that is there
+//! first and silent is ended; see [`alone`](super::alone).
 //!
 //! The file is never removed while the directory is in use: two supervisors could then each lock a file of that name.
 
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
+use super::alone::{self, First, Silence};
 use super::error::ServiceError;
 
 const LOCK_FILE: &str = "supervisor.lock";
@@ -26,10 +28,10 @@ impl StateDir {
     /// Takes a directory that was used before; none if it was not. Creates nothing.
     ///
     /// # Errors
-    /// [`ServiceError::StateDirTaken`] names the supervisor that holds it.
-    pub(crate) fn take_existing(dir: &Path) -> Result<Option<Self>, ServiceError> {
+    /// [`ServiceError::StateDirTaken`] names the supervisor that holds it and is not silent.
+    pub(super) fn take_existing(dir: &Path, silence: Silence) -> Result<Option<Self>, ServiceError> {
         match OpenOptions::new().read(true).write(true).open(dir.join(LOCK_FILE)) {
-            Ok(file) => Ok(Some(Self { _lock: Self::lock(file, dir)?, on_trial: None })),
+            Ok(file) => Ok(Some(Self { _lock: Self::lock(file, dir, silence)?, on_trial: None })),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(ServiceError::StateDir { path: dir.to_owned(), source: error }),
         }
@@ -40,7 +42,7 @@ impl StateDir {
     ///
     /// # Errors
     /// As [`take_existing`](Self::take_existing).
-    pub(crate) fn create(dir: &Path, visitors: Visitors) -> Result<Self, ServiceError> {
+    pub(super) fn create(dir: &Path, visitors: Visitors, silence: Silence) -> Result<Self, ServiceError> {
         let mode = match visitors {
             Visitors::OwnUserOnly => 0o700,
             Visitors::OtherUsers => 0o711,
@@ -50,7 +52,7 @@ impl StateDir {
             OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(dir.join(LOCK_FILE))
         });
         let file = file.map_err(|source| ServiceError::StateDir { path: dir.to_owned(), source })?;
-        Ok(Self { _lock: Self::lock(file, dir)?, on_trial })
+        Ok(Self { _lock: Self::lock(file, dir, silence)?, on_trial })
     }
 
     /// The service has started: the directory stays.
@@ -58,16 +60,30 @@ impl StateDir {
         self.on_trial = None;
     }
 
-    fn lock(mut file: File, dir: &Path) -> Result<File, ServiceError> {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => {
+    fn lock(mut file: File, dir: &Path, silence: Silence) -> Result<File, ServiceError> {
+        let failed = |source: io::Error| ServiceError::StateDir { path: dir.to_owned(), source };
+        if !try_lock(&file).map_err(failed)? {
+            let pid = read_pid(&mut file);
+            let taken = || ServiceError::StateDirTaken { path: dir.to_owned(), pid };
+            let first = pid.ok_or_else(taken)?;
+            if alone::outlive(first, &file, &dir.join("admin.sock"), silence)? == First::Stays {
+                return Err(taken());
+            }
+            // Another one may have been as patient.
+            if !try_lock(&file).map_err(failed)? {
                 return Err(ServiceError::StateDirTaken { path: dir.to_owned(), pid: read_pid(&mut file) });
             }
-            Err(error) => return Err(ServiceError::StateDir { path: dir.to_owned(), source: error.into() }),
         }
-        write_pid(&mut file).map_err(|source| ServiceError::StateDir { path: dir.to_owned(), source })?;
+        write_pid(&mut file).map_err(failed)?;
         Ok(file)
+    }
+}
+
+fn try_lock(file: &File) -> io::Result<bool> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -105,6 +121,7 @@ pub(crate) fn check_creatable(dir: &Path) -> Result<(), ServiceError> {
 
 fn read_pid(file: &mut File) -> Option<u32> {
     let mut text = String::new();
+    file.rewind().ok()?;
     file.take(32).read_to_string(&mut text).ok()?;
     text.trim().parse().ok()
 }
@@ -117,7 +134,9 @@ fn write_pid(file: &mut File) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixListener;
 
     use super::*;
 
@@ -125,21 +144,30 @@ mod tests {
     fn a_second_taker_is_told_who_was_first_and_changes_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b");
-        assert!(StateDir::take_existing(&path).unwrap().is_none());
+        let silence = Silence::default();
+        assert!(StateDir::take_existing(&path, silence).unwrap().is_none());
         assert!(!path.exists());
-        drop(StateDir::create(&path, Visitors::OwnUserOnly).unwrap());
+        drop(StateDir::create(&path, Visitors::OwnUserOnly, silence).unwrap());
         assert!(!path.exists(), "who could not start leaves no trace");
-        let mut first = StateDir::create(&path, Visitors::OwnUserOnly).unwrap();
+        let mut first = StateDir::create(&path, Visitors::OwnUserOnly, silence).unwrap();
         first.keep();
+        let admin = UnixListener::bind(path.join("admin.sock")).unwrap();
+        let answering = std::thread::spawn(move || {
+            for _ in 0..2 {
+                admin.accept().unwrap().0.write_all(b"{}").unwrap();
+            }
+        });
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o700);
-        for second in
-            [StateDir::take_existing(&path).unwrap_err(), StateDir::create(&path, Visitors::OtherUsers).unwrap_err()]
-        {
+        for second in [
+            StateDir::take_existing(&path, silence).unwrap_err(),
+            StateDir::create(&path, Visitors::OtherUsers, silence).unwrap_err(),
+        ] {
             let own = std::process::id();
             assert!(matches!(second, ServiceError::StateDirTaken { pid: Some(pid), .. } if pid == own), "{second}");
         }
+        answering.join().unwrap();
         drop(first);
-        assert!(StateDir::take_existing(&path).unwrap().is_some());
+        assert!(StateDir::take_existing(&path, silence).unwrap().is_some());
     }
 
     #[test]

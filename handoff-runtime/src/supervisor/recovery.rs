@@ -1,6 +1,8 @@
 //! Performs the effects of the recovery's machine: what a supervisor that is started again finds and does.
 
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 use handoff_journal::{Journal, StateJournal};
 use handoff_proto::recovery::{self as machine, Effect, Findings, Input, Journaled, Timer, Verdict};
@@ -10,7 +12,7 @@ use rustix::event::{PollFd, PollFlags};
 
 use crate::control;
 use crate::error::{Error, Result};
-use crate::outcome::Recovery;
+use crate::outcome::{GivenBack, Recovery};
 use crate::process::Process;
 use crate::sys::poll;
 use crate::timers::Timers;
@@ -37,45 +39,79 @@ pub(super) fn recover(supervisor: &Supervisor, journal: Option<&mut Journal>) ->
         Verdict::Nobody => None,
         Verdict::HeldBy(pid) => return Err(Error::DataDirHeld { pid }),
     };
-    let committed = record.as_ref().filter(|record| record.phase == Phase::Committed);
-    let retiring = match committed.and_then(incumbent_of) {
-        Some(old) if serving.as_ref().map(Process::id) != Some(old) => open(old)?,
-        Some(_) | None => None,
+    let serving_id = serving.as_ref().map(Process::id);
+    let retiring = match record.as_ref().and_then(|record| left_behind(record, serving_id)) {
+        Some(old) => open(old)?,
+        None => None,
     };
     let interrupted = record.filter(|record| record.phase != Phase::Committed);
-    if let (Some(journal), Some(_)) = (journal, &interrupted) {
-        note_settled(journal);
+    if let (Some(journal), Some(record)) = (journal, &interrupted) {
+        note_settled(journal, record, retiring.is_some());
     }
-    if serving.is_some() {
-        supervisor.get_listeners_back();
-    }
-    Ok(Recovery { serving, interrupted, retiring })
+    let listeners = match &serving {
+        Some(serving) => supervisor.get_listeners_back(serving)?,
+        None => GivenBack::NobodyAsked,
+    };
+    Ok(Recovery { serving, interrupted, retiring, listeners })
 }
 
-/// What was interrupted is settled now; a later restart must not take it up again. Nothing depends on it: it would only
-/// be found settled.
-fn note_settled(journal: &mut Journal) {
-    if let Err(error) = journal.clear().and_then(|()| journal.sync()) {
+/// The old process of a handover whose successor serves, whether the supervisor could still commit it or not.
+fn left_behind(record: &StateJournal, serving: Option<ProcessId>) -> Option<ProcessId> {
+    let over = record.phase == Phase::Committed || (serving.is_some() && successor_of(record) == serving);
+    incumbent_of(record).filter(|old| over && Some(*old) != serving)
+}
+
+/// What was interrupted is settled now; a later restart must not take it up again, but must know who is still to leave.
+/// Nothing else depends on it: it would only be found settled.
+fn note_settled(journal: &mut Journal, record: &StateJournal, someone_is_to_leave: bool) {
+    let noted = if someone_is_to_leave {
+        journal.record(&StateJournal { phase: Phase::Committed, ..record.clone() })
+    } else {
+        journal.clear()
+    };
+    if let Err(error) = noted.and_then(|()| journal.sync()) {
         tracing::warn!(%error, "the journal could not be written");
     }
 }
 
 impl Supervisor {
     /// Those that a caller has given already stay as they are. An incumbent that can't give any serves all the same.
-    fn get_listeners_back(&self) {
-        let channel = match control::connect(&self.control_path) {
-            Ok(channel) => channel,
-            // Who serves the data listens elsewhere: it is not of our service, which the caller finds out.
-            Err(error) => return tracing::debug!(%error, "nobody is there to give listeners back"),
-        };
-        match give_back::ask(channel, self.timing.hello) {
-            Ok(given_back) => {
-                let mut listeners = self.lock_listeners();
-                let known: Vec<_> = listeners.named.iter().map(|(name, _)| name.clone()).collect();
-                listeners.named.extend(given_back.into_iter().filter(|(name, _)| !known.contains(name)));
+    ///
+    /// One that takes its data back after a handover was undone publishes its control path late: it gets time.
+    fn get_listeners_back(&self, incumbent: &Process) -> Result<GivenBack> {
+        let until = Instant::now() + self.timing.liveness;
+        loop {
+            match self.ask_for_listeners(incumbent.pid()) {
+                Ok(given_back) => {
+                    let mut listeners = self.lock_listeners();
+                    let known: Vec<_> = listeners.named.iter().map(|(name, _)| name.clone()).collect();
+                    listeners.named.extend(given_back.into_iter().filter(|(name, _)| !known.contains(name)));
+                    return Ok(GivenBack::All);
+                }
+                Err(error) if Instant::now() >= until => {
+                    tracing::warn!(%error, "the incumbent did not give its listeners back");
+                    return Ok(GivenBack::NotInTime);
+                }
+                Err(error) => tracing::debug!(%error, "the incumbent does not give its listeners back yet"),
             }
-            Err(error) => tracing::warn!(%error, "the incumbent did not give its listeners back"),
+            let mut fds = [PollFd::new(incumbent, PollFlags::IN)];
+            poll::wait(&mut fds, Some(self.timing.limbo_poll))
+                .map_err(|error| Error::io("wait for the incumbent", error))?;
+            if !fds[0].revents().is_empty() {
+                tracing::warn!(pid = incumbent.pid(), "the incumbent died before it gave its listeners back");
+                return Ok(GivenBack::NotInTime);
+            }
         }
+    }
+
+    fn ask_for_listeners(&self, pid: u32) -> Result<Vec<(String, OwnedFd)>> {
+        let channel = control::connect(&self.control_path)?;
+        let peer = channel.peer().map_err(|error| Error::io("ask who listens on the control path", error))?;
+        if peer.pid != pid {
+            let reason = format!("process {} listens at {}, not {pid}", peer.pid, self.control_path.display());
+            return Err(Error::NotTried { reason });
+        }
+        give_back::ask(channel, self.timing.hello)
     }
 }
 

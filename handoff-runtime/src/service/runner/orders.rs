@@ -1,4 +1,4 @@
-//! What clients order and are told: upgrade, stop, status.
+//! What clients order and are told: upgrade, rollback, stop, status.
 
 use std::path::{Path, PathBuf};
 
@@ -8,6 +8,7 @@ use super::{Runner, child_env};
 use crate::Result;
 use crate::outcome::{HandoffOutcome, SpawnSpec};
 use crate::service::admin::ClientId;
+use crate::service::builds::Aborted;
 use crate::service::config::ServiceConfig;
 use crate::service::daemon::Daemon;
 use crate::service::handover::{BUSY, Handover, NOT_TRIED, News};
@@ -15,6 +16,10 @@ use crate::service::preflight;
 use crate::service::report::{
     Event, HandoverReport, IncumbentStatus, Request, ServiceState, ServiceStatus, build_id_text,
 };
+use crate::service::retire::Retiring;
+
+const NO_PREVIOUS: &str =
+    "there is no build to go back to: this service has not handed over yet, or has gone back already after a failure";
 
 impl Runner {
     /// Obeys an order; returns the client's next one, if it is here already.
@@ -29,24 +34,37 @@ impl Runner {
                 None
             }
             Request::Upgrade { binary, deadline, drain_grace } => {
-                let mut spec = SpawnSpec::new(&self.config.binary);
-                spec.args.clone_from(&self.config.args);
-                spec.env = child_env(&self.config);
-                spec.deadline = deadline.map_or(self.config.deadline, |text| text.0);
-                spec.drain_grace = drain_grace.map_or(self.config.drain_grace, |text| text.0);
-                spec.warm = self.config.warm;
-                match self.upgrade(client, spec, binary) {
-                    Ok(()) => None,
-                    Err((exit_code, reason)) => {
-                        warn!(reason, "an upgrade is refused");
-                        let old_pid = self.incumbent().map(|incumbent| incumbent.pid);
-                        let report =
-                            HandoverReport { abort_reason: Some(reason), old_pid, ..HandoverReport::default() };
-                        self.finish(client, &report, exit_code)
-                    }
-                }
+                let mut spec = self.spec();
+                spec.deadline = deadline.map_or(spec.deadline, |text| text.0);
+                spec.drain_grace = drain_grace.map_or(spec.drain_grace, |text| text.0);
+                let ordered = self.upgrade(client, spec, binary);
+                self.refuse(client, ordered)
+            }
+            Request::Rollback {} => {
+                let ordered = self.roll_back(client);
+                self.refuse(client, ordered)
             }
         }
+    }
+
+    /// How a successor is started, whatever its binary.
+    fn spec(&self) -> SpawnSpec {
+        let mut spec = SpawnSpec::new(&self.config.binary);
+        spec.args.clone_from(&self.config.args);
+        spec.env = child_env(&self.config);
+        spec.deadline = self.config.deadline;
+        spec.drain_grace = self.config.drain_grace;
+        spec.warm = self.config.warm;
+        spec
+    }
+
+    /// Tells the client, if its order was refused.
+    fn refuse(&mut self, client: ClientId, ordered: std::result::Result<(), (u8, String)>) -> Option<Request> {
+        let (exit_code, reason) = ordered.err()?;
+        warn!(reason, "an order is refused");
+        let old_pid = self.incumbent().map(|incumbent| incumbent.pid);
+        let report = HandoverReport { abort_reason: Some(reason), old_pid, ..HandoverReport::default() };
+        self.finish(client, &report, exit_code)
     }
 
     fn upgrade(
@@ -55,6 +73,30 @@ impl Runner {
         mut spec: SpawnSpec,
         binary: Option<PathBuf>,
     ) -> std::result::Result<(), (u8, String)> {
+        let old_pid = self.may_hand_over()?;
+        if let Some(binary) = binary {
+            spec.binary = allowed(&binary, &self.config).map_err(|reason| (NOT_TRIED, reason))?;
+        }
+        preflight::check_binary(&spec.binary).map_err(|error| (NOT_TRIED, error.to_string()))?;
+        let build = self.core.lineage.ordered(&spec.binary, &self.core.shelf);
+        self.core.shelf.keep(build);
+        self.hand_over(client, spec, old_pid)
+    }
+
+    fn roll_back(&mut self, client: ClientId) -> std::result::Result<(), (u8, String)> {
+        let old_pid = self.may_hand_over()?;
+        let Some(previous) = self.core.lineage.previous() else {
+            return Err((NOT_TRIED, NO_PREVIOUS.to_owned()));
+        };
+        let mut spec = self.spec();
+        spec.binary = self.core.shelf.to_start(previous);
+        preflight::check_binary(&spec.binary).map_err(|error| (NOT_TRIED, error.to_string()))?;
+        self.core.lineage.ordered_back();
+        self.hand_over(client, spec, old_pid)
+    }
+
+    /// The process that would hand over.
+    fn may_hand_over(&self) -> std::result::Result<u32, (u8, String)> {
         let refused = |reason: &str| Err((NOT_TRIED, reason.to_owned()));
         if self.core.stopping.is_some() {
             return refused("the service is stopping");
@@ -65,14 +107,19 @@ impl Runner {
         let Daemon::Serving(living) = &self.core.daemon else {
             return refused("no daemon serves yet: it is being started; `handoff status` says more");
         };
-        if let Some(binary) = binary {
-            spec.binary = allowed(&binary, &self.config).map_err(|reason| (NOT_TRIED, reason))?;
-        }
-        preflight::check_binary(&spec.binary).map_err(|error| (NOT_TRIED, error.to_string()))?;
-        let old_pid = living.process.pid();
+        Ok(living.process.pid())
+    }
+
+    /// Begins a handover to the candidate.
+    fn hand_over(&mut self, client: ClientId, spec: SpawnSpec, old_pid: u32) -> std::result::Result<(), (u8, String)> {
+        self.write_down();
+        self.forget_session();
         let wire = self.core.wire.clone();
-        let handover = Handover::start(&self.supervisor, client, spec, old_pid, wire)
-            .map_err(|error| (NOT_TRIED, error.to_string()))?;
+        let handover = Handover::start(&self.supervisor, client, spec, old_pid, wire).map_err(|error| {
+            self.core.lineage.aborted(Aborted::Settled);
+            self.expect_greeting();
+            (NOT_TRIED, error.to_string())
+        })?;
         info!(binary = %handover.spec.binary.display(), old_pid, "handover ordered");
         self.admin.tell(client, &handover.event());
         self.core.handover = Some(handover);
@@ -111,10 +158,7 @@ impl Runner {
             ),
             Some(reason) => warn!(reason, exit_code, "not committed"),
         }
-        if let Ok(HandoffOutcome { committed: true, child, .. }) = result {
-            self.replace_daemon(child);
-            self.core.binary = handover.spec.binary;
-        }
+        self.settle(&handover, result);
         self.core.last_handover = Some(report.clone());
         if self.core.stopping.is_some() {
             self.press_for_the_end();
@@ -122,6 +166,21 @@ impl Runner {
         let mut next = self.finish(handover.client, &report, exit_code);
         while let Some(order) = next {
             next = self.order(handover.client, order);
+        }
+    }
+
+    fn settle(&mut self, handover: &Handover, result: Result<HandoffOutcome>) {
+        if let Ok(HandoffOutcome { committed: true, child, .. }) = result {
+            return self.replace_daemon(child);
+        }
+        self.core.lineage.aborted(handover.aborted());
+        // It was ended, and the kernel still holds it.
+        if let Ok(HandoffOutcome { child: Some(child), .. }) = result {
+            self.retire(Retiring::killed(child));
+        }
+        self.write_down();
+        if self.core.daemon.living().is_some() {
+            self.expect_greeting();
         }
     }
 

@@ -1,0 +1,279 @@
+//! The life of the daemon between handovers: started or adopted, greeted, watched, on probation, and started again.
+
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use tracing::{error, info, warn};
+
+use super::{ACCEPT_PAUSE, Runner, Timer, child_env};
+use crate::outcome::Recovery;
+use crate::process::Process;
+use crate::service::builds::Aborted;
+use crate::service::config::Watchdog;
+use crate::service::daemon::{Daemon, Living, Origin, is_to_be_started_again};
+use crate::service::greeting::{Greeting, Heard};
+use crate::service::ledger::Record;
+use crate::service::notify;
+use crate::service::report::build_id_text;
+use crate::service::retire::Retiring;
+use crate::service::watch::{Found, Punctual, Watch};
+use crate::timers::now_ns;
+use crate::{STATE_NOT_READABLE_EXIT_STATUS, spawn};
+
+/// A daemon that dies this often in a row without a word may be unable to read the data and not know how to say it.
+const UNHEARD_MAX: u32 = 3;
+
+impl Runner {
+    /// Goes on where the service before this one has ended, or begins.
+    pub(super) fn take_over(&mut self, found: Recovery) {
+        let Recovery { serving, retiring, .. } = found;
+        let (daemon, left) = match self.core.known.take() {
+            Some(known) => (known.daemon, known.retiring),
+            None => {
+                // Whatever is there is of another boot, or of another binary.
+                self.core.shelf.clear();
+                (None, Vec::new())
+            }
+        };
+        let serving_id = serving.as_ref().map(Process::id);
+        let still_there = left.into_iter().filter(|id| Some(*id) != serving_id).filter_map(|id| {
+            let process = Process::open(id.pid).ok().flatten()?;
+            (process.id() == id).then_some(process)
+        });
+        let mut old: Vec<Process> = still_there.collect();
+        old.extend(retiring.filter(|one| old.iter().all(|other| other.id() != one.id())));
+        old.into_iter().for_each(|process| self.retire(Retiring::asked(process)));
+
+        self.core.shelf.keep(self.core.lineage.serving());
+        match serving {
+            Some(process) => {
+                let pid = process.pid();
+                if self.core.lineage.is_handing_over() && daemon != Some(process.id()) {
+                    info!(pid, "the successor of the handover that was interrupted serves");
+                    self.begin_probation();
+                }
+                self.core.lineage.aborted(Aborted::Unsettled);
+                info!(pid, "the daemon lives already and is adopted");
+                self.resume_probation();
+                self.watch(process, Origin::Adopted);
+            }
+            None if self.core.lineage.is_handing_over() => {
+                self.core.lineage.aborted(Aborted::Unsettled);
+                self.start_daemon();
+            }
+            None => {
+                if daemon.is_some() {
+                    self.fall_back_if_on_probation();
+                }
+                self.start_daemon();
+            }
+        }
+    }
+
+    pub(super) fn start_daemon(&mut self) {
+        if self.core.stopping.is_some() {
+            return;
+        }
+        let sockets = self.listeners.for_a_child();
+        let binary = self.core.shelf.to_start(self.core.lineage.serving());
+        match spawn::spawn(&binary, &self.config.args, &child_env(&self.config), &sockets, None) {
+            Ok(process) => {
+                info!(pid = process.pid(), binary = %binary.display(), "daemon started");
+                self.watch(process, Origin::Ours);
+            }
+            Err(error) => {
+                error!(%error, binary = %binary.display(), "the daemon can't be started");
+                self.back_off(Duration::ZERO);
+            }
+        }
+    }
+
+    fn watch(&mut self, process: Process, origin: Origin) {
+        self.core.daemon = Daemon::Starting(Living::new(process, origin));
+        self.core.timers.arm(Timer::Slow, self.config.warm);
+        self.write_down();
+        self.expect_greeting();
+    }
+
+    /// Has the daemon say who it is, and watches it from now on.
+    pub(super) fn expect_greeting(&mut self) {
+        self.forget_session();
+        if let Watchdog::After(silence) = self.config.watchdog {
+            self.core.timers.arm(Timer::Watch, silence);
+        }
+        self.core.greeting = Some(Greeting::new(&self.config.control_socket));
+        self.greet(Greeting::connect);
+    }
+
+    /// A handover has the daemon's session to itself, and looks after the daemon.
+    pub(super) fn forget_session(&mut self) {
+        self.core.greeting = None;
+        self.core.watch = Watch::apart();
+        for timer in [Timer::Greet, Timer::Watch] {
+            self.core.timers.disarm(timer);
+        }
+    }
+
+    pub(super) fn greet(&mut self, step: impl FnOnce(&mut Greeting) -> Heard) {
+        let Some(greeting) = &mut self.core.greeting else { return };
+        match step(greeting) {
+            Heard::Waiting => {}
+            Heard::NobodyFor(pause) => self.core.timers.arm(Timer::Greet, pause),
+            Heard::Hello { pid, build_id, version } => {
+                let build = build_id_text(&build_id);
+                let is_new = matches!(self.core.daemon, Daemon::Starting(_));
+                let origin = self.core.daemon.living().map(|living| living.origin);
+                if !self.core.daemon.heard(pid, build_id) {
+                    let path = self.config.control_socket.display();
+                    warn!(pid, %path, "another process than the daemon answers on the control path");
+                    self.core.timers.arm(Timer::Greet, self.config.warm.min(ACCEPT_PAUSE));
+                    return;
+                }
+                if let Some(channel) = self.core.greeting.take().and_then(Greeting::into_channel)
+                    && self.config.watchdog != Watchdog::Off
+                {
+                    self.core.watch.attach(channel, version);
+                }
+                self.core.unheard = 0;
+                self.core.timers.disarm(Timer::Slow);
+                if is_new {
+                    info!(pid, build, "the daemon serves");
+                    if origin == Some(Origin::Ours) {
+                        self.core.lineage.heard();
+                        self.write_down();
+                    }
+                    notify::notify(notify::State::Ready);
+                }
+            }
+        }
+    }
+
+    pub(super) fn report_slow_start(&mut self) {
+        if let Some(living) = self.core.daemon.living() {
+            let (pid, seconds) = (living.process.pid(), living.started.elapsed().as_secs());
+            warn!(pid, seconds, "the daemon does not answer on its control path yet; it is left alone");
+        }
+    }
+
+    /// An interval of the watchdog is over.
+    pub(super) fn look_after_daemon(&mut self, punctual: Punctual) {
+        let (Watchdog::After(silence), Some(living)) = (self.config.watchdog, self.core.daemon.living()) else {
+            return;
+        };
+        let pid = living.process.pid();
+        self.core.timers.arm(Timer::Watch, silence);
+        match self.core.watch.tick(&living.process, punctual) {
+            Ok(Found::Alive) => {}
+            Ok(Found::SessionOver) => self.expect_greeting(),
+            Ok(Found::Frozen) => {
+                error!(pid, silent_seconds = silence.as_secs_f64(), "the daemon is frozen: it is ended");
+                if let Err(error) = living.process.kill() {
+                    error!(pid, %error, "the daemon can't be ended");
+                }
+            }
+            Err(error) => warn!(pid, %error, "the daemon can't be looked at"),
+        }
+    }
+
+    pub(super) fn daemon_left(&mut self) {
+        // It may have been told to leave in this very round; then it is among those on their way out.
+        let was_heard = matches!(self.core.daemon, Daemon::Serving(_));
+        let Some(mut living) = self.core.daemon.take() else { return };
+        self.forget_session();
+        self.core.timers.disarm(Timer::Slow);
+        let status = living.process.try_wait().unwrap_or_else(|error| {
+            warn!(%error, "the daemon's exit status is lost");
+            None
+        });
+        let how = status.map_or_else(|| "with an unknown status".to_owned(), |status| format!("with {status}"));
+        let (pid, ran) = (living.process.pid(), living.started.elapsed());
+        self.core.unheard = if was_heard { 0 } else { self.core.unheard.saturating_add(1) };
+        let leaves_for_good = self.core.stopping.is_some()
+            || (!self.start_another_build(status) && !is_to_be_started_again(self.config.restart, status));
+        if leaves_for_good {
+            info!(pid, "the daemon has left {how}");
+            self.core.daemon = Daemon::Gone(status);
+        } else {
+            error!(pid, ran_seconds = ran.as_secs_f64(), "the daemon has left {how}");
+            self.back_off(ran);
+        }
+    }
+
+    /// Whether another build is to be started in the place of the one that has died: the one before it, if it was on
+    /// probation; the one that had the data last, if it could not read them.
+    fn start_another_build(&mut self, status: Option<ExitStatus>) -> bool {
+        if self.fall_back_if_on_probation() {
+            return true;
+        }
+        let says_so = status.and_then(|status| status.code()) == Some(STATE_NOT_READABLE_EXIT_STATUS.into());
+        if (says_so || self.core.unheard >= UNHEARD_MAX) && self.core.lineage.not_readable() {
+            let binary = self.core.lineage.serving().path.display();
+            warn!(%binary, says_so, "this build can't take the data back: the one that had them last is started");
+            self.core.unheard = 0;
+            return true;
+        }
+        false
+    }
+
+    fn fall_back_if_on_probation(&mut self) -> bool {
+        self.core.timers.disarm(Timer::Probation);
+        let falls_back = self.core.lineage.failed_at(now_ns());
+        if falls_back {
+            let binary = self.core.lineage.serving().path.display();
+            error!(%binary, "the new build has died on probation: the one before it is started");
+        }
+        falls_back
+    }
+
+    fn back_off(&mut self, ran: Duration) {
+        let pause = self.core.backoff.after(ran);
+        let failures = self.core.backoff.failures();
+        info!(failures, pause_ms = pause.as_millis(), "the daemon is started again after a pause");
+        self.core.daemon = Daemon::BackingOff;
+        self.core.timers.arm(Timer::Start, pause);
+    }
+
+    /// The successor serves: it is the daemon now, and the old one gets its time to leave.
+    pub(super) fn replace_daemon(&mut self, child: Option<Process>) {
+        let Some(process) = child else {
+            return error!("a handover was committed to a process that nobody knows");
+        };
+        self.core.timers.disarm(Timer::Slow);
+        if let Some(old) = self.core.daemon.take() {
+            self.retire(Retiring::asked(old.process));
+        }
+        self.core.daemon = Daemon::Serving(Living::new(process, Origin::Ours));
+        self.core.unheard = 0;
+        self.begin_probation();
+        self.write_down();
+        self.expect_greeting();
+    }
+
+    fn begin_probation(&mut self) {
+        let probation_ns = u64::try_from(self.config.probation.as_nanos()).unwrap_or(u64::MAX);
+        self.core.lineage.committed(now_ns().saturating_add(probation_ns));
+        self.resume_probation();
+    }
+
+    fn resume_probation(&mut self) {
+        if let Some(until_ns) = self.core.lineage.probation_until_ns() {
+            self.core.timers.arm_at(Timer::Probation, until_ns);
+        }
+    }
+
+    pub(super) fn probation_over(&mut self) {
+        self.core.lineage.proved();
+        self.write_down();
+    }
+
+    /// What a service after this one must know.
+    pub(super) fn write_down(&mut self) {
+        let core = &self.core;
+        core.shelf.tidy(&core.lineage);
+        core.ledger.write(&Record {
+            lineage: core.lineage.clone(),
+            daemon: core.daemon.living().map(|living| living.process.id()),
+            retiring: core.retiring.iter().map(Retiring::id).collect(),
+        });
+    }
+}
