@@ -6,6 +6,7 @@
 mod commit;
 mod daemons;
 mod interop;
+mod recovery;
 mod refusals;
 mod syscalls;
 
@@ -38,8 +39,12 @@ fn main() -> ExitCode {
     handoff_testkit::init_with(&[
         ChildRole { name: "daemon-ours", main: |_| daemons::exit_code(daemons::ours::main()) },
         ChildRole { name: "daemon-theirs", main: |_| daemons::exit_code(daemons::theirs::main()) },
+        ChildRole { name: recovery::daemon::ROLE, main: recovery::daemon::main },
     ]);
     let arguments = libtest_mimic::Arguments::from_args();
-    let trials = [commit::all(), interop::all(), refusals::all(), syscalls::all()].into_iter().flatten().collect();
+    let trials = [commit::all(), interop::all(), recovery::all(), refusals::all(), syscalls::all()]
+        .into_iter()
+        .flatten()
+        .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }

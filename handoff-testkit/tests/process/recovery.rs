@@ -1,0 +1,23 @@
+//! No single fault stops the service: a supervisor that is killed or frozen and started again, a build that fails on
+//! probation, old processes that do not leave, an incumbent that freezes.
+//!
+//! Each test writes all the time and ends in the same way: the next handover commits, nothing that was acknowledged is
+//! lost, no client was refused, and no process is left. Where the fault is the death of the only process that serves,
+//! requests may stay unanswered; nothing else may happen.
+
+pub(crate) mod daemon;
+mod probation;
+mod restart;
+mod scene;
+
+use libtest_mimic::Trial;
+
+use crate::Outcome;
+
+pub(crate) fn all() -> Vec<Trial> {
+    [restart::all(), probation::all()].into_iter().flatten().collect()
+}
+
+fn trial(name: &str, test: impl FnOnce() -> Outcome + Send + 'static) -> Trial {
+    Trial::test(format!("recovery::{name}"), || test().map_err(|error| error.to_string().into()))
+}

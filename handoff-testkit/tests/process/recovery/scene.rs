@@ -1,0 +1,145 @@
+//! A service under a light load, and what must be true of it at the end.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::{Child, ExitStatus};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use handoff_testkit::fixture::{Fixture, Setup};
+use handoff_testkit::load::{Load, LoadSpec};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::{Outcome, check};
+
+/// The longest that anything here is waited for.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(super) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// A free address, and the same one after every restart: a service of which nobody is left binds its listeners anew. Taken
+/// from below the ports that the kernel gives to clients, so that none of them has it meanwhile.
+pub(super) fn fixed_address() -> Result<String> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    for _ in 0..1000 {
+        let port = 10_000 + (std::process::id().wrapping_mul(64) + NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
+        let address = format!("127.0.0.1:{port}");
+        if std::net::TcpListener::bind(&address).is_ok() {
+            return Ok(address);
+        }
+    }
+    Err("no port is free".into())
+}
+
+/// What a fault may cost the clients.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cost {
+    Nothing,
+    /// The process that served died: its connections went with it.
+    OpenConnections,
+}
+
+pub(super) struct Scene {
+    pub(super) fixture: Fixture,
+    load: Load,
+    acks: PathBuf,
+}
+
+impl Scene {
+    pub(super) fn start(setup: Setup) -> Result<Self> {
+        let mut fixture = setup.prepare()?;
+        fixture.start_supervisor()?;
+        Self::on(fixture)
+    }
+
+    /// With a supervisor that dies at this point of its first handover, and whose successor does not.
+    pub(super) fn with_a_supervisor_that_dies_at(setup: Setup, point: &str) -> Result<(Self, Child)> {
+        let mut fixture = setup.prepare()?;
+        let supervisor = run(&fixture, &[("HANDOFF_CRASH_AT", point)])?;
+        fixture.wait_until("the daemon serves", |status| status["incumbent"]["pid"].is_u64())?;
+        Ok((Self::on(fixture)?, supervisor))
+    }
+
+    fn on(fixture: Fixture) -> Result<Self> {
+        let acks = fixture.path().join("acks");
+        let spec = LoadSpec { clients: 4, ..LoadSpec::new(fixture.address("http")?, &acks) };
+        let scene = Self { load: Load::start(&spec)?, acks, fixture };
+        scene.serves()?;
+        Ok(scene)
+    }
+
+    /// Waits for an acknowledgement of a write that begins after this call.
+    pub(super) fn serves(&self) -> Outcome {
+        let heard = self.load.gaps().wait_for_reply_after(Instant::now(), PATIENCE);
+        check(heard, format!("nobody serves:\n{}", self.fixture.log()))
+    }
+
+    pub(super) fn upgrade(&self) -> Outcome {
+        let upgrade = self.fixture.upgrade(&[])?;
+        check(upgrade.committed(), format!("a handover commits: {upgrade:?}\n{}", self.fixture.log()))
+    }
+
+    /// Waits until the supervisor says so of itself.
+    pub(super) fn wait_until(&mut self, what: &str, accept: impl Fn(&Value) -> bool) -> Result<Value> {
+        Ok(self.fixture.wait_until(what, accept)?)
+    }
+
+    /// Waits for the processes of the fixture to be as many as this: retiring ones leave a moment after a commit.
+    pub(super) fn only(&self, count: usize) -> Outcome {
+        let until = Instant::now() + PATIENCE;
+        while self.fixture.processes().len() != count {
+            if Instant::now() > until {
+                let living = self.fixture.processes();
+                return check(false, format!("{count} processes live, not {living:?}:\n{}", self.fixture.log()));
+            }
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// The end of every test: the next handover commits, two processes live, and after a stop none; nothing is lost.
+    pub(super) fn end(mut self, cost: Cost) -> Outcome {
+        self.serves()?;
+        self.upgrade()?;
+        self.serves()?;
+        self.only(2)?;
+        let counts = self.load.stop()?;
+        let log = self.fixture.log();
+        check(self.fixture.stop()?.success(), format!("the service stops:\n{log}"))?;
+        let living = self.fixture.processes();
+        check(living.is_empty(), format!("no process is left: {living:?}\n{log}"))?;
+        let verdict = self.fixture.verify(&self.acks)?;
+        check(verdict.is_clean() && verdict.acked > 0, format!("{verdict:?}\n{log}"))?;
+        check(counts.rejected == 0, format!("{counts:?}\n{log}"))?;
+        if cost == Cost::Nothing {
+            check(counts.refused == 0 && counts.closed_unanswered == 0, format!("{counts:?}\n{log}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// `handoff run` of a fixture, outside of the fixture's own care.
+pub(super) fn run(fixture: &Fixture, env: &[(&str, &str)]) -> io::Result<Child> {
+    let log = std::fs::File::options().create(true).append(true).open(fixture.path().join("log"))?;
+    let mut command = fixture.command(&["run", "--config"])?;
+    command.arg(fixture.path().join("handoff.toml")).stdout(log.try_clone()?).stderr(log);
+    command.envs(env.iter().copied()).spawn()
+}
+
+/// Waits for the end of a child.
+pub(super) fn ended(child: &mut Child) -> Result<ExitStatus> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        check(Instant::now() < until, format!("process {} does not end", child.id()))?;
+        std::thread::park_timeout(Duration::from_millis(2));
+    }
+}
+
+pub(super) fn signal(pid: u32, signal: Signal) -> Outcome {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or("a pid")?;
+    Ok(kill_process(pid, signal)?)
+}
