@@ -79,7 +79,7 @@ pub enum Effect {
     LookIfStopped(ProcessId),
     /// Look at the lease. Without a data directory the answer is [`LeaseReading::Nobody`].
     ReadLease,
-    /// SIGCONT to it.
+    /// SIGCONT to it, whether or not it was stopped.
     Continue(ProcessId),
     /// SIGKILL to it.
     Kill(ProcessId),
@@ -186,6 +186,10 @@ impl Recovery {
     fn finish(&mut self, verdict: Verdict, effects: &mut Vec<Effect>) {
         self.state = State::Over;
         effects.push(Effect::Disarm(Timer::Patience));
+        // A supervisor or an incumbent may have died right after it told this process to stand still.
+        if let Verdict::Serving(process) = verdict {
+            effects.push(Effect::Continue(process));
+        }
         effects.push(Effect::Finish(verdict));
     }
 
@@ -388,6 +392,15 @@ mod tests {
     fn whoever_the_lease_calls_active_is_adopted() {
         let findings = Findings { lease: Some(lease(O, LeaseState::Active)), ..Findings::default() };
         assert_eq!(verdict(&looked(findings).1), Some(Verdict::Serving(O)));
+    }
+
+    #[test]
+    fn who_is_adopted_does_not_go_on_standing_still() {
+        let findings = Findings { lease: Some(lease(N, LeaseState::Active)), ..Findings::default() };
+        assert!(
+            looked(findings).1.contains(&Effect::Continue(N)),
+            "a supervisor died between SIGSTOP and its decision"
+        );
     }
 
     #[test]

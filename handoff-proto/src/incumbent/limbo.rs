@@ -146,10 +146,14 @@ impl Incumbent {
                 }
                 Some(Owner::Another) => self.superseded(&undo, out),
             },
-            State::Undoing(undo, UndoStep::StopRead) => {
-                let owner = self.owner_by(lease, undo.handover.id);
-                self.end_or_spare(undo, owner, out);
-            }
+            State::Undoing(undo, UndoStep::StopRead) => match self.owner_by(lease, undo.handover.id) {
+                Some(owner) => self.end_or_spare(undo, &owner, out),
+                // It stays as it is: a supervisor may count on that it stands still.
+                None => {
+                    out.push(Effect::Arm(Timer::Stopping, self.config.timing.limbo_poll));
+                    self.state = State::Undoing(undo, UndoStep::Stopping);
+                }
+            },
             state => self.state = state,
         }
     }
@@ -280,11 +284,11 @@ impl Incumbent {
     }
 
     /// The successor stands still, so what the lease says now stays true: a serving one is never ended.
-    fn end_or_spare(&mut self, undo: Undo, owner: Option<Owner>, out: &mut Effects) {
+    fn end_or_spare(&mut self, undo: Undo, owner: &Owner, out: &mut Effects) {
         match owner {
-            Some(Owner::OwnSeal) => out.push(Effect::KillSuccessor),
-            Some(Owner::Opening(pid)) if undo.handover.may_end(pid) => out.push(Effect::KillSuccessor),
-            Some(Owner::Opening(_) | Owner::Active(_) | Owner::Another) | None => out.push(Effect::ContinueSuccessor),
+            Owner::OwnSeal => out.push(Effect::KillSuccessor),
+            Owner::Opening(pid) if undo.handover.may_end(*pid) => out.push(Effect::KillSuccessor),
+            Owner::Opening(_) | Owner::Active(_) | Owner::Another => out.push(Effect::ContinueSuccessor),
         }
         self.wait(undo, out);
     }
@@ -388,6 +392,10 @@ impl Incumbent {
     }
 
     fn superseded(&mut self, undo: &Undo, out: &mut Effects) {
+        // Who told it to stand still, this process or a supervisor, may have died before it decided.
+        if let Successor::Watched(_) = undo.handover.successor {
+            out.push(Effect::ContinueSuccessor);
+        }
         undo.handover.reached(Milestone::Superseded, out);
         self.leave(Leaving::Superseded, out);
     }

@@ -53,7 +53,7 @@ impl Handover {
             | Step::Draining
             | Step::Sealing { .. }
             | Step::Looking { .. } => self.undo(reason, effects),
-            Step::Undoing(_) => self.await_no_resume(effects),
+            Step::Undoing(_) => self.incumbent_lost(effects),
             Step::Connecting
             | Step::Spawning
             | Step::AwaitingReady(_)
@@ -72,7 +72,7 @@ impl Handover {
         match &self.step {
             Step::GreetingIncumbent => self.refuse("the incumbent died before it said Hello".into(), effects),
             Step::Draining | Step::Sealing { .. } => self.promote(effects),
-            Step::Undoing(_) => self.await_no_resume(effects),
+            Step::Undoing(_) => self.incumbent_died(effects),
             // Its successor goes on, and is promoted when it is warmed.
             Step::Spawning | Step::GreetingSuccessor | Step::Preparing { .. } => {}
             // Its data are sealed.

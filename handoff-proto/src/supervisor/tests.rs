@@ -581,6 +581,19 @@ fn a_killed_successor_that_the_kernel_holds_leaves_the_incumbent_to_itself() {
 }
 
 #[test]
+fn an_incumbent_that_was_not_heard_to_serve_stays_in_the_journal() {
+    for lost in [Input::Fired(Timer::Resumed), Input::IncumbentMalformed("noise".into())] {
+        let mut desk = Desk::begun();
+        desk.give(ready(false, &[])).give(Input::SuccessorGone("was killed".into())).give(lost);
+        assert!(desk.did(&Effect::Record(Phase::ResumingAfterAbort)) && !desk.did(&Effect::RecordUndone));
+    }
+    let mut desk = Desk::begun();
+    desk.give(ready(false, &[])).give(Input::SuccessorGone("was killed".into()));
+    desk.give(Input::FromIncumbent(Message::Resumed { handoff_id: ID }));
+    assert!(desk.did(&Effect::RecordUndone));
+}
+
+#[test]
 fn an_unreadable_lease_does_not_kill_at_once() {
     let mut desk = Desk::begun();
     desk.give(Input::Fired(Timer::SuccessorSilent)).give(Input::SuccessorStopped(Stopped::Yes));

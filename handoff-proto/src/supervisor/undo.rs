@@ -62,7 +62,9 @@ enum Resuming {
     Later,
     /// It was told and will answer.
     Awaited,
-    /// It serves, or it resumes by itself, or it is dead.
+    /// It is left to itself: it takes its data back, and nobody has heard that it did.
+    Alone,
+    /// It serves, or it is dead.
     Over,
 }
 
@@ -96,7 +98,7 @@ impl Undoing {
         }
         match self.resuming {
             Resuming::Awaited => effects.push(Effect::Arm(Timer::Resumed, timing.settle)),
-            Resuming::Later | Resuming::Over => {}
+            Resuming::Later | Resuming::Alone | Resuming::Over => {}
         }
     }
 }
@@ -291,7 +293,7 @@ impl Handover {
         if let Step::Undoing(undoing) = &mut self.step
             && undoing.resuming == Resuming::Later
         {
-            undoing.resuming = Resuming::Over;
+            undoing.resuming = Resuming::Alone;
             self.cut_incumbent(effects);
         }
         self.go_on_undoing(effects);
@@ -307,20 +309,32 @@ impl Handover {
 
     pub(super) fn resumed(&mut self, effects: &mut Vec<Effect>) {
         effects.push(Effect::Reached(Milestone::ResumedReceived));
-        self.await_no_resume(effects);
+        self.await_no_resume(Resuming::Over, effects);
     }
 
     pub(super) fn resume_overdue(&mut self, effects: &mut Vec<Effect>) {
         if let Step::Undoing(Undoing { resuming: Resuming::Awaited, .. }) = self.step {
             effects.push(Effect::Reached(Milestone::ResumeUnanswered));
-            self.await_no_resume(effects);
+            self.await_no_resume(Resuming::Alone, effects);
         }
     }
 
+    /// The incumbent can't answer any more.
+    pub(super) fn incumbent_lost(&mut self, effects: &mut Vec<Effect>) {
+        self.await_no_resume(Resuming::Alone, effects);
+    }
+
+    /// The incumbent is dead.
+    pub(super) fn incumbent_died(&mut self, effects: &mut Vec<Effect>) {
+        self.await_no_resume(Resuming::Over, effects);
+    }
+
     /// Nothing more is expected of the incumbent.
-    pub(super) fn await_no_resume(&mut self, effects: &mut Vec<Effect>) {
+    fn await_no_resume(&mut self, resuming: Resuming, effects: &mut Vec<Effect>) {
         if let Step::Undoing(undoing) = &mut self.step {
-            undoing.resuming = Resuming::Over;
+            if undoing.resuming != Resuming::Over {
+                undoing.resuming = resuming;
+            }
             effects.push(Effect::Disarm(Timer::Resumed));
             self.go_on_undoing(effects);
         }
@@ -334,12 +348,13 @@ impl Handover {
                 if let Step::Undoing(undoing) = &mut self.step {
                     undoing.resuming = resuming;
                 }
-                if resuming == Resuming::Over {
-                    self.close_undone(Effect::RecordUndone, effects);
+                if resuming != Resuming::Awaited {
+                    self.go_on_undoing(effects);
                 }
             }
             (Ending::Gone, Resuming::Over) => self.close_undone(Effect::RecordUndone, effects),
-            (Ending::Lingers, Resuming::Over) => {
+            // One of them may come to hold the lock without a word: the journal must know it for one of ours.
+            (Ending::Gone | Ending::Lingers, Resuming::Alone) | (Ending::Lingers, Resuming::Over) => {
                 self.close_undone(Effect::Record(Phase::ResumingAfterAbort), effects);
             }
             (Ending::Asking | Ending::Stopping | Ending::Looking | Ending::Killed, _)
@@ -356,12 +371,13 @@ impl Handover {
                 effects.push(Effect::Reached(Milestone::ResumeSent));
                 effects.push(Effect::Record(Phase::ResumingAfterAbort));
                 if self.incumbent_version() < 2 {
-                    return Resuming::Over;
+                    return Resuming::Alone;
                 }
                 effects.push(Effect::Arm(Timer::Resumed, self.timing.settle));
                 Resuming::Awaited
             }
-            Link::Closing | Link::Cut | Link::Gone => Resuming::Over,
+            Link::Closing | Link::Cut => Resuming::Alone,
+            Link::Gone => Resuming::Over,
         }
     }
 

@@ -110,7 +110,9 @@ fn an_active_successor_that_holds_the_lock_supersedes_us() {
         assert_eq!(read(&mut rig, active), [Effect::FindHolder]);
         rig
     };
-    assert!(superseded(&finding().step(Input::HolderFound(Some(SUCCESSOR_PID)))));
+    let effects = finding().step(Input::HolderFound(Some(SUCCESSOR_PID)));
+    assert!(superseded(&effects));
+    assert!(effects.contains(&Effect::ContinueSuccessor), "a supervisor may have died when it had just stopped it");
 
     let mut dead = finding();
     assert_eq!(dead.step(Input::HolderFound(None)), [Effect::TryLock]);
@@ -149,8 +151,10 @@ fn an_opening_successor_is_waited_for_until_the_slack_is_over() {
     let mut became_active = rig.clone();
     let effects = read(&mut became_active, successor_lease(LeaseState::Active, 1));
     assert_eq!(effects[0], Effect::ContinueSuccessor, "a serving successor is never ended");
-    let effects = rig.clone().step(Input::LeaseRead(Err("EIO".into())));
-    assert_eq!(effects[0], Effect::ContinueSuccessor);
+    let mut unreadable = rig.clone();
+    let effects = unreadable.step(Input::LeaseRead(Err("EIO".into())));
+    assert!(matches!(effects[..], [Effect::Arm(Timer::Stopping, _)]), "a supervisor may count on that it stands still");
+    assert_eq!(unreadable.step(Input::Fired(Timer::Stopping)), [Effect::SeeSuccessor]);
 
     let effects = read(&mut rig, successor_lease(LeaseState::Opening, 1));
     assert_eq!(effects[0], Effect::KillSuccessor);
