@@ -257,6 +257,7 @@ impl Runner {
 
     fn reap_retired(&mut self) {
         let core = &mut self.core;
+        let before = core.retiring.len();
         core.retiring.retain_mut(|retiring| {
             let is_gone = retiring.is_gone();
             if is_gone {
@@ -264,6 +265,13 @@ impl Runner {
             }
             !is_gone
         });
+        // In limbo it may have told its successor to stand still, and died before it looked at the lease.
+        if core.retiring.len() < before
+            && let Some(living) = core.daemon.living()
+            && let Err(error) = living.process.cont()
+        {
+            warn!(pid = living.process.pid(), %error, "the daemon could not be told to go on");
+        }
     }
 
     fn stop(&mut self) {

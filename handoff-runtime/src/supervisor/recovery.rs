@@ -177,10 +177,9 @@ impl Run<'_> {
             Effect::Stop(id) => self.stop(id)?,
             Effect::LookIfStopped(_) => self.look_if_stopped()?,
             Effect::ReadLease => self.results.push_back(Input::Lease(self.supervisor.lease())),
-            Effect::Continue(_) => {
-                if let Some(process) = self.ending.take() {
-                    process.cont()?;
-                }
+            Effect::Continue(id) => {
+                self.ending = None;
+                continue_process(id)?;
             }
             Effect::Kill(id) => {
                 tracing::warn!(pid = id.pid, "a process of an unfinished handover is ended");
@@ -248,6 +247,16 @@ impl Run<'_> {
             None => Ok(None),
         }
     }
+}
+
+/// One that runs already, or may not be signalled, is as well off without.
+fn continue_process(id: ProcessId) -> Result<()> {
+    if let Some(process) = open(id)?
+        && let Err(error) = process.cont()
+    {
+        tracing::warn!(pid = id.pid, %error, "the process could not be told to go on");
+    }
+    Ok(())
 }
 
 fn incumbent_of(record: &StateJournal) -> Option<ProcessId> {
