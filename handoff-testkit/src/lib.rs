@@ -7,6 +7,7 @@
 //!
 //! | layer | crashes by | with |
 //! |---|---|---|
+//! | all three machines, no process | a move that may come between any two effects | `model`, `world` |
 //! | one write path, in process | a panic at a named point | [`CrashInjector`], [`run_with_crash`] |
 //! | one role, against a script | closed and silent channels | [`MockDrainable`], [`ScriptedSupervisor`] |
 //! | one daemon's hooks under load | aborts | `store::hooks`, `load`, `oracle` |
@@ -19,6 +20,7 @@
 //!
 //! - `crash-points` (default): the reference store asks the injector at its crash points. Without it nothing is left of them.
 //! - `store`: the reference store, the load and the oracle.
+//! - `model`: the shipped role machines in a small world of their own, and the exhaustive checks on it. Brings `stateright`.
 
 #![forbid(unsafe_code)]
 
@@ -28,11 +30,15 @@ pub mod leaks;
 #[cfg(feature = "store")]
 pub mod load;
 pub mod mock;
+#[cfg(feature = "model")]
+pub mod model;
 #[cfg(feature = "store")]
 pub mod oracle;
 mod roles;
 #[cfg(feature = "store")]
 pub mod store;
+#[cfg(feature = "model")]
+pub mod world;
 
 pub use crash::{
     CrashInjector, CrashPoint, ProcessCrash, check_crash_point, clear_injector, install_injector, run_with_crash,

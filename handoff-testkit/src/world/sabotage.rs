@@ -1,0 +1,24 @@
+//! Rules that are broken on purpose, by an effect that is performed otherwise than asked: the machines stay as they ship.
+
+/// One broken rule. A check that does not notice it is worth nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Sabotage {
+    /// A successor that was found Active is killed and not continued.
+    KillActive,
+    /// The lock is released when the seal begins, not when it is done.
+    ReleaseBeforeSeal,
+    /// The incumbent in limbo decides on the lease that it read before it had the lock.
+    DecideWithoutLookingAgain,
+    /// Nobody ends a successor whose handover is undone: neither a restarted supervisor nor an incumbent that came back.
+    SpareLeftovers,
+    /// The same, and a successor takes whatever epoch it finds for the one that it was told.
+    SpareLeftoversAndIgnoreEpoch,
+    /// A resume after the lock was released says that nothing has changed.
+    ResumeFromMemory,
+}
+
+impl Sabotage {
+    pub(super) fn spares_leftovers(self) -> bool {
+        matches!(self, Self::SpareLeftovers | Self::SpareLeftoversAndIgnoreEpoch)
+    }
+}
