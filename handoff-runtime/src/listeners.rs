@@ -78,11 +78,6 @@ impl InheritedListeners {
         Self { sockets }
     }
 
-    /// All that are left, for a supervisor, which passes them on and never accepts: their flags are as they were.
-    pub(crate) fn into_fds(self) -> Vec<(String, OwnedFd)> {
-        self.sockets.into_iter().map(|socket| (socket.name, socket.fd)).collect()
-    }
-
     fn take_kind(&mut self, name: &str, kind: Kind) -> Option<OwnedFd> {
         let place = self.sockets.iter().position(|socket| socket.name == name && socket.kind == kind)?;
         let fd = self.sockets.remove(place).fd;

@@ -133,6 +133,7 @@ impl Process {
     ///
     /// # Errors
     /// As [`kill`](Self::kill).
+    #[cfg(feature = "service")]
     pub(crate) fn terminate(&self) -> Result<()> {
         self.signal(Signal::TERM)
     }

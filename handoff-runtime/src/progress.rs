@@ -31,6 +31,7 @@ impl Cancel {
     }
 
     /// Calls it off. What is committed stays committed.
+    #[cfg(any(feature = "service", test))]
     pub(crate) fn cancel(&self, reason: &str) {
         *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
         self.waker.wake();
