@@ -173,7 +173,6 @@ fn fds_max() -> u64 {
 mod tests {
     use std::net::TcpListener;
     use std::os::fd::AsFd;
-    use std::path::Path;
     use std::process::Command;
 
     use super::*;
@@ -326,7 +325,7 @@ mod tests {
         let listeners = [("http".to_owned(), listener.as_fd())];
         let program = std::env::current_exe().unwrap();
         let arguments = arguments_for("environment::tests::claims_as_a_supervisor");
-        let mut process = spawn(Path::new(&program), &arguments, &[], &listeners, None).unwrap();
+        let mut process = spawn(program.as_ref(), &arguments, &[], &listeners, None).unwrap();
         assert!(process.wait().unwrap().unwrap().success());
     }
 }

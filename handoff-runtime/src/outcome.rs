@@ -90,12 +90,12 @@ pub struct Recovery {
     /// The old process of the last handover whose successor serves, if it has not left yet.
     pub retiring: Option<Process>,
     /// Whether the supervisor has the listeners of who serves.
-    pub(crate) listeners: GivenBack,
+    pub listeners: GivenBack,
 }
 
 /// What came of asking a living incumbent for its listeners.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum GivenBack {
+pub enum GivenBack {
     /// All that it keeps; none from one of version 1.
     All,
     /// It did not answer.

@@ -133,7 +133,7 @@ impl Process {
     ///
     /// # Errors
     /// As [`kill`](Self::kill).
-    #[cfg(feature = "service")]
+    #[cfg(any(feature = "service", test))]
     pub(crate) fn terminate(&self) -> Result<()> {
         self.signal(Signal::TERM)
     }
