@@ -2,12 +2,14 @@
 //! against each; a graph of the same states tells whether a serving one can be reached from everywhere.
 
 mod graph;
+mod simulation;
 
 use stateright::{Model, Property};
 
 use crate::world::{Limits, Move, World};
 
 pub use graph::{Graph, Summary};
+pub use simulation::{Failure, Walked};
 
 /// A world within limits, as stateright sees it.
 #[derive(Debug, Clone, Copy)]

@@ -44,6 +44,35 @@ fn stateright_finds_the_same() {
     assert_eq!(checker.unique_state_count(), Graph::explore(HandoverModel(limits(1, 1))).summary().states);
 }
 
+/// A walk at random with up to eight faults in two handovers: no number of faults makes two writers. The seed of a walk that
+/// failed goes into `HANDOFF_MODEL_SEED`.
+#[test]
+fn long_walks_with_many_faults() {
+    let model = HandoverModel(limits(2, 8));
+    let given = std::env::var("HANDOFF_MODEL_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seeds = given.map_or(1..=64, |seed: u64| seed..=seed);
+    let mut faults = 0;
+    for seed in seeds {
+        match model.simulate(seed, 4000) {
+            Ok(walked) => {
+                faults += walked.faults;
+                assert!(walked.serving > 0);
+            }
+            Err(failure) => {
+                panic!("HANDOFF_MODEL_SEED={} finds {:?}:\n{}", failure.seed, failure.broken, failure.trace)
+            }
+        }
+    }
+    assert!(faults > 0, "no fault has happened");
+}
+
+#[test]
+fn a_seed_that_fails_fails_again_in_the_same_way() {
+    let model = HandoverModel(Limits { sabotage: Some(Sabotage::KillActive), ..limits(2, 4) });
+    let failure = (1..200).find_map(|seed| model.simulate(seed, 4000).err()).expect("the broken rule goes unnoticed");
+    assert_eq!(model.simulate(failure.seed, 4000), Err(failure));
+}
+
 /// The broken rule breaks this promise first.
 fn notices(sabotage: Sabotage, handovers: u8, faults: u8, expected: Broken) {
     let limits = Limits { sabotage: Some(sabotage), ..limits(handovers, faults) };

@@ -5,7 +5,7 @@ use handoff_proto::{LeaseState, LeaseView, successor};
 
 use super::process::{End, Life, Memory, Process, Resume, Role, Service, Slot, Store};
 use super::supervisor::Job;
-use super::{Clock, SLOTS, World, process_id};
+use super::{Clock, Limits, SLOTS, World, process_id};
 
 impl World {
     pub(super) fn tidy(&mut self) {
@@ -116,6 +116,12 @@ impl World {
         }
         let fresh = Self::new(self.sabotage);
         *self = Self { handovers: self.handovers, faults: self.faults, ..fresh };
+    }
+
+    /// Whether all handovers are over and nothing is left of them.
+    pub fn is_over(&self, limits: &Limits) -> bool {
+        let fresh = Self { handovers: self.handovers, faults: self.faults, ..Self::new(self.sabotage) };
+        self.handovers >= limits.handovers && self.fingerprint() == fresh.fingerprint()
     }
 
     fn is_somebody(&self, slot: Slot) -> bool {
