@@ -67,6 +67,11 @@ impl Setup {
         Ok(Self::role("store")?.listener("http", "127.0.0.1:0"))
     }
 
+    /// What is run.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
     /// Adds an argument of the daemon.
     #[must_use]
     pub fn arg(mut self, arg: impl Into<String>) -> Self {
@@ -325,6 +330,30 @@ impl Fixture {
             supervisor.wait()?;
         }
         Ok(())
+    }
+
+    /// Waits for the supervisor's end, by whatever.
+    ///
+    /// # Errors
+    /// None was started, or it has not ended in time.
+    pub fn wait_for_supervisor(&mut self, patience: Duration) -> io::Result<ExitStatus> {
+        let mut supervisor = self.release_supervisor().ok_or_else(|| io::Error::other("no supervisor was started"))?;
+        let until = Instant::now() + patience;
+        loop {
+            match supervisor.try_wait()? {
+                Some(status) => return Ok(status),
+                None if Instant::now() > until => {
+                    self.supervisor = Some(supervisor);
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "the supervisor does not end"));
+                }
+                None => std::thread::park_timeout(Duration::from_millis(2)),
+            }
+        }
+    }
+
+    /// Gives the supervisor into the caller's hands, such as a frozen one beside which another is to be started.
+    pub fn release_supervisor(&mut self) -> Option<Child> {
+        self.supervisor.take()
     }
 
     /// Stops the service by SIGTERM to the supervisor, and waits until it has ended.

@@ -60,10 +60,16 @@ fn mentions(pid: u32, dir: &Path) -> bool {
     })
 }
 
-/// Neither gone nor a zombie (proc_pid_stat(5)); the state stands behind the name, which may hold anything.
+/// Neither gone nor a zombie.
 fn is_alive(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    process_state(pid).is_some_and(|state| !matches!(state, 'Z' | 'X'))
+}
+
+/// The process's state (proc_pid_stat(5)): `T` is stopped, `Z` a zombie. `None`: it is gone. It stands behind the name, which
+/// may hold anything.
+pub(crate) fn process_state(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
 }
 
 #[cfg(test)]

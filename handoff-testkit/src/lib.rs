@@ -12,6 +12,7 @@
 //! | one role, against a script | closed and silent channels | [`MockDrainable`], [`ScriptedSupervisor`] |
 //! | one daemon's hooks under load | aborts | `store::hooks`, `load`, `oracle` |
 //! | real processes | `_exit` at a named point, signals | [`init`], [`ProcessCrash`] |
+//! | every point × every fault, on real processes | `_exit`, SIGKILL, SIGSTOP, delays, errors | [`matrix`] |
 //!
 //! What all of them check is in two places: the `oracle` compares what clients were told with what is on disk, and [`leaks`]
 //! finds what was left behind.
@@ -29,6 +30,7 @@ pub mod fixture;
 pub mod leaks;
 #[cfg(feature = "store")]
 pub mod load;
+pub mod matrix;
 pub mod mock;
 #[cfg(feature = "model")]
 pub mod model;
@@ -44,6 +46,7 @@ pub use crash::{
     CrashInjector, CrashPoint, ProcessCrash, check_crash_point, clear_injector, install_injector, run_with_crash,
 };
 pub use fixture::{Fixture, Setup};
+pub use matrix::Matrix;
 pub use mock::{HookCall, MockDrainable, ScriptedSupervisor, connect_with_retry};
 pub use roles::{ChildRole, ROLE_VARIABLE, init, init_with};
 

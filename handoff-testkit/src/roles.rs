@@ -22,6 +22,7 @@ pub struct ChildRole {
 /// The roles that the testkit brings.
 const OWN: &[ChildRole] = &[
     ChildRole { name: "handoff", main: |args| handoff_runtime::cli::main(args) },
+    ChildRole { name: "matrix-daemon", main: |_| crate::matrix::daemon::main() },
     #[cfg(feature = "store")]
     ChildRole { name: "store", main: |args| crate::store::daemon::main(args) },
     #[cfg(feature = "store")]
@@ -29,7 +30,7 @@ const OWN: &[ChildRole] = &[
 ];
 
 /// Call it first in `main`, before any thread. Returns at once in the parent; in a child it plays the child's role and ends
-/// the process: `handoff` is the program of that name, `store` the reference daemon, `verify` the oracle.
+/// the process: `handoff` is the program of that name, `matrix-daemon` the matrix's built-in daemon, `store` the reference daemon, `verify` the oracle.
 pub fn init() {
     init_with(&[]);
 }

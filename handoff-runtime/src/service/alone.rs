@@ -17,6 +17,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tracing::warn;
 
+use crate::crash;
 use crate::process::Process;
 use crate::sys::poll;
 use crate::timers::Timers;
@@ -32,7 +33,7 @@ pub(super) struct Silence {
 
 impl Default for Silence {
     fn default() -> Self {
-        Self { listening: Duration::from_secs(10), starting: Duration::from_secs(60) }
+        Self { listening: crash::initial_timing().liveness, starting: Duration::from_secs(60) }
     }
 }
 

@@ -6,6 +6,7 @@
 mod commit;
 mod daemons;
 mod interop;
+mod matrix;
 mod recovery;
 mod refusals;
 mod syscalls;
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
         ChildRole { name: recovery::daemon::ROLE, main: recovery::daemon::main },
     ]);
     let arguments = libtest_mimic::Arguments::from_args();
-    let trials = [commit::all(), interop::all(), recovery::all(), refusals::all(), syscalls::all()]
+    let trials = [commit::all(), interop::all(), matrix::all(), recovery::all(), refusals::all(), syscalls::all()]
         .into_iter()
         .flatten()
         .collect();

@@ -1,0 +1,65 @@
+//! The fault matrix as a program: runs every row on the built-in daemon, prints a table, and writes it as JSON.
+//!
+//! Exit status 0 only if no row failed and every fault fired.
+
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use handoff_testkit::matrix::{Matrix, Report};
+
+/// Lets every role of a handover fail in every way at every point, and checks what comes of it.
+#[derive(Debug, Parser)]
+#[command(name = "handoff-matrix")]
+struct Args {
+    /// How often every row is run
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    runs: u32,
+    /// Only these rows: a role, a point, a fault, POINT/FAULT or ROLE/POINT/FAULT, with * and ?
+    #[arg(long, default_value = "*", value_name = "GLOB")]
+    filter: String,
+    /// Where the choices start that vary: the order of the rows, and how many writes go ahead of a fault
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    seed: u64,
+    /// Write the report to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How many rows run at the same time
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    jobs: usize,
+    /// What the machine itself may be slow, in milliseconds; added to every bound
+    #[arg(long, default_value_t = 1000, value_name = "MS")]
+    tolerance_ms: u64,
+}
+
+fn main() -> ExitCode {
+    handoff_testkit::init();
+    let args = Args::parse();
+    let matrix = Matrix::built_in()
+        .filter(&args.filter)
+        .seed(args.seed)
+        .side_by_side(args.jobs)
+        .tolerance(Duration::from_millis(args.tolerance_ms));
+    if matrix.rows().is_empty() {
+        eprintln!("handoff-matrix: no row is meant by --filter {}; try \"n-*\" or \"kill\"", args.filter);
+        return ExitCode::FAILURE;
+    }
+    let report = matrix.run_watched(args.runs, &|row| eprintln!("{row}"));
+    println!("{report}");
+    match write(&args, &report) {
+        Ok(()) => ExitCode::from(u8::from(!report.is_clean())),
+        Err(error) => {
+            eprintln!("handoff-matrix: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn write(args: &Args, report: &Report) -> Result<(), String> {
+    let Some(path) = &args.json else { return Ok(()) };
+    let json = serde_json::to_string_pretty(report).map_err(|error| error.to_string())?;
+    std::fs::write(path, json + "\n").map_err(|error| format!("{}: {error}", path.display()))
+}

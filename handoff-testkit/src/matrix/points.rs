@@ -1,0 +1,134 @@
+//! Where a fault happens, and which: every crash point of the runtime, and every way in which a process can fail there.
+//!
+//! The points are those of `handoff_runtime::crash::points`; a test compares the two lists, and the table of expectations is
+//! an exhaustive match over both enums here, so none can be forgotten.
+
+use std::fmt;
+
+use handoff_runtime::crash::points;
+
+/// Who is hit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// S: owns the listeners, orders the handover.
+    Supervisor,
+    /// O: serves at first.
+    Incumbent,
+    /// N: is to serve.
+    Successor,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Supervisor => "supervisor",
+            Self::Incumbent => "incumbent",
+            Self::Successor => "successor",
+        })
+    }
+}
+
+macro_rules! points {
+    ($($point:ident = $name:ident, $role:ident;)+) => {
+        /// A named place in a handover; see [`handoff_runtime::crash::points`] for what each means.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[allow(missing_docs)]
+        pub enum Point { $($point),+ }
+
+        impl Point {
+            /// All points, in the order of a handover, role by role.
+            pub const ALL: &[Self] = &[$(Self::$point),+];
+
+            /// What `HANDOFF_CRASH_AT` calls it.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$point => points::$name),+ }
+            }
+
+            /// Who comes by.
+            pub fn role(self) -> Role {
+                match self { $(Self::$point => Role::$role),+ }
+            }
+        }
+    };
+}
+
+points! {
+    SAfterOHello = S_AFTER_O_HELLO, Supervisor;
+    SAfterSpawnSuccessor = S_AFTER_SPAWN_SUCCESSOR, Supervisor;
+    SAfterNHello = S_AFTER_N_HELLO, Supervisor;
+    SAfterPrepareSent = S_AFTER_PREPARE_SENT, Supervisor;
+    SAfterDrainedRecv = S_AFTER_DRAINED_RECV, Supervisor;
+    SAfterSealRequestSent = S_AFTER_SEAL_REQUEST_SENT, Supervisor;
+    SAfterSealCompleteRecv = S_AFTER_SEAL_COMPLETE_RECV, Supervisor;
+    SAfterBeginSent = S_AFTER_BEGIN_SENT, Supervisor;
+    SAfterReadyRecv = S_AFTER_READY_RECV, Supervisor;
+    SAfterCommitSent = S_AFTER_COMMIT_SENT, Supervisor;
+    SAfterJournalClear = S_AFTER_JOURNAL_CLEAR, Supervisor;
+    OInDrain = O_IN_DRAIN, Incumbent;
+    OAfterDrainedSent = O_AFTER_DRAINED_SENT, Incumbent;
+    OInSeal = O_IN_SEAL, Incumbent;
+    OAfterSealFlockReleased = O_AFTER_SEAL_FLOCK_RELEASED, Incumbent;
+    OAfterSealCompleteSent = O_AFTER_SEAL_COMPLETE_SENT, Incumbent;
+    OAfterCommitRecv = O_AFTER_COMMIT_RECV, Incumbent;
+    OInResume = O_IN_RESUME, Incumbent;
+    NBeforeHandshake = N_BEFORE_HANDSHAKE, Successor;
+    NAfterHandshake = N_AFTER_HANDSHAKE, Successor;
+    NAfterBegin = N_AFTER_BEGIN, Successor;
+    NAfterLock = N_AFTER_LOCK, Successor;
+    NBeforeAnnounceReady = N_BEFORE_ANNOUNCE_READY, Successor;
+    NAfterReady = N_AFTER_READY, Successor;
+}
+
+/// How a process fails at a point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// `_exit(99)`. A supervisor is started again at once.
+    Exit,
+    /// SIGKILL. A supervisor is started again only when the two others have settled it between themselves.
+    Kill,
+    /// SIGSTOP, and nobody wakes it. Beside a frozen supervisor a second one is started when the others have settled it.
+    Stop,
+    /// SIGSTOP, and SIGCONT: a daemon wakes while its peers still wait for it, a supervisor when they have given it up.
+    StopCont,
+    /// It sleeps at the point, for less than its peers wait for it.
+    Delay,
+    /// The hook, or the library's call, that is under way at the point returns an error.
+    Error,
+}
+
+impl Fault {
+    /// All faults.
+    pub const ALL: &[Self] = &[Self::Exit, Self::Kill, Self::Stop, Self::StopCont, Self::Delay, Self::Error];
+
+    /// Its name in reports and filters.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Exit => "exit",
+            Self::Kill => "kill",
+            Self::Stop => "stop",
+            Self::StopCont => "stop-cont",
+            Self::Delay => "delay",
+            Self::Error => "error",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_point_of_the_runtime_is_here() {
+        let here: Vec<_> = Point::ALL.iter().map(|point| point.name()).collect();
+        assert_eq!(here, points::ALL, "a new point needs a line here, and then one in the table");
+        for point in Point::ALL {
+            let prefix = &point.role().to_string()[..1];
+            let expected = match prefix {
+                "i" => "o-",
+                _ if point.role() == Role::Successor => "n-",
+                _ => "s-",
+            };
+            assert!(point.name().starts_with(expected), "{point:?} is another role's");
+        }
+    }
+}
