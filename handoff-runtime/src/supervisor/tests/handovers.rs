@@ -117,8 +117,13 @@ fn failed_hooks_are_told_in_their_own_words() {
 
 #[test]
 fn an_incumbent_that_hangs_up_ends_the_handover() {
-    let (reason, _) = play_undone(Manner::HangsUpAtPrepare, "good");
-    assert_eq!(reason, "the incumbent closed its session");
+    let stage = Stage::set();
+    let (outcome, _) = play(&stage, Manner::HangsUpAtPrepare, "good");
+    assert!(!outcome.committed && outcome.child.is_none());
+    stage.assert_successor_left_nothing();
+    assert_eq!(outcome.abort_reason.as_deref(), Some("the incumbent closed its session"));
+    let record = StateJournal::read(&stage.journal()).unwrap().unwrap();
+    assert_eq!(record.phase, Phase::ResumingAfterAbort, "nobody has heard that it serves again");
 }
 
 #[test]
