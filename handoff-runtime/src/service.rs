@@ -203,6 +203,14 @@ fn supervisor(config: &ServiceConfig) -> Result<Supervisor> {
     let supervisor = match config.watchdog {
         Watchdog::Off => supervisor.with_watchdog(WatchdogRule::Spares),
         Watchdog::After(liveness) => {
+            let heartbeat = Timing::default().heartbeat;
+            if liveness <= heartbeat {
+                tracing::warn!(
+                    ?liveness,
+                    ?heartbeat,
+                    "the watchdog is not longer than a heartbeat takes: a healthy process may be ended"
+                );
+            }
             supervisor.with_watchdog(WatchdogRule::Ends).with_timing(Timing { liveness, ..crash::initial_timing() })
         }
     };

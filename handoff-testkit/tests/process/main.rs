@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         ChildRole { name: "daemon-ours", main: |_| daemons::exit_code(daemons::ours::main()) },
         ChildRole { name: "daemon-theirs", main: |_| daemons::exit_code(daemons::theirs::main()) },
         ChildRole { name: recovery::daemon::ROLE, main: recovery::daemon::main },
+        ChildRole { name: recovery::leftovers::LOCKER, main: recovery::leftovers::locker },
     ]);
     let arguments = libtest_mimic::Arguments::from_args();
     let trials = [commit::all(), interop::all(), matrix::all(), recovery::all(), refusals::all(), syscalls::all()]

@@ -6,6 +6,8 @@
 //! requests may stay unanswered; nothing else may happen.
 
 pub(crate) mod daemon;
+mod frozen;
+pub(crate) mod leftovers;
 mod probation;
 mod restart;
 mod scene;
@@ -15,7 +17,7 @@ use libtest_mimic::Trial;
 use crate::Outcome;
 
 pub(crate) fn all() -> Vec<Trial> {
-    [restart::all(), probation::all()].into_iter().flatten().collect()
+    [restart::all(), probation::all(), frozen::all(), leftovers::all()].into_iter().flatten().collect()
 }
 
 fn trial(name: &str, test: impl FnOnce() -> Outcome + Send + 'static) -> Trial {

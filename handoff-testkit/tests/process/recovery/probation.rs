@@ -116,7 +116,7 @@ fn new_build_dies_after_a_restart() -> Outcome {
 }
 
 fn new_build_freezes_on_probation() -> Outcome {
-    let config = ["probation = \"60s\"", "watchdog = \"500ms\""];
+    let config = ["probation = \"60s\"", "watchdog = \"3s\""];
     let (mut builds, pid) = Builds::upgraded(Mood::Good, Mood::Good, &config)?;
     signal(pid, Signal::STOP)?;
     builds.expect("first", pid)?;

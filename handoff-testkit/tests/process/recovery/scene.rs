@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use handoff_testkit::fixture::{Fixture, Setup};
 use handoff_testkit::load::{Load, LoadSpec};
+use handoff_testkit::oracle::Verdict;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -61,7 +62,7 @@ impl Scene {
         Ok((Self::on(fixture)?, supervisor))
     }
 
-    fn on(fixture: Fixture) -> Result<Self> {
+    pub(super) fn on(fixture: Fixture) -> Result<Self> {
         let acks = fixture.path().join("acks");
         let spec = LoadSpec { clients: 4, ..LoadSpec::new(fixture.address("http")?, &acks) };
         let scene = Self { load: Load::start(&spec)?, acks, fixture };
@@ -75,6 +76,13 @@ impl Scene {
         check(heard, format!("nobody serves:\n{}", self.fixture.log()))
     }
 
+    /// Waits until so many more writes are acknowledged.
+    pub(super) fn after_acks(&self, count: u64) -> Outcome {
+        let until = self.load.counts().acked + count;
+        let heard = self.load.wait_until(PATIENCE, |counts| counts.acked >= until);
+        check(heard, format!("nobody serves:\n{}", self.fixture.log()))
+    }
+
     pub(super) fn upgrade(&self) -> Outcome {
         let upgrade = self.fixture.upgrade(&[])?;
         check(upgrade.committed(), format!("a handover commits: {upgrade:?}\n{}", self.fixture.log()))
@@ -83,6 +91,37 @@ impl Scene {
     /// Waits until the supervisor says so of itself.
     pub(super) fn wait_until(&mut self, what: &str, accept: impl Fn(&Value) -> bool) -> Result<Value> {
         Ok(self.fixture.wait_until(what, accept)?)
+    }
+
+    /// Waits until the supervisor says that another process serves.
+    pub(super) fn wait_for_another_than(&mut self, pid: u32) -> Outcome {
+        let accept = |status: &Value| {
+            status["state"] == "serving" && status["incumbent"]["pid"].as_u64().is_some_and(|now| now != u64::from(pid))
+        };
+        self.wait_until("another process serves", accept)?;
+        self.serves()
+    }
+
+    /// Waits until one of the processes stands still.
+    pub(super) fn wait_for_a_frozen_process(&self) -> Outcome {
+        let is_stopped = |pid: u32| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+        };
+        let until = Instant::now() + PATIENCE;
+        while !self.fixture.processes().into_iter().any(is_stopped) {
+            check(Instant::now() < until, format!("nobody freezes:\n{}", self.fixture.log()))?;
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    /// Stops the service under load.
+    pub(super) fn stop(mut self) -> Result<(Fixture, Verdict)> {
+        check(self.fixture.stop()?.success(), self.fixture.log())?;
+        self.load.stop()?;
+        let verdict = self.fixture.verify(&self.acks)?;
+        Ok((self.fixture, verdict))
     }
 
     /// Waits for the processes of the fixture to be as many as this: retiring ones leave a moment after a commit.
@@ -96,6 +135,17 @@ impl Scene {
             std::thread::park_timeout(Duration::from_millis(5));
         }
         Ok(())
+    }
+
+    /// Goes on with a supervisor whose watchdog is patient: in a handover it must be longer than a heartbeat takes.
+    pub(super) fn with_a_patient_watchdog(mut self) -> Result<Self> {
+        let path = self.fixture.path().join("handoff.toml");
+        let config = std::fs::read_to_string(&path)?;
+        let lines = config.lines().filter(|line| !line.starts_with("watchdog")).map(|line| format!("{line}\n"));
+        std::fs::write(&path, lines.collect::<String>())?;
+        self.fixture.kill_supervisor()?;
+        self.fixture.start_supervisor()?;
+        Ok(self)
     }
 
     /// The end of every test: the next handover commits, two processes live, and after a stop none; nothing is lost.
