@@ -8,7 +8,7 @@
 //! | further variable | meaning |
 //! |---|---|
 //! | `HANDOFF_CRASH_HOW` | `exit` (default), `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself), `delay:MS` (sleeps that long and goes on), `error` (the library's call or the hook at this point returns an error, where there is one) |
-//! | `HANDOFF_CRASH_ONCE` | set: only the first process that comes by. The variables are inherited by every generation; whoever finds the marker does nothing. The pid goes to `crashed-ROLE.pid` beside it |
+//! | `HANDOFF_CRASH_ONCE` | set: only the first process that comes by. The variables are inherited by every generation; whoever finds the marker does nothing. The pid goes to `crashed-ROLE.pid` beside it, and one that was stopped and goes on leaves `crashed-ROLE.awake` |
 //! | `HANDOFF_TIMING` | the protocol's intervals in milliseconds, such as `liveness=1500,heartbeat=300`, so that a test need not wait for the real ones |
 
 mod timing;
@@ -188,7 +188,10 @@ mod armed {
         match plan.how {
             How::Exit => exit_now(EXIT_STATUS),
             How::Kill => signal_self(libc::SIGKILL),
-            How::Stop => signal_self(libc::SIGSTOP),
+            How::Stop => {
+                signal_self(libc::SIGSTOP);
+                plan.note_awake();
+            }
             // The delay is the fault itself; nothing is waited for.
             How::Delay(time) => std::thread::sleep(time),
             How::Fail => {}
@@ -252,6 +255,15 @@ mod armed {
             let mut marker = File::create_new(self.path(dir, "marker"))?;
             write(self.path(dir, "pid"), std::process::id().to_string())?;
             marker.write_all(point.as_bytes())
+        }
+
+        /// Somebody has sent SIGCONT, perhaps too soon for the stop to be seen from outside.
+        fn note_awake(&self) {
+            if let (Some(dir), Often::Once) = (&self.marker_dir, self.often)
+                && let Err(error) = File::create(self.path(dir, "awake"))
+            {
+                eprintln!("crash marker in {}: {error}", dir.display());
+            }
         }
 
         fn path(&self, dir: &Path, extension: &str) -> PathBuf {

@@ -130,7 +130,7 @@ fn fault_and_after(
     let supervisor = fixture.supervisor_pid();
     let known = [old, supervisor, upgrade.pid()];
     let born: Vec<u32> = fixture.processes().into_iter().filter(|pid| !known.contains(pid)).collect();
-    confirm(row, fixture, hit)?;
+    confirm(row, fixture, hit, place.markers)?;
     report.fired = true;
     let frozen = go_on(row, fixture, hit, &upgrade, writer)?;
     let serving = wait_until_settled(fixture, writer)?;
@@ -235,7 +235,8 @@ fn wait_until_fired(row: &Row, markers: &Path) -> io::Result<u32> {
 }
 
 /// What the marker announces is seen from outside: by the exit status where the process is our child, else by its state.
-fn confirm(row: &Row, fixture: &mut Fixture, hit: u32) -> io::Result<()> {
+fn confirm(row: &Row, fixture: &mut Fixture, hit: u32, markers: &Path) -> io::Result<()> {
+    let awake = crash(row, markers).marker_path().with_extension("awake");
     match (row.fault, row.point.role()) {
         (Fault::Exit | Fault::Kill, Role::Supervisor) => {
             let status = fixture.wait_for_supervisor(PATIENCE)?;
@@ -251,8 +252,9 @@ fn confirm(row: &Row, fixture: &mut Fixture, hit: u32) -> io::Result<()> {
         }),
         (Fault::Stop | Fault::StopCont, _) => until("it is stopped", || {
             let state = process_state(hit);
-            // Whoever watches it may have ended it already.
-            Ok(if matches!(state, None | Some('T' | 't' | 'Z' | 'X')) { Ok(()) } else { Err(state) })
+            // Whoever watches it may have ended it, or told it to go on, already.
+            let was_stopped = matches!(state, None | Some('T' | 't' | 'Z' | 'X'));
+            Ok(if was_stopped || awake.exists() { Ok(()) } else { Err(state) })
         }),
         (Fault::Delay | Fault::Error, _) => Ok(()),
     }

@@ -56,6 +56,7 @@ const OLD: &[Serving] = &[Serving::Old];
 const NEW: &[Serving] = &[Serving::New];
 const FRESH: &[Serving] = &[Serving::Fresh];
 const OLD_OR_NEW: &[Serving] = &[Serving::Old, Serving::New];
+const ANY: &[Serving] = &[Serving::Old, Serving::New, Serving::Fresh];
 const OLD_OR_FRESH: &[Serving] = &[Serving::Old, Serving::Fresh];
 
 /// An owner's lock is free at once, and it resumes.
@@ -150,7 +151,8 @@ pub fn expected(point: Point, fault: Fault) -> Option<Expected> {
         // N is Active: either its death is seen before the commit, or it is on probation.
         P::NAfterReady => match fault {
             Fault::Exit | Fault::Kill => must(OLD_OR_FRESH, RESTARTED),
-            Fault::Stop => must(OLD_OR_FRESH, Watched),
+            // The service tells the one that serves to go on when the old one has left: it may have been stopped by that.
+            Fault::Stop => must(ANY, Watched),
             Fault::StopCont | Fault::Delay => must(NEW, Woken),
             Fault::Error => None,
         },
