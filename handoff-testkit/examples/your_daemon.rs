@@ -33,8 +33,8 @@ impl Subject for YourDaemon {
 
     /// All writes, from disk, when nobody runs any more.
     fn written(&self, data_dir: &Path) -> io::Result<Vec<Written>> {
-        let ledger = Store::look(data_dir).map_err(io::Error::other)?;
-        let writes = ledger.iter().flat_map(|(token, signal)| (0..signal.count).map(move |_| token));
+        let state = Store::look(data_dir).map_err(io::Error::other)?;
+        let writes = state.signals.iter().flat_map(|(token, signal)| (0..signal.count).map(move |_| token));
         let token = |text: &str| text.parse().map_err(io::Error::other);
         writes.map(|text| Ok(Written { token: token(text)?, epoch: None })).collect()
     }

@@ -58,13 +58,13 @@ impl Setup {
         Ok(Self::new(std::env::current_exe()?).env(crate::ROLE_VARIABLE, name))
     }
 
-    /// The reference store, serving the listener `http` on a free port.
+    /// The reference store, serving the listener `http` on a free port. It keeps its whole log, for [`Fixture::verify`].
     ///
     /// # Errors
     /// As [`Setup::role`].
     #[cfg(feature = "store")]
     pub fn store() -> io::Result<Self> {
-        Ok(Self::role("store")?.listener("http", "127.0.0.1:0"))
+        Ok(Self::role("store")?.env("STORE_LOG", "whole").listener("http", "127.0.0.1:0"))
     }
 
     /// What is run.
@@ -280,14 +280,14 @@ impl Fixture {
     /// The address of the listener of this name.
     ///
     /// # Errors
-    /// When nobody answers, or there is no such TCP listener.
+    /// When nobody answers, or there is no such TCP listener or UDP socket.
     pub fn address(&self, name: &str) -> io::Result<SocketAddr> {
         let status = self.status()?;
         let listeners = status["listeners"].as_array().into_iter().flatten();
         let address = listeners.filter(|listener| listener["name"] == name).find_map(|it| it["addr"].as_str());
         address
-            .and_then(|address| address.parse().ok())
-            .ok_or_else(|| io::Error::other(format!("no TCP listener is named {name}: {status}")))
+            .and_then(|address| address.strip_prefix("udp:").unwrap_or(address).parse().ok())
+            .ok_or_else(|| io::Error::other(format!("no internet address is named {name}: {status}")))
     }
 
     /// Runs `handoff upgrade --json` with these further arguments.

@@ -1,6 +1,9 @@
 //! The promises as checks on what is left on disk: reads the clients' logs of acknowledged writes and the store's log, and
 //! counts what must be 0. It runs in a process of its own after the end, and changes nothing.
 //!
+//! It needs the whole log: a store whose checkpoints delete old segments keeps them when it is told to
+//! ([`LogRetention::Whole`](crate::store::LogRetention::Whole), `--log whole` of the daemon).
+//!
 //! It reads the store's log more leniently than the store does: what the store would refuse is here to be counted.
 
 use std::collections::{HashMap, HashSet};
@@ -11,7 +14,7 @@ use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
 
-use crate::store::{LOG_NAME, LogReader, Next, Payload, Result, Store, StoreError};
+use crate::store::{LogReader, Next, Payload, Result, Store, StoreError, list_segments};
 
 /// What [`verify`] found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,7 +53,7 @@ impl Verdict {
 /// # Errors
 /// A file can't be read. What is wrong with what it says is in the verdict.
 pub fn verify(acks_dir: &Path, data_dir: &Path) -> Result<Verdict> {
-    let log = read_log(&data_dir.join(LOG_NAME))?;
+    let log = read_log(data_dir)?;
     let acks = read_acks(acks_dir)?;
     let mut verdict = Verdict {
         acked: acks.len() as u64,
@@ -58,10 +61,9 @@ pub fn verify(acks_dir: &Path, data_dir: &Path) -> Result<Verdict> {
         ..log.verdict
     };
     match Store::look(data_dir) {
-        Ok(ledger) => {
-            let counts: HashMap<&str, u64> = ledger.iter().map(|(key, signal)| (key, signal.count)).collect();
-            let keys: HashSet<&str> = counts.keys().copied().chain(log.counts.keys().map(String::as_str)).collect();
-            let differs = |key: &&&str| counts.get(**key) != log.counts.get(**key);
+        Ok(state) => {
+            let keys: HashSet<&String> = state.signals.keys().chain(log.counts.keys()).collect();
+            let differs = |key: &&&String| state.get(key) != log.counts.get(**key).copied().unwrap_or_default();
             verdict.miscounted = keys.iter().filter(differs).count() as u64;
         }
         Err(error) => verdict.unreadable = Some(error.to_string()),
@@ -97,34 +99,47 @@ struct Log {
     /// Token and key, as a client logs them.
     writes: HashSet<String>,
     counts: HashMap<String, u64>,
+    newest_epoch: u64,
 }
 
-fn read_log(path: &Path) -> Result<Log> {
+fn read_log(data_dir: &Path) -> Result<Log> {
     let mut log = Log::default();
-    let Some(mut reader) = LogReader::open(path)? else { return Ok(log) };
-    let mut newest_epoch = 0;
-    loop {
-        let record = match reader.next().map_err(|error| reading(path, error))? {
-            Next::Record(record) => record,
-            Next::End => return Ok(log),
-            Next::Damage => {
-                log.verdict.damaged += 1;
-                if reader.skip_damage().map_err(|error| reading(path, error))? {
-                    continue;
-                }
-                return Ok(log);
-            }
-        };
-        log.verdict.two_writers += u64::from(record.stamp.epoch < newest_epoch);
-        if let Payload::Increment { key, token } = record.payload {
-            log.verdict.epochs += u64::from(record.stamp.epoch > newest_epoch);
-            log.take(key, &token);
-        }
-        newest_epoch = newest_epoch.max(record.stamp.epoch);
+    let segments = list_segments(data_dir)?;
+    if let Some(first) = segments.first().filter(|first| first.number > 0) {
+        let gone = std::io::Error::other("the log's beginning was deleted; the store must be told to keep it");
+        return Err(reading(&first.path, gone));
     }
+    for segment in segments {
+        if let Some(reader) = LogReader::open(&segment.path)? {
+            log.read(reader).map_err(|error| reading(&segment.path, error))?;
+        }
+    }
+    Ok(log)
 }
 
 impl Log {
+    fn read(&mut self, mut reader: LogReader) -> std::io::Result<()> {
+        loop {
+            let record = match reader.next()? {
+                Next::Record(record) => record,
+                Next::End => return Ok(()),
+                Next::Damage => {
+                    self.verdict.damaged += 1;
+                    if reader.skip_damage()? {
+                        continue;
+                    }
+                    return Ok(());
+                }
+            };
+            self.verdict.two_writers += u64::from(record.stamp.epoch < self.newest_epoch);
+            if let Payload::Increment { key, token } = record.payload {
+                self.verdict.epochs += u64::from(record.stamp.epoch > self.newest_epoch);
+                self.take(key, &token);
+            }
+            self.newest_epoch = self.newest_epoch.max(record.stamp.epoch);
+        }
+    }
+
     fn take(&mut self, key: String, token: &str) {
         self.verdict.writes += 1;
         let fresh = token.is_empty() || self.writes.insert(format!("{token} {key}"));
@@ -151,6 +166,7 @@ fn reading(path: &Path, error: std::io::Error) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::LOG_NAME;
 
     struct Bench {
         dir: tempfile::TempDir,

@@ -33,6 +33,34 @@ pub enum CrashPoint {
     CoEngagementUpdate,
 }
 
+impl CrashPoint {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::WalPreAggregate,
+        Self::WalPostAggregate,
+        Self::CheckpointPreFlush,
+        Self::CheckpointPostFlush,
+        Self::SignalAggregationUpdate,
+        Self::CohortLedgerUpdate,
+        Self::CollectionIndexUpdate,
+        Self::CoEngagementUpdate,
+    ];
+
+    /// Its name in `HANDOFF_CRASH_AT`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::WalPreAggregate => "store-wal-pre-aggregate",
+            Self::WalPostAggregate => "store-wal-post-aggregate",
+            Self::CheckpointPreFlush => "store-checkpoint-pre-flush",
+            Self::CheckpointPostFlush => "store-checkpoint-post-flush",
+            Self::SignalAggregationUpdate => "store-signal-aggregation-update",
+            Self::CohortLedgerUpdate => "store-cohort-ledger-update",
+            Self::CollectionIndexUpdate => "store-collection-index-update",
+            Self::CoEngagementUpdate => "store-co-engagement-update",
+        }
+    }
+}
+
 /// Panics once, at one point, on one crossing of it. May be shared between threads.
 ///
 /// ```

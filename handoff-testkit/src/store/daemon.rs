@@ -12,7 +12,7 @@
 
 use std::error::Error;
 use std::ffi::OsString;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -21,8 +21,8 @@ use handoff_runtime::{
     BegunSuccessor, DataDirLock, Incumbent, InheritedListeners, ReadinessSnapshot, Role, Successor, detect_role,
 };
 
-use super::Contents;
 use super::hooks::Daemon;
+use super::{Contents, LogRetention};
 
 /// How long a cold start waits for the lock: a killed process frees its lock a moment after its death.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
@@ -34,9 +34,10 @@ const USAGE: &str = "\
 usage: [--data-dir DIR] [--control-socket PATH] [--listen ADDR]... [--build-id TEXT] [--connections N]
   --data-dir        else HANDOFF_DATA_DIR
   --control-socket  else HANDOFF_CONTROL_SOCKET
-  --listen          where to listen when no listener was passed in
+  --listen          where to listen when no listener was passed in; udp:ADDR for datagrams
   --build-id        else STORE_BUILD_ID
-  --connections     how many clients are served at once; 256";
+  --connections     how many clients are served at once; 256
+  --log             truncated (default): a checkpoint deletes what it makes superfluous; whole: it stays; else STORE_LOG";
 
 /// Everything that the daemon is told from outside, listeners and role apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,10 +48,14 @@ pub struct Options {
     pub control_socket: PathBuf,
     /// Where to listen when no listener was passed in.
     pub listen: Vec<SocketAddr>,
+    /// Where to receive datagrams when no listener was passed in.
+    pub listen_udp: Vec<SocketAddr>,
     /// What names this build.
     pub build_id: String,
     /// How many clients are served at once.
     pub connections_max: usize,
+    /// What becomes of the log behind a checkpoint.
+    pub retention: LogRetention,
 }
 
 impl Options {
@@ -66,7 +71,8 @@ impl Options {
         let mut data_dir = variable("HANDOFF_DATA_DIR").map(PathBuf::from);
         let mut control_socket = variable("HANDOFF_CONTROL_SOCKET").map(PathBuf::from);
         let mut build_id = variable("STORE_BUILD_ID").map(|id| id.to_string_lossy().into_owned());
-        let mut listen = Vec::new();
+        let mut log = variable("STORE_LOG").map(|log| log.to_string_lossy().into_owned());
+        let (mut listen, mut listen_udp) = (Vec::new(), Vec::new());
         let mut connections_max = CONNECTIONS_MAX;
         let mut args = args.into_iter().skip(1);
         while let Some(name) = args.next() {
@@ -77,7 +83,14 @@ impl Options {
             match name.as_str() {
                 "--data-dir" => data_dir = Some(value.into()),
                 "--control-socket" => control_socket = Some(value.into()),
-                "--listen" => listen.push(text.parse().map_err(|_| bad("an address"))?),
+                "--listen" => {
+                    let (list, address) = match text.strip_prefix("udp:") {
+                        Some(address) => (&mut listen_udp, address),
+                        None => (&mut listen, text.as_str()),
+                    };
+                    list.push(address.parse().map_err(|_| bad("an address"))?);
+                }
+                "--log" => log = Some(text),
                 "--build-id" => build_id = Some(text),
                 "--connections" => connections_max = text.parse().map_err(|_| bad("a number"))?,
                 _ => return Err(format!("unknown option {name}")),
@@ -87,8 +100,14 @@ impl Options {
             data_dir: data_dir.ok_or("no data directory is given")?,
             control_socket: control_socket.ok_or("no control socket is given")?,
             listen,
+            listen_udp,
             build_id: build_id.unwrap_or_else(|| env!("CARGO_PKG_VERSION").into()),
             connections_max,
+            retention: match log.as_deref() {
+                None | Some("truncated") => LogRetention::Truncated,
+                Some("whole") => LogRetention::Whole,
+                Some(other) => return Err(format!("--log {other}: not truncated or whole")),
+            },
         })
     }
 }
@@ -126,15 +145,20 @@ fn cold_start(options: &Options, mut inherited: InheritedListeners) -> Result<()
     let lock = DataDirLock::acquire_timeout(&options.data_dir, LOCK_WAIT)?;
     let daemon = start(options)?;
     daemon.open(lock.epoch())?;
-    let mut listeners: Vec<_> = inherited.names().iter().filter_map(|name| inherited.take(name)).collect();
-    if listeners.is_empty() {
-        listeners = options.listen.iter().map(TcpListener::bind).collect::<Result<_, _>>()?;
+    let names = inherited.names();
+    let mut sockets = Sockets {
+        tcp: names.iter().filter_map(|name| inherited.take(name)).collect(),
+        udp: names.iter().filter_map(|name| inherited.take_udp_socket(name)).collect(),
+    };
+    if sockets.is_empty() {
+        sockets.tcp = options.listen.iter().map(TcpListener::bind).collect::<Result<_, _>>()?;
+        sockets.udp = options.listen_udp.iter().map(UdpSocket::bind).collect::<Result<_, _>>()?;
     }
-    if listeners.is_empty() {
+    if sockets.is_empty() {
         return Err("no listener was passed in and no --listen is given".into());
     }
     let incumbent = Incumbent::bind_cold_start(&options.control_socket, lock)?;
-    serve(&daemon, listeners, incumbent.with_build_id(options.build_id.clone().into()))
+    serve(&daemon, sockets, incumbent.with_build_id(options.build_id.clone().into()))
 }
 
 fn take_over(options: &Options, successor: Successor) -> Result<(), Box<dyn Error>> {
@@ -144,16 +168,20 @@ fn take_over(options: &Options, successor: Successor) -> Result<(), Box<dyn Erro
     let mut begun = successor.wait_for_begin()?;
     let lock = begun.lock(&options.data_dir)?;
     let opened = daemon.open(lock.epoch()).map_err(Into::into).and_then(|contents| check(&begun, contents));
-    let listeners: Vec<_> = begun.listener_names().iter().filter_map(|name| begun.take_listener(name)).collect();
+    let names = begun.listener_names();
+    let sockets = Sockets {
+        tcp: names.iter().filter_map(|name| begun.take_listener(name)).collect(),
+        udp: names.iter().filter_map(|name| begun.take_udp_socket(name)).collect(),
+    };
     let readiness = ReadinessSnapshot {
-        listening_on: listeners.iter().filter_map(|listener| Some(listener.local_addr().ok()?.to_string())).collect(),
+        listening_on: sockets.addresses(),
         healthz_ok: opened.is_ok(),
         advertised_revision_per_shard: opened.iter().map(|contents| contents.last_sequence).collect(),
     };
     // An unfit one says so, and gives up: then the reason is the error to show.
     let announced = begun.announce_and_bind(readiness, &options.control_socket, lock);
     opened?;
-    serve(&daemon, listeners, announced?)
+    serve(&daemon, sockets, announced?)
 }
 
 /// Whether this is what the predecessor sealed. One that died, or a supervisor of version 1, leaves nothing to compare.
@@ -166,13 +194,32 @@ fn check(begun: &BegunSuccessor, opened: Contents) -> Result<Contents, Box<dyn E
     }
 }
 
+/// Where the daemon serves.
+struct Sockets {
+    tcp: Vec<TcpListener>,
+    udp: Vec<UdpSocket>,
+}
+
+impl Sockets {
+    fn is_empty(&self) -> bool {
+        self.tcp.is_empty() && self.udp.is_empty()
+    }
+
+    fn addresses(&self) -> Vec<String> {
+        let tcp = self.tcp.iter().filter_map(|listener| Some(listener.local_addr().ok()?.to_string()));
+        let udp = self.udp.iter().filter_map(|socket| Some(format!("udp:{}", socket.local_addr().ok()?)));
+        tcp.chain(udp).collect()
+    }
+}
+
 fn start(options: &Options) -> std::io::Result<Daemon> {
-    Daemon::start(&options.data_dir, &options.build_id, options.connections_max)
+    Daemon::start(&options.data_dir, &options.build_id, options.connections_max, options.retention)
 }
 
 /// Serves clients and supervisors until the process was handed over, and then those clients that have not left.
-fn serve(daemon: &Daemon, listeners: Vec<TcpListener>, incumbent: Incumbent) -> Result<(), Box<dyn Error>> {
-    daemon.listen(listeners)?;
+fn serve(daemon: &Daemon, sockets: Sockets, incumbent: Incumbent) -> Result<(), Box<dyn Error>> {
+    daemon.receive(sockets.udp);
+    daemon.listen(sockets.tcp)?;
     let served = incumbent.serve(daemon.clone())?;
     let open_connections = daemon.leave(LEAVE_PATIENCE);
     tracing::info!(?served, open_connections, "leaving");
@@ -192,10 +239,20 @@ mod tests {
         };
         let environment =
             [("HANDOFF_DATA_DIR", "/d"), ("HANDOFF_CONTROL_SOCKET", "/c"), ("STORE_BUILD_ID", "b"), ("OTHER", "x")];
+        let udp = parse(&["--listen", "udp:127.0.0.1:1", "--log", "whole"], &environment).expect("parses");
+        assert_eq!((udp.listen.len(), udp.listen_udp.len(), udp.retention), (0, 1, LogRetention::Whole));
         let options = parse(&["--listen", "127.0.0.1:1", "--data-dir", "/e"], &environment).expect("parses");
+        assert_eq!(options.retention, LogRetention::Truncated);
         assert_eq!((options.data_dir, options.control_socket), ("/e".into(), "/c".into()));
         assert_eq!((options.build_id.as_str(), options.listen.len(), options.connections_max), ("b", 1, 256));
-        for bad in [&["--listen", "nowhere"][..], &["--listen"], &["--nonsense", "x"], &["--connections", "many"]] {
+        for bad in [
+            &["--listen", "nowhere"][..],
+            &["--listen", "udp:x"],
+            &["--log", "some"],
+            &["--listen"],
+            &["--nonsense", "x"],
+            &["--connections", "many"],
+        ] {
             assert!(parse(bad, &environment).is_err(), "{bad:?}");
         }
         assert!(parse(&[], &[]).expect_err("nothing given").contains("data directory"));

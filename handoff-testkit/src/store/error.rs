@@ -22,10 +22,10 @@ pub enum StoreError {
         reason: String,
     },
 
-    /// The caller's key or token is not acceptable.
+    /// The caller's key, token or collection is not acceptable.
     #[error("{what} is {bytes} bytes long; 1 to {bytes_max} printable bytes without a space are allowed")]
     BadName {
-        /// "key" or "token".
+        /// "key", "token" or "collection".
         what: &'static str,
         /// Its length.
         bytes: usize,
@@ -41,6 +41,32 @@ pub enum StoreError {
         /// What the kernel said.
         source: io::Error,
     },
+
+    /// An item is greater than a collection takes.
+    #[error("item {item} is greater than {item_max}")]
+    BadItem {
+        /// The item.
+        item: u32,
+        /// The greatest that is allowed.
+        item_max: u32,
+    },
+
+    /// A key can't be engaged with together with itself.
+    #[error("a key has no edge to itself")]
+    SamePair,
+
+    /// The storage engine failed. Nothing is lost: the log has it.
+    #[error("the engine failed {doing}: {reason}")]
+    Engine {
+        /// What was being done.
+        doing: &'static str,
+        /// What the engine said.
+        reason: String,
+    },
+
+    /// The store is being sealed: no checkpoint is made any more.
+    #[error("the store is being sealed")]
+    Sealing,
 
     /// Acknowledged records are damaged. Nothing was changed; restore the file from a copy.
     #[error("{} is damaged at byte {offset}: {reason}", path.display())]
@@ -78,6 +104,11 @@ impl StoreError {
     /// An [`StoreError::Io`] that says what was being done.
     pub(crate) fn io(doing: impl Into<String>, source: impl Into<io::Error>) -> Self {
         Self::Io { doing: doing.into(), source: source.into() }
+    }
+
+    /// An [`StoreError::Engine`] out of whatever the engine returns.
+    pub(crate) fn engine<E: Into<redb::Error>>(doing: &'static str) -> impl Fn(E) -> Self {
+        move |error| Self::Engine { doing, reason: error.into().to_string() }
     }
 
     /// A [`StoreError::Poisoned`].

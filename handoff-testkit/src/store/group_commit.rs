@@ -91,6 +91,15 @@ impl GroupCommit {
         }
     }
 
+    /// Goes on with `file`. Everything that was appended so far must be durable.
+    pub(crate) fn go_on_in(&self, file: Arc<dyn LogFile>) {
+        let waited = self.changed.wait_while(self.state(), |state| matches!(state.phase, Phase::Syncing));
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        if let Phase::Idle(current) = &mut state.phase {
+            *current = file;
+        }
+    }
+
     /// Lets go of the file. What is not durable by now never will be.
     pub(crate) fn close(&self) {
         let waited = self.changed.wait_while(self.state(), |state| matches!(state.phase, Phase::Syncing));

@@ -9,7 +9,7 @@ use crate::oracle::verify;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn start(dir: &Path) -> Daemon {
-    Daemon::start(&dir.join("data"), "test", 32).expect("starts")
+    Daemon::start(&dir.join("data"), "test", 32, LogRetention::Whole).expect("starts")
 }
 
 /// A daemon that serves `listener` under `epoch`.
@@ -127,7 +127,7 @@ fn a_newer_format_is_told_as_not_readable() {
 #[test]
 fn a_sealed_store_answers_retry() {
     let dir = tempfile::tempdir().expect("a directory");
-    let service = StoreService::new(dir.path(), "test");
+    let service = StoreService::new(dir.path(), "test", LogRetention::Whole, sync_channel(1).0);
     let increment = Request::Increment { key: "key", token: None };
     assert_eq!(service.answer(increment, 1), Reply::Retry, "not open yet");
     service.open(1).expect("opens");

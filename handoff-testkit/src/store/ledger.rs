@@ -1,17 +1,13 @@
-//! The hot tier: every signal's count and decay scores, in memory.
+//! The ledger's rows: one key's count and decay scores.
 //!
 //! Invariants:
 //!
-//! - It is a pure function of the increments in log order: the time of an event comes with it from the log, never from a
-//!   clock, and events of one key are applied in the order of their sequences. So a replay gives equal bits.
-//! - It never holds what is not in the log.
+//! - A signal is a pure function of its key's increments in log order: the time of an event comes with it from the log, never
+//!   from a clock. So a replay gives equal bits.
 
-use std::collections::HashMap;
-
-#[cfg(feature = "crash-points")]
-use crate::crash::{CrashPoint, check_crash_point};
-
-use super::record::{u32_at, u64_at};
+use super::batch::{Batch, Row, Rows};
+use super::points::crash_point;
+use super::record::u64_at;
 
 /// After how long one event counts half in each of a signal's scores, in milliseconds: a minute, an hour, a day.
 pub const HALF_LIVES_MS: [u64; 3] = [60_000, 3_600_000, 86_400_000];
@@ -38,13 +34,12 @@ impl Signal {
         std::array::from_fn(|index| decayed(self.scores[index], age_ms, HALF_LIVES_MS[index]))
     }
 
-    fn apply(&mut self, event: Event) {
+    pub(crate) fn apply(&mut self, event: Event) {
         let age_ms = event.at_ms.saturating_sub(self.updated_ms);
         self.count += 1;
         for (index, score) in self.scores.iter_mut().enumerate() {
-            #[cfg(feature = "crash-points")]
             if index > 0 {
-                check_crash_point(CrashPoint::SignalAggregationUpdate);
+                crash_point!(SignalAggregationUpdate);
             }
             *score = decayed(*score, age_ms, HALF_LIVES_MS[index]) + 1.0;
         }
@@ -57,87 +52,38 @@ fn decayed(score: f64, age_ms: u64, half_life_ms: u64) -> f64 {
     score * (-(age_ms as f64) / half_life_ms as f64).exp2()
 }
 
-/// Where in the log and when an increment was.
+/// Where in the log and when a write was.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Event {
     pub(crate) sequence: u64,
     pub(crate) at_ms: u64,
 }
 
-/// All signals.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Ledger {
-    signals: HashMap<Box<str>, Signal>,
-}
+impl Row for Signal {
+    const TABLE: &'static str = "signals";
 
-impl Ledger {
-    /// The signal of `key`, if it was ever incremented.
-    pub fn get(&self, key: &str) -> Option<&Signal> {
-        self.signals.get(key)
+    fn rows(batch: &Batch) -> &Rows<Self> {
+        &batch.signals
     }
 
-    /// How many keys there are.
-    pub fn len(&self) -> usize {
-        self.signals.len()
+    fn rows_mut(batch: &mut Batch) -> &mut Rows<Self> {
+        &mut batch.signals
     }
 
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.signals.is_empty()
-    }
-
-    /// All keys with their signals, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Signal)> {
-        self.signals.iter().map(|(key, signal)| (&**key, signal))
-    }
-
-    /// Counts one event of `key`; returns the count.
-    pub(crate) fn apply(&mut self, key: &str, event: Event) -> u64 {
-        if let Some(signal) = self.signals.get_mut(key) {
-            signal.apply(event);
-            return signal.count;
-        }
-        let mut signal = Signal { updated_ms: event.at_ms, ..Signal::default() };
-        signal.apply(event);
-        self.signals.insert(key.into(), signal);
-        signal.count
-    }
-
-    /// Appends the whole ledger to `out`: the number of scores and of keys, then each key with its signal.
-    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&(SCORES as u32).to_le_bytes());
-        out.extend_from_slice(&(self.signals.len() as u64).to_le_bytes());
-        for (key, signal) in &self.signals {
-            out.extend_from_slice(&(key.len() as u32).to_le_bytes());
-            out.extend_from_slice(key.as_bytes());
-            let scores = signal.scores.map(f64::to_bits);
-            for field in [signal.count, signal.updated_ms, signal.sequence].iter().chain(&scores) {
-                out.extend_from_slice(&field.to_le_bytes());
-            }
+    fn encode(&self, out: &mut Vec<u8>) {
+        let scores = self.scores.map(f64::to_bits);
+        for field in [self.count, self.updated_ms, self.sequence].iter().chain(&scores) {
+            out.extend_from_slice(&field.to_le_bytes());
         }
     }
 
-    /// Reads what [`encode`](Self::encode) wrote; `None` when it is anything else.
-    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
-        let count = usize::try_from(u64_at(bytes, 4)?).ok()?;
-        if u32_at(bytes, 0)? as usize != SCORES || count > bytes.len() {
-            return None;
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let field = |index: usize| u64_at(bytes, 8 * index);
+        let mut signal = Self { count: field(0)?, updated_ms: field(1)?, sequence: field(2)?, ..Self::default() };
+        for (index, score) in signal.scores.iter_mut().enumerate() {
+            *score = f64::from_bits(field(3 + index)?);
         }
-        let mut signals = HashMap::with_capacity(count);
-        let mut rest = bytes.get(12..)?;
-        for _ in 0..count {
-            let key_bytes = u32_at(rest, 0)? as usize;
-            let (key, after) = rest.get(4..)?.split_at_checked(key_bytes)?;
-            let field = |index: usize| u64_at(after, 8 * index);
-            let mut signal =
-                Signal { count: field(0)?, updated_ms: field(1)?, sequence: field(2)?, ..Signal::default() };
-            for (index, score) in signal.scores.iter_mut().enumerate() {
-                *score = f64::from_bits(field(3 + index)?);
-            }
-            signals.insert(std::str::from_utf8(key).ok()?.into(), signal);
-            rest = &after[8 * (3 + SCORES)..];
-        }
-        rest.is_empty().then_some(Self { signals })
+        (bytes.len() == 8 * (3 + SCORES)).then_some(signal)
     }
 }
 
@@ -145,18 +91,17 @@ impl Ledger {
 mod tests {
     use super::*;
 
-    fn ledger(events: &[(&str, u64)]) -> Ledger {
-        let mut ledger = Ledger::default();
-        for (sequence, (key, at_ms)) in (1..).zip(events) {
-            ledger.apply(key, Event { sequence, at_ms: *at_ms });
+    fn signal(times_ms: &[u64]) -> Signal {
+        let mut signal = Signal::default();
+        for (sequence, at_ms) in (1..).zip(times_ms) {
+            signal.apply(Event { sequence, at_ms: *at_ms });
         }
-        ledger
+        signal
     }
 
     #[test]
     fn scores_halve_in_their_half_life() {
-        let ledger = ledger(&[("a", 1_000), ("a", 1_000 + HALF_LIVES_MS[0])]);
-        let signal = ledger.get("a").expect("counted");
+        let signal = signal(&[1_000, 1_000 + HALF_LIVES_MS[0]]);
         assert_eq!(signal.count, 2);
         assert_eq!(signal.scores[0], 1.5);
         assert!(signal.scores[1] > 1.98 && signal.scores[1] < 2.0, "{:?}", signal.scores);
@@ -165,21 +110,17 @@ mod tests {
 
     #[test]
     fn the_same_events_give_the_same_bits() {
-        let events = [("a", 5), ("b", 17), ("a", 90_001), ("a", 90_001), ("b", 4_000_000)];
-        assert_eq!(ledger(&events), ledger(&events));
-        assert_ne!(ledger(&events), ledger(&events[1..]));
+        let times_ms = [5, 17, 90_001, 90_001, 4_000_000];
+        assert_eq!(signal(&times_ms), signal(&times_ms));
+        assert_ne!(signal(&times_ms), signal(&times_ms[1..]));
     }
 
     #[test]
     fn it_comes_back_from_its_bytes() {
-        let ledger = ledger(&[("a", 5), ("schlüssel", 17), ("a", 90_001)]);
+        let signal = signal(&[5, 90_001]);
         let mut bytes = Vec::new();
-        ledger.encode(&mut bytes);
-        assert_eq!(Ledger::decode(&bytes), Some(ledger));
-        for cut in 0..bytes.len() {
-            assert_eq!(Ledger::decode(&bytes[..cut]), None, "cut at {cut}");
-        }
-        bytes.push(0);
-        assert_eq!(Ledger::decode(&bytes), None, "nothing may follow");
+        signal.encode(&mut bytes);
+        assert_eq!(Signal::decode(&bytes), Some(signal));
+        assert_eq!(Signal::decode(&bytes[1..]), None);
     }
 }

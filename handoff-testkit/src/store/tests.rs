@@ -9,7 +9,7 @@ use std::thread;
 use proptest::prelude::*;
 
 use super::*;
-use crate::crash::{CrashInjector, run_with_crash};
+use crate::crash::{CrashInjector, CrashPoint, run_with_crash};
 
 fn dir() -> tempfile::TempDir {
     tempfile::tempdir().expect("a directory")
@@ -40,6 +40,19 @@ struct WatchedLog {
     changed: Condvar,
 }
 
+/// The first segment is watched, the later ones are real.
+#[derive(Debug)]
+struct WatchedDisk(Arc<WatchedLog>);
+
+impl Disk for WatchedDisk {
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
+        match path.ends_with(LOG_NAME) {
+            true => Ok(Arc::clone(&self.0) as Arc<dyn LogFile>),
+            false => RealDisk.open(path),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Watched {
     events: Vec<Event>,
@@ -61,14 +74,10 @@ enum Event {
 
 impl WatchedLog {
     fn store(dir: &Path, watched: Watched) -> (Store, Arc<Self>) {
-        let mut log = None;
-        let store = Store::open_on(dir, 1, |path| {
-            let disk = DiskLog::open(path)?;
-            let watched = Arc::new(Self { disk, state: Mutex::new(watched), changed: Condvar::new() });
-            log = Some(Arc::clone(&watched));
-            Ok(watched)
-        });
-        (store.expect("opens"), log.expect("was opened"))
+        let disk = DiskLog::open(&dir.join(LOG_NAME)).expect("opened");
+        let log = Arc::new(Self { disk, state: Mutex::new(watched), changed: Condvar::new() });
+        let disk = Box::new(WatchedDisk(Arc::clone(&log)));
+        (Store::open_on(dir, 1, LogRetention::Truncated, disk).expect("opens"), log)
     }
 
     fn state(&self) -> MutexGuard<'_, Watched> {
@@ -202,7 +211,7 @@ fn a_refused_append_leaves_no_trace() {
     assert!(matches!(store.increment("key"), Err(StoreError::Io { .. })));
     assert_eq!(log_bytes(dir.path()), before);
     assert_eq!(store.increment("key").expect("the disk has room again"), 2);
-    assert_eq!(Store::replay(dir.path()).expect("whole"), store.ledger().expect("open"));
+    assert_eq!(Store::replay(dir.path()).expect("whole"), store.state().expect("open"));
 }
 
 #[test]
@@ -226,7 +235,7 @@ fn a_seal_syncs_only_what_nobody_waited_for_and_needs_no_footer() {
     let sealed = store.seal().expect("a full disk does not stop a handover");
     assert_eq!(log.syncs(), syncs, "every write was durable already");
     let successor = open(dir.path(), 2);
-    assert_eq!(successor.recovery(), Recovery::Replayed { increments: 1, torn_bytes: 0 });
+    assert_eq!(successor.recovery(), Recovery::Replayed { writes: 1, torn_bytes: 0 });
     assert_eq!(successor.contents().expect("open"), sealed);
 }
 
@@ -234,7 +243,7 @@ fn a_seal_syncs_only_what_nobody_waited_for_and_needs_no_footer() {
 fn a_seal_makes_durable_what_nobody_waited_for() {
     let dir = dir();
     let (store, log) = WatchedLog::store(dir.path(), Watched::default());
-    store.append_and_count("key", "").expect("appended");
+    store.append_and_apply(Write::Increment { key: "key", token: "" }).expect("appended");
     assert_eq!(log.syncs(), 0);
     store.seal().expect("sealed");
     assert_eq!(log.syncs(), 1);
@@ -248,7 +257,7 @@ fn a_sealed_store_is_not_replayed_and_writes_no_more() {
     for key in ["a", "b", "a"] {
         store.increment(key).expect("written");
     }
-    let ledger = store.ledger().expect("open");
+    let state = store.state().expect("open");
     let sealed = store.seal().expect("sealed");
     let bytes = log_bytes(dir.path());
     assert!(matches!(store.increment("a"), Err(StoreError::Sealed)));
@@ -259,8 +268,8 @@ fn a_sealed_store_is_not_replayed_and_writes_no_more() {
     let successor = open(dir.path(), 2);
     assert_eq!(successor.recovery(), Recovery::Sealed);
     assert_eq!(successor.contents().expect("open"), sealed);
-    assert_eq!(successor.ledger().expect("open"), ledger);
-    assert_eq!(Store::replay(dir.path()).expect("whole"), ledger);
+    assert_eq!(successor.state().expect("open"), state);
+    assert_eq!(Store::replay(dir.path()).expect("whole"), state);
     assert_eq!(successor.increment("a").expect("written"), 3);
     assert_eq!(successor.seal().expect("sealed").last_sequence, 4);
     assert_eq!(open(dir.path(), 3).recovery(), Recovery::Sealed);
@@ -273,11 +282,11 @@ fn an_unsealed_store_is_replayed_to_the_same_bits() {
     for write in 0..100 {
         store.increment(["a", "b", "c"][write % 3]).expect("written");
     }
-    let (ledger, contents) = (store.ledger().expect("open"), store.contents().expect("open"));
+    let (state, contents) = (store.state().expect("open"), store.contents().expect("open"));
     drop(store);
     let again = open(dir.path(), 1);
-    assert_eq!(again.recovery(), Recovery::Replayed { increments: 100, torn_bytes: 0 });
-    assert_eq!(again.ledger().expect("open"), ledger);
+    assert_eq!(again.recovery(), Recovery::Replayed { writes: 100, torn_bytes: 0 });
+    assert_eq!(again.state().expect("open"), state);
     assert_eq!(again.contents().expect("open"), contents);
 }
 
@@ -290,9 +299,9 @@ fn a_torn_tail_is_cut_off_wherever_it_tore() {
         fs::write(dir.path().join(LOG_NAME), &whole[..cut]).expect("torn");
         let store = open(dir.path(), 1);
         let torn_bytes = (cut - shorter) as u64;
-        assert_eq!(store.recovery(), Recovery::Replayed { increments: 1, torn_bytes });
+        assert_eq!(store.recovery(), Recovery::Replayed { writes: 1, torn_bytes });
         assert_eq!(store.increment("a").expect("goes on"), 2);
-        assert_eq!(Store::replay(dir.path()).expect("whole again"), store.ledger().expect("open"));
+        assert_eq!(Store::replay(dir.path()).expect("whole again"), store.state().expect("open"));
     }
 }
 
@@ -320,7 +329,7 @@ fn a_damaged_footer_or_snapshot_costs_a_replay_and_nothing_else() {
         bytes[damaged] ^= 0x40;
         fs::write(dir.path().join(LOG_NAME), &bytes).expect("damaged");
         let store = open(dir.path(), 2);
-        assert!(matches!(store.recovery(), Recovery::Replayed { increments: 3, .. }), "byte {damaged}");
+        assert!(matches!(store.recovery(), Recovery::Replayed { writes: 3, .. }), "byte {damaged}");
         assert_eq!(store.contents().expect("open"), sealed, "byte {damaged}");
     }
 }
@@ -342,13 +351,13 @@ fn a_hole_that_nobody_acknowledged_is_a_torn_tail() {
     let dir = dir();
     let (store, _log) = WatchedLog::store(dir.path(), Watched::default());
     for key in ["a", "b", "c"] {
-        store.append_and_count(key, "").expect("appended, not synced");
+        store.append_and_apply(Write::Increment { key, token: "" }).expect("appended, not synced");
     }
     drop(store);
     let mut bytes = log_bytes(dir.path());
     bytes[record::HEADER_BYTES + 9] ^= 1; // a page that did not reach the disk before the power went
     fs::write(dir.path().join(LOG_NAME), &bytes).expect("damaged");
-    assert!(matches!(open(dir.path(), 1).recovery(), Recovery::Replayed { increments: 0, torn_bytes: 1.. }));
+    assert!(matches!(open(dir.path(), 1).recovery(), Recovery::Replayed { writes: 0, torn_bytes: 1.. }));
 }
 
 #[test]
@@ -419,7 +428,7 @@ fn crash_and_reopen(point: CrashPoint, pass: u64) {
     let store = open(dir.path(), 2);
     let extra = if point == CrashPoint::WalPostAggregate { 2 } else { 1 };
     assert_eq!(store.get("a").expect("read"), acknowledged + extra, "all that was in the log, once");
-    assert_eq!(store.ledger().expect("open"), Store::replay(dir.path()).expect("whole"));
+    assert_eq!(store.state().expect("open"), Store::replay(dir.path()).expect("whole"));
     store.increment("a").expect("writes again");
 }
 
@@ -472,7 +481,7 @@ proptest! {
                 let count = store.get("a").expect("read");
                 prop_assert!(count <= 4);
                 prop_assert_eq!(store.increment("a").expect("goes on"), count + 1);
-                prop_assert_eq!(Store::replay(dir.path()).expect("whole"), store.ledger().expect("open"));
+                prop_assert_eq!(Store::replay(dir.path()).expect("whole"), store.state().expect("open"));
             }
             Err(StoreError::Corrupt { .. } | StoreError::NewerFormat { .. }) => {}
             Err(error) => prop_assert!(false, "{error}"),

@@ -84,7 +84,7 @@ pub(crate) fn main(args: Vec<std::ffi::OsString>) -> std::process::ExitCode {
 fn run(args: Vec<std::ffi::OsString>) -> Result<()> {
     let mood = env::var(MOOD).ok().and_then(|name| ALL.into_iter().find(|mood| format!("{mood:?}") == name));
     let options = Options::parse(args, |name| env::var_os(name))?;
-    let daemon = Daemon::start(&options.data_dir, &options.build_id, options.connections_max)?;
+    let daemon = Daemon::start(&options.data_dir, &options.build_id, options.connections_max, options.retention)?;
     let hooks = Hooks { daemon: daemon.clone(), mood: mood.unwrap_or(Mood::Good), data_dir: options.data_dir.clone() };
     let (incumbent, listeners) = match detect_role()? {
         Role::ColdStart { mut inherited } => {
