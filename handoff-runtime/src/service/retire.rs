@@ -26,6 +26,15 @@ enum Stage {
     Killed,
 }
 
+/// How a process went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gone {
+    /// It had come to its end.
+    ByItself,
+    /// In the middle of anything, as far as this knows.
+    CutOff,
+}
+
 impl Retiring {
     /// It was told to leave by other means, such as `Commit`.
     pub(super) fn asked(process: Process) -> Self {
@@ -73,17 +82,20 @@ impl Retiring {
         }
     }
 
-    /// True when it is gone; it is then reaped, if it was our child.
-    pub(super) fn is_gone(&mut self) -> bool {
+    /// How it went, once it is gone; it is then reaped, if it was our child.
+    pub(super) fn gone(&mut self) -> Option<Gone> {
         if !self.process.has_exited().unwrap_or(false) {
-            return false;
+            return None;
         }
         match self.process.try_wait() {
-            Ok(Some(status)) => info!(pid = self.pid(), %status, "the process has left"),
+            Ok(Some(status)) => {
+                info!(pid = self.pid(), %status, "the process has left");
+                return Some(if status.success() { Gone::ByItself } else { Gone::CutOff });
+            }
             Ok(None) => info!(pid = self.pid(), "the process has left"),
             Err(error) => warn!(pid = self.pid(), %error, "the process has left and can't be reaped"),
         }
-        true
+        Some(Gone::CutOff)
     }
 
     fn report(&self, sent: crate::Result<()>) {

@@ -23,7 +23,7 @@ use super::ledger::{Ledger, Record};
 use super::listen::Listeners;
 use super::notify;
 use super::report::{HandoverReport, Stopped};
-use super::retire::Retiring;
+use super::retire::{Gone, Retiring};
 use super::state_dir::StateDir;
 use super::watch::{Punctual, Watch};
 use crate::outcome::Recovery;
@@ -257,16 +257,17 @@ impl Runner {
 
     fn reap_retired(&mut self) {
         let core = &mut self.core;
-        let before = core.retiring.len();
+        let mut was_cut_off = false;
         core.retiring.retain_mut(|retiring| {
-            let is_gone = retiring.is_gone();
-            if is_gone {
+            let gone = retiring.gone();
+            if gone.is_some() {
                 core.timers.disarm(Timer::Retire(retiring.pid()));
             }
-            !is_gone
+            was_cut_off |= gone == Some(Gone::CutOff);
+            gone.is_none()
         });
         // In limbo it may have told its successor to stand still, and died before it looked at the lease.
-        if core.retiring.len() < before
+        if was_cut_off
             && let Some(living) = core.daemon.living()
             && let Err(error) = living.process.cont()
         {

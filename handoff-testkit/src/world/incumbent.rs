@@ -189,7 +189,11 @@ impl World {
             }
             Effect::Arm(timer, _) => self.incumbent_role(slot)?.drive.arm(timer, &TIMERS),
             Effect::Disarm(timer) => self.incumbent_role(slot)?.drive.disarm(timer),
-            Effect::Leave(_) => self.kill(slot),
+            Effect::Leave(_) => {
+                // Who leaves by itself is not missed: nobody needs to look after what it was about to do.
+                self.supervisor_mut().retiring[slot] = false;
+                self.kill(slot);
+            }
             Effect::SendHeartbeat(..)
             | Effect::SendStatus { .. }
             | Effect::SendListeners(_)
