@@ -16,14 +16,15 @@ use crate::{Outcome, check};
 pub(super) fn all() -> Vec<Trial> {
     vec![
         trial("incumbent_freezes_while_idle", incumbent_freezes_while_idle),
-        trial("incumbent_freezes_without_a_supervisor", incumbent_freezes_without_a_supervisor),
+        trial("incumbent_stands_still_without_a_supervisor", incumbent_stands_still_without_a_supervisor),
         trial("incumbent_that_lives_is_left_alone", incumbent_that_lives_is_left_alone),
         trial("incumbent_freezes_in_drain", || incumbent_freezes(Mood::FreezesInDrain)),
         trial("incumbent_freezes_in_seal", || incumbent_freezes(Mood::FreezesInSeal)),
         trial("successor_freezes_under_the_lock", successor_freezes),
-        trial("successor_freezes_under_the_lock_without_a_supervisor", || orphan_freezes(Mood::FreezesUnderTheLock)),
-        trial("successor_freezes_active_without_a_supervisor", || orphan_freezes(Mood::FreezesActive)),
-        trial("successor_opens_slowly_without_a_supervisor", successor_opens_slowly),
+        trial("successor_freezes_under_the_lock_and_the_supervisor_dies", orphan_freezes_under_the_lock),
+        trial("successor_freezes_active_and_the_supervisor_dies", orphan_freezes_active),
+        trial("successor_opens_slowly_and_the_supervisor_dies", successor_opens_slowly),
+        trial("successor_takes_over_without_a_supervisor", successor_takes_over),
         trial("supervisor_freezes_while_idle", supervisor_freezes_while_idle),
         trial("supervisor_freezes_in_a_handover", supervisor_freezes_in_a_handover),
     ]
@@ -46,14 +47,17 @@ fn incumbent_freezes_while_idle() -> Outcome {
     scene.with_a_patient_watchdog()?.end(Cost::OpenConnections)
 }
 
-fn incumbent_freezes_without_a_supervisor() -> Outcome {
-    let mut scene = Scene::start(store(SHORT)?)?;
+/// Somebody may have told it to stand still and died: who adopts it tells it to go on.
+fn incumbent_stands_still_without_a_supervisor() -> Outcome {
+    let mut scene = Scene::start(store(LONG)?)?;
     let pid = scene.fixture.incumbent_pid()?;
     scene.fixture.kill_supervisor()?;
     signal(pid, Signal::STOP)?;
+    scene.wait_for_a_frozen_process()?;
     scene.fixture.start_supervisor()?;
-    scene.wait_for_another_than(pid)?;
-    scene.with_a_patient_watchdog()?.end(Cost::OpenConnections)
+    scene.serves()?;
+    check(scene.fixture.incumbent_pid()? == pid, format!("it goes on:\n{}", scene.fixture.log()))?;
+    scene.end(Cost::Nothing)
 }
 
 fn incumbent_that_lives_is_left_alone() -> Outcome {
@@ -81,13 +85,12 @@ impl Builds {
         Self::with(first, |setup| Ok((Scene::start(setup)?, None))).map(|(builds, _)| builds)
     }
 
-    /// With a supervisor that dies when it has told its first successor to begin.
-    fn with_a_supervisor_that_dies(first: Mood) -> Result<(Self, Child)> {
+    fn with_a_supervisor_that_dies_at(point: &str) -> Result<(Self, Child)> {
         let start = |setup| {
-            let (scene, supervisor) = Scene::with_a_supervisor_that_dies_at(setup, "s-after-begin-sent")?;
+            let (scene, supervisor) = Scene::with_a_supervisor_that_dies_at(setup, point)?;
             Ok((scene, Some(supervisor)))
         };
-        let (builds, supervisor) = Self::with(first, start)?;
+        let (builds, supervisor) = Self::with(Mood::Good, start)?;
         Ok((builds, supervisor.ok_or("a supervisor")?))
     }
 
@@ -132,31 +135,64 @@ fn successor_freezes() -> Outcome {
     builds.end(Cost::Nothing)
 }
 
-/// The supervisor dies, the successor freezes, and another supervisor comes.
-fn orphan_freezes(mood: Mood) -> Outcome {
-    let (mut builds, mut supervisor) = Builds::with_a_supervisor_that_dies(Mood::Good)?;
+/// The successor freezes under the lock, the supervisor dies, and another one comes.
+fn orphan_freezes_under_the_lock() -> Outcome {
+    let mut builds = Builds::new(Mood::Good)?;
     let old = builds.scene.fixture.incumbent_pid()?;
-    let frozen = builds.build(mood)?;
+    let frozen = builds.build(Mood::FreezesUnderTheLock)?;
+    let mut upgrade = upgrade_in_background(&builds.scene, &frozen.to_string_lossy())?;
+    builds.scene.wait_for_a_frozen_process()?;
+    builds.scene.fixture.kill_supervisor()?;
+    check(ended(&mut upgrade)?.code() == Some(3), "its client is told")?;
+    builds.scene.fixture.start_supervisor()?;
+    builds.scene.serves()?;
+    check(builds.scene.fixture.incumbent_pid()? == old, format!("it is undone:\n{}", builds.scene.fixture.log()))?;
+    builds.end(Cost::Nothing)
+}
+
+/// The successor stands still as soon as it is Active, and the supervisor dies before it can commit: the incumbent, or the
+/// next supervisor, tells it to go on.
+fn orphan_freezes_active() -> Outcome {
+    let (mut builds, mut supervisor) = Builds::with_a_supervisor_that_dies_at("s-after-ready-recv")?;
+    let old = builds.scene.fixture.incumbent_pid()?;
+    let frozen = builds.build(Mood::FreezesActive)?;
     let upgrade = builds.scene.fixture.upgrade(&[&frozen.to_string_lossy()])?;
     check(upgrade.code == Some(3), format!("{upgrade:?}"))?;
     ended(&mut supervisor)?;
-    builds.scene.wait_for_a_frozen_process()?;
     builds.scene.fixture.start_supervisor()?;
     builds.scene.serves()?;
-    let (kept, cost) = if mood == Mood::FreezesActive { (false, Cost::OpenConnections) } else { (true, Cost::Nothing) };
-    check((builds.scene.fixture.incumbent_pid()? == old) == kept, builds.scene.fixture.log())?;
-    builds.end(cost)
+    check(builds.scene.fixture.incumbent_pid()? != old, builds.scene.fixture.log())?;
+    builds.end(Cost::OpenConnections)
+}
+
+/// A handover whose successor has the lock and opens slowly, and whose supervisor is dead. With the old pid.
+fn orphan_that_opens_slowly() -> Result<(Builds, u32)> {
+    let mut builds = Builds::new(Mood::Good)?;
+    let old = builds.scene.fixture.incumbent_pid()?;
+    let slow = builds.build(Mood::OpensSlowly)?;
+    let mut upgrade = upgrade_in_background(&builds.scene, &slow.to_string_lossy())?;
+    builds.scene.wait_until_the_successor_has_the_lock()?;
+    builds.scene.fixture.kill_supervisor()?;
+    check(ended(&mut upgrade)?.code() == Some(3), "its client is told")?;
+    Ok((builds, old))
 }
 
 fn successor_opens_slowly() -> Outcome {
-    let (mut builds, mut supervisor) = Builds::with_a_supervisor_that_dies(Mood::Good)?;
-    let old = builds.scene.fixture.incumbent_pid()?;
-    let slow = builds.build(Mood::OpensSlowly)?;
-    let upgrade = builds.scene.fixture.upgrade(&[&slow.to_string_lossy()])?;
-    check(upgrade.code == Some(3), format!("{upgrade:?}"))?;
-    ended(&mut supervisor)?;
+    let (mut builds, old) = orphan_that_opens_slowly()?;
     builds.scene.fixture.start_supervisor()?;
     check(builds.scene.fixture.incumbent_pid()? == old, format!("it is undone:\n{}", builds.scene.fixture.log()))?;
+    builds.end(Cost::Nothing)
+}
+
+/// Nobody ends it meanwhile: it takes over without a supervisor, and the next one finds it.
+fn successor_takes_over() -> Outcome {
+    let (mut builds, old) = orphan_that_opens_slowly()?;
+    std::fs::write(builds.scene.fixture.data_dir().with_file_name("open"), "")?;
+    builds.scene.serves()?;
+    builds.scene.fixture.start_supervisor()?;
+    let status = builds.scene.fixture.status()?;
+    let taken_over = status["incumbent"]["pid"] != old && status["incumbent"]["build_id"] == "other";
+    check(taken_over, format!("it is adopted: {status}\n{}", builds.scene.fixture.log()))?;
     builds.end(Cost::Nothing)
 }
 
@@ -183,7 +219,7 @@ fn supervisor_freezes_in_a_handover() -> Outcome {
     let old = scene.fixture.incumbent_pid()?;
     let slow = build(dir.path(), "other", Mood::OpensSlowly, "")?;
     let mut upgrade = upgrade_in_background(&scene, &slow.to_string_lossy())?;
-    scene.wait_until("the successor begins", |status| status["handover"]["phase"] == "awaiting_ready")?;
+    scene.wait_until_the_successor_has_the_lock()?;
     signal(first.id(), Signal::STOP)?;
     scene.fixture.start_supervisor()?;
     check(ended(&mut first)?.code().is_none(), "the frozen supervisor is ended")?;

@@ -31,6 +31,8 @@ pub(super) fn all() -> Vec<Trial> {
     ]
 }
 
+const SOON: &str = "retire = \"300ms\"";
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Supervisor {
     Lives,
@@ -40,8 +42,7 @@ enum Supervisor {
 fn old_generations(mood: Mood, lines: &str, supervisor: Supervisor) -> Outcome {
     let dir = tempfile::tempdir()?;
     let setup = Setup::new(build(dir.path(), "first", mood, lines)?).listener("http", fixed_address()?);
-    // Long enough for all handovers where they must be seen alive together.
-    let retire = if supervisor == Supervisor::Lives { "retire = \"300ms\"" } else { "retire = \"2s\"" };
+    let retire = if supervisor == Supervisor::Lives { SOON } else { "retire = \"1h\"" };
     let mut scene = Scene::start(setup.config(retire))?;
     for _ in 0..3 {
         scene.upgrade()?;
@@ -50,6 +51,7 @@ fn old_generations(mood: Mood, lines: &str, supervisor: Supervisor) -> Outcome {
         scene.fixture.kill_supervisor()?;
         let living = scene.fixture.processes();
         check(living.len() == 4, format!("three old generations and the daemon live: {living:?}"))?;
+        scene.configure("retire", SOON)?;
         scene.fixture.start_supervisor()?;
     }
     scene.serves()?;
@@ -145,10 +147,10 @@ fn a_stranger_with_the_lock_is_named() -> Outcome {
 fn sigterm_in_a_handover_leaves_nothing() -> Outcome {
     let dir = tempfile::tempdir()?;
     let setup = Setup::new(build(dir.path(), "first", Mood::Good, "")?).listener("http", fixed_address()?);
-    let mut scene = Scene::start(setup)?;
+    let scene = Scene::start(setup)?;
     let slow = build(dir.path(), "other", Mood::OpensSlowly, "")?;
     let mut upgrade = upgrade_in_background(&scene, &slow.to_string_lossy())?;
-    scene.wait_until("the successor begins", |status| status["handover"]["phase"] == "awaiting_ready")?;
+    scene.wait_until_the_successor_has_the_lock()?;
     let (fixture, verdict) = scene.stop()?;
     check(ended(&mut upgrade)?.code() == Some(2), format!("the handover is undone first:\n{}", fixture.log()))?;
     check(fixture.processes().is_empty(), format!("{:?}", fixture.processes()))?;

@@ -118,6 +118,8 @@ fn new_build_dies_after_a_restart() -> Outcome {
 fn new_build_freezes_on_probation() -> Outcome {
     let config = ["probation = \"60s\"", "watchdog = \"3s\""];
     let (mut builds, pid) = Builds::upgraded(Mood::Good, Mood::Good, &config)?;
+    // Until the old process has left, its end tells the new one to go on.
+    builds.scene.only(2)?;
     signal(pid, Signal::STOP)?;
     builds.expect("first", pid)?;
     builds.end(Cost::OpenConnections)

@@ -1,9 +1,11 @@
 //! A supervisor that was killed, at every point of its work, and is started again.
 
+use std::os::unix::net::UnixDatagram;
+
 use handoff_testkit::fixture::Setup;
 use libtest_mimic::Trial;
 
-use super::scene::{Cost, Scene, ended};
+use super::scene::{Cost, PATIENCE, Scene, ended};
 use super::trial;
 use crate::{Outcome, check};
 
@@ -26,7 +28,12 @@ pub(super) fn all() -> Vec<Trial> {
     let at_a_point = POINTS.into_iter().map(|(point, committed)| {
         trial(&format!("supervisor_killed_{}", point.replace('-', "_")), move || killed_at(point, committed))
     });
-    at_a_point.chain([trial("supervisor_killed_while_idle", killed_while_idle)]).collect()
+    at_a_point
+        .chain([
+            trial("supervisor_killed_while_idle", killed_while_idle),
+            trial("service_manager_is_told", service_manager_is_told),
+        ])
+        .collect()
 }
 
 fn killed_at(point: &str, committed: Option<bool>) -> Outcome {
@@ -56,4 +63,20 @@ fn killed_while_idle() -> Outcome {
         scene.upgrade()?;
     }
     scene.end(Cost::Nothing)
+}
+
+fn service_manager_is_told() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("notify");
+    let manager = UnixDatagram::bind(&path)?;
+    manager.set_read_timeout(Some(PATIENCE))?;
+    let setup = Setup::store()?.supervisor_env("NOTIFY_SOCKET", path.to_string_lossy());
+    let scene = Scene::start(setup)?;
+    let mut text = [0; 64];
+    let count = manager.recv(&mut text)?;
+    check(&text[..count] == b"READY=1\n", "it is told that a daemon serves")?;
+    let (_, verdict) = scene.stop()?;
+    let count = manager.recv(&mut text)?;
+    check(&text[..count] == b"STOPPING=1\n", "it is told that the service stops")?;
+    check(verdict.is_clean(), format!("{verdict:?}"))
 }

@@ -6,6 +6,7 @@ use std::process::{Child, ExitStatus};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use handoff_lock::{Lease, LeaseState};
 use handoff_testkit::fixture::{Fixture, Setup};
 use handoff_testkit::load::{Load, LoadSpec};
 use handoff_testkit::oracle::Verdict;
@@ -116,6 +117,17 @@ impl Scene {
         Ok(())
     }
 
+    /// Before that the incumbent could still take its data back.
+    pub(super) fn wait_until_the_successor_has_the_lock(&self) -> Outcome {
+        let until = Instant::now() + PATIENCE;
+        let is_opening = |lease: &Lease| lease.state == LeaseState::Opening;
+        while !handoff_lock::read_lease(self.fixture.data_dir())?.as_ref().is_some_and(is_opening) {
+            check(Instant::now() < until, format!("nobody takes the lock:\n{}", self.fixture.log()))?;
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
     /// Stops the service under load.
     pub(super) fn stop(mut self) -> Result<(Fixture, Verdict)> {
         check(self.fixture.stop()?.success(), self.fixture.log())?;
@@ -137,12 +149,17 @@ impl Scene {
         Ok(())
     }
 
-    /// Goes on with a supervisor whose watchdog is patient: in a handover it must be longer than a heartbeat takes.
-    pub(super) fn with_a_patient_watchdog(mut self) -> Result<Self> {
+    /// Replaces what the configuration says of this key, for the next supervisor.
+    pub(super) fn configure(&self, key: &str, line: &str) -> Outcome {
         let path = self.fixture.path().join("handoff.toml");
         let config = std::fs::read_to_string(&path)?;
-        let lines = config.lines().filter(|line| !line.starts_with("watchdog")).map(|line| format!("{line}\n"));
-        std::fs::write(&path, lines.collect::<String>())?;
+        let lines = config.lines().filter(|line| !line.starts_with(key)).chain([line]);
+        Ok(std::fs::write(&path, lines.map(|line| format!("{line}\n")).collect::<String>())?)
+    }
+
+    /// Goes on with a supervisor whose watchdog is patient: in a handover it must be longer than a heartbeat takes.
+    pub(super) fn with_a_patient_watchdog(mut self) -> Result<Self> {
+        self.configure("watchdog", "watchdog = \"10s\"")?;
         self.fixture.kill_supervisor()?;
         self.fixture.start_supervisor()?;
         Ok(self)
