@@ -33,6 +33,7 @@ mod handover;
 mod ledger;
 mod listen;
 mod notify;
+mod open_files;
 mod preflight;
 mod report;
 mod retire;
@@ -94,6 +95,7 @@ impl Service {
         let (ledger, known) = Ledger::open(&config);
         let to_start = |known: &Record| Shelf::new(&config.state_dir).to_start(known.lineage.serving());
         preflight::check(&config, &known.as_ref().map_or_else(|| config.binary.clone(), to_start))?;
+        open_files::make_room(config.listeners.len())?;
         let visitors = if config.allowed_uids.is_empty() { Visitors::OwnUserOnly } else { Visitors::OtherUsers };
         let mut state_dir = existing.map_or_else(|| StateDir::create(&config.state_dir, visitors, silence), Ok)?;
         let supervisor = supervisor(&config)?;

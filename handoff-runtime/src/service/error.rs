@@ -61,6 +61,19 @@ pub enum ServiceError {
         source: io::Error,
     },
 
+    /// The listeners need more open files than this process may ever have. Raise the hard limit.
+    #[error(
+        "{listeners} listeners need {needed} open files, and the hard limit is {hard}; raise it (ulimit -Hn, LimitNOFILE=)"
+    )]
+    OpenFiles {
+        /// How many listeners are configured.
+        listeners: usize,
+        /// How many descriptors they and the handover need.
+        needed: u64,
+        /// The hard limit (RLIMIT_NOFILE, getrlimit(2)).
+        hard: u64,
+    },
+
     /// The daemon's binary is missing or can't be executed.
     #[error("binary {}: {reason}", path.display())]
     Binary {

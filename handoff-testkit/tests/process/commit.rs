@@ -14,6 +14,7 @@ trials![
     two_hundred_handovers_without_a_pause_between_them,
     two_builds_take_over_from_each_other,
     a_stop_leaves_nothing_behind,
+    more_than_a_thousand_listeners,
 ];
 
 /// Everything that the load and the oracle count as wrong, which must all be zero.
@@ -90,4 +91,17 @@ fn a_stop_leaves_nothing_behind() -> Outcome {
     check(std::net::TcpStream::connect(address).is_err(), "nobody listens any more")?;
     let holder = handoff_lock::holder(fixture.data_dir())?;
     check(holder.is_none(), format!("nobody holds the data: {holder:?}"))
+}
+
+fn more_than_a_thousand_listeners() -> Outcome {
+    const LISTENERS: usize = 1200;
+    let setup = (1..LISTENERS).fold(Setup::role("daemon-ours")?.listener("http", "127.0.0.1:0"), |setup, number| {
+        setup.listener(format!("more-{number}"), "127.0.0.1:0")
+    });
+    let fixture = setup.start()?;
+    let upgrade = fixture.upgrade(&[])?;
+    check(upgrade.committed(), format!("{upgrade:?}\n{}", fixture.log()))?;
+    let pid = fixture.incumbent_pid()?;
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd"))?.count();
+    check(descriptors > LISTENERS, format!("the successor has all listeners, among {descriptors} descriptors"))
 }
