@@ -36,11 +36,10 @@ use handoff_runtime::Timing;
 
 pub use points::{Fault, Point, Role};
 pub use report::{Report, RowReport};
-pub use subject::{Subject, Written};
+pub use subject::{BuiltIn, Subject, Written};
 pub use table::{Bound, Expected, Serving, expected};
 
 use settled::Control;
-use subject::BuiltIn;
 
 /// A fault, and what must come of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

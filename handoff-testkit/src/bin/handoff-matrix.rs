@@ -47,8 +47,8 @@ fn main() -> ExitCode {
         eprintln!("handoff-matrix: no row is meant by --filter {}; try \"n-*\" or \"kill\"", args.filter);
         return ExitCode::FAILURE;
     }
-    let report = matrix.run_watched(args.runs, &|row| eprintln!("{row}"));
-    println!("{report}");
+    let report = matrix.run_watched(args.runs, &|row| println!("{row}"));
+    println!("{}", report.summary());
     match write(&args, &report) {
         Ok(()) => ExitCode::from(u8::from(!report.is_clean())),
         Err(error) => {

@@ -48,6 +48,12 @@ impl Report {
         Self { rows, failed }
     }
 
+    /// The figures in one line.
+    pub fn summary(&self) -> String {
+        let fired = self.rows.iter().filter(|row| row.fired).count();
+        format!("{} rows, {fired} fired, {} failed", self.rows.len(), self.failed)
+    }
+
     /// Whether no row failed, and every fault fired.
     pub fn is_clean(&self) -> bool {
         self.failed == 0 && self.rows.iter().all(|row| row.fired)
@@ -66,7 +72,6 @@ impl fmt::Display for RowReport {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.rows.iter().try_for_each(|row| writeln!(f, "{row}"))?;
-        let fired = self.rows.iter().filter(|row| row.fired).count();
-        write!(f, "{} rows, {fired} fired, {} failed", self.rows.len(), self.failed)
+        f.write_str(&self.summary())
     }
 }

@@ -19,7 +19,9 @@ use serde_json::Value;
 use super::client::Writer;
 use super::points::{Fault, Point, Role};
 use super::report::RowReport;
-use super::settled::{Footprint, PATIENCE, until, wait_until_served, wait_until_settled, wait_until_settled_alone};
+use super::settled::{
+    Footprint, PATIENCE, until, until_within, wait_until_served, wait_until_settled, wait_until_settled_alone,
+};
 use super::subject::Subject;
 use super::table::{Bound, Serving, led_to_by};
 use super::{Matrix, Row, TIMING};
@@ -29,6 +31,8 @@ use crate::leaks::process_state;
 
 /// How long a frozen daemon sleeps before it is woken, and a slow process dawdles: well within what its peers wait.
 const HOLD: Duration = Duration::from_millis(400);
+/// A descriptor may be closed a moment later than the last answer was given.
+const CLOSED_WITHIN: Duration = Duration::from_secs(5);
 /// What the noticing of a silence costs besides the silence.
 const NOTICED: Duration = Duration::from_millis(200);
 
@@ -168,8 +172,7 @@ fn next_handover(
         .complain(upgrade.committed(), || format!("the next handover does not commit: {upgrade:?}\n{}", fixture.log()));
     let serving = wait_until_settled(fixture, writer)?;
     let control = matrix.control()?;
-    // A descriptor may be closed a moment later than the last answer was given.
-    let leaks = until("nothing is left behind", || {
+    let leaks = until_within(CLOSED_WITHIN, "nothing is left behind", || {
         let leaks = control.leaks(&Footprint::of(fixture, serving)?);
         Ok(if leaks.is_empty() { Ok(()) } else { Err(leaks) })
     });

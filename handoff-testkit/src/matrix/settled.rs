@@ -133,8 +133,17 @@ fn owner(fixture: &Fixture) -> Option<u32> {
 }
 
 /// Tries until it is so, with a bound.
-pub(super) fn until<T, E: Debug>(what: &str, mut look: impl FnMut() -> io::Result<Result<T, E>>) -> io::Result<T> {
-    let deadline = Instant::now() + PATIENCE;
+pub(super) fn until<T, E: Debug>(what: &str, look: impl FnMut() -> io::Result<Result<T, E>>) -> io::Result<T> {
+    until_within(PATIENCE, what, look)
+}
+
+/// The same with a bound of the caller's.
+pub(super) fn until_within<T, E: Debug>(
+    patience: Duration,
+    what: &str,
+    mut look: impl FnMut() -> io::Result<Result<T, E>>,
+) -> io::Result<T> {
+    let deadline = Instant::now() + patience;
     loop {
         match look()? {
             Ok(found) => return Ok(found),

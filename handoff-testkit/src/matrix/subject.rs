@@ -44,9 +44,9 @@ pub struct Written {
     pub epoch: Option<u64>,
 }
 
-/// The built-in daemon; [`crate::init`] plays it.
+/// The built-in daemon: a log of acknowledged writes, each with its epoch. [`crate::init`] plays it.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct BuiltIn;
+pub struct BuiltIn;
 
 impl Subject for BuiltIn {
     fn setup(&self) -> io::Result<Setup> {
