@@ -5,10 +5,12 @@
 
 mod commit;
 mod daemons;
+mod datagrams;
 mod interop;
 mod matrix;
 mod recovery;
 mod refusals;
+mod store_points;
 mod syscalls;
 
 use std::process::ExitCode;
@@ -44,9 +46,18 @@ fn main() -> ExitCode {
         ChildRole { name: recovery::leftovers::LOCKER, main: recovery::leftovers::locker },
     ]);
     let arguments = libtest_mimic::Arguments::from_args();
-    let trials = [commit::all(), interop::all(), matrix::all(), recovery::all(), refusals::all(), syscalls::all()]
-        .into_iter()
-        .flatten()
-        .collect();
+    let trials = [
+        commit::all(),
+        datagrams::all(),
+        interop::all(),
+        matrix::all(),
+        recovery::all(),
+        refusals::all(),
+        store_points::all(),
+        syscalls::all(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
