@@ -108,7 +108,7 @@ mod descriptor {
 
         #[test]
         fn a_blocked_signal_is_read_instead_of_handled() {
-            run_alone("sys::signals::tests::sent_to_this_thread");
+            run_alone("sys::signals::descriptor::tests::sent_to_this_thread");
         }
 
         #[test]
