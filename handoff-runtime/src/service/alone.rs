@@ -56,6 +56,10 @@ const GOING: Duration = Duration::from_secs(10);
 /// # Errors
 /// The system's.
 pub(super) fn outlive(pid: u32, lock_file: &File, admin_socket: &Path, silence: Silence) -> crate::Result<First> {
+    // A program that runs two services must not end itself.
+    if pid == std::process::id() {
+        return Ok(First::Stays);
+    }
     let Some(process) = Process::open(pid)? else { return Ok(First::Gone) };
     if !has_open(pid, lock_file) {
         return Ok(First::Stays);

@@ -134,9 +134,7 @@ fn write_pid(file: &mut File) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
     use std::os::unix::fs::PermissionsExt;
-    use std::os::unix::net::UnixListener;
 
     use super::*;
 
@@ -151,12 +149,6 @@ mod tests {
         assert!(!path.exists(), "who could not start leaves no trace");
         let mut first = StateDir::create(&path, Visitors::OwnUserOnly, silence).unwrap();
         first.keep();
-        let admin = UnixListener::bind(path.join("admin.sock")).unwrap();
-        let answering = std::thread::spawn(move || {
-            for _ in 0..2 {
-                admin.accept().unwrap().0.write_all(b"{}").unwrap();
-            }
-        });
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o700);
         for second in [
             StateDir::take_existing(&path, silence).unwrap_err(),
@@ -165,7 +157,6 @@ mod tests {
             let own = std::process::id();
             assert!(matches!(second, ServiceError::StateDirTaken { pid: Some(pid), .. } if pid == own), "{second}");
         }
-        answering.join().unwrap();
         drop(first);
         assert!(StateDir::take_existing(&path, silence).unwrap().is_some());
     }
