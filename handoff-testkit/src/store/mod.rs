@@ -108,7 +108,7 @@ pub struct Store {
 
 #[derive(Debug)]
 enum Writer {
-    Open { wal: Wal, tables: Tables },
+    Open { wal: Wal, tables: Box<Tables> },
     Sealed,
 }
 
@@ -166,7 +166,7 @@ impl Store {
                 .map_err(|error| StoreError::io(format!("beginning {}", path.display()), error))?;
         }
         let commit = GroupCommit::new(Arc::clone(&file), position.sequence);
-        let writer = Mutex::new(Writer::Open { wal: Wal::new(file, position, epoch), tables });
+        let writer = Mutex::new(Writer::Open { wal: Wal::new(file, position, epoch), tables: Box::new(tables) });
         Ok(Self {
             dir: dir.into(),
             epoch,
