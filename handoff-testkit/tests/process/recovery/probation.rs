@@ -118,8 +118,9 @@ fn new_build_dies_after_a_restart() -> Outcome {
 fn new_build_freezes_on_probation() -> Outcome {
     let config = ["probation = \"60s\"", "watchdog = \"3s\""];
     let (mut builds, pid) = Builds::upgraded(Mood::Good, Mood::Good, &config)?;
-    // Until the old process has left, its end tells the new one to go on.
-    builds.scene.only(2)?;
+    // The end of the old process tells the new one to go on; a status is answered when that is done.
+    builds.scene.wait_for_line("the process has left")?;
+    builds.scene.fixture.status()?;
     signal(pid, Signal::STOP)?;
     builds.expect("first", pid)?;
     builds.end(Cost::OpenConnections)

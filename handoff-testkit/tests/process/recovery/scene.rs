@@ -103,6 +103,16 @@ impl Scene {
         self.serves()
     }
 
+    /// Waits until the supervisor has said so in its log.
+    pub(super) fn wait_for_line(&self, text: &str) -> Outcome {
+        let until = Instant::now() + PATIENCE;
+        while !self.fixture.log().contains(text) {
+            check(Instant::now() < until, format!("no line says {text:?}:\n{}", self.fixture.log()))?;
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
     /// Waits until one of the processes stands still.
     pub(super) fn wait_for_a_frozen_process(&self) -> Outcome {
         let is_stopped = |pid: u32| {
