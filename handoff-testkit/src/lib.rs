@@ -58,4 +58,5 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 #[doc = include_str!("../../docs/integrating.md")]
+#[doc = include_str!("../../docs/testing.md")]
 struct ProjectPages;
