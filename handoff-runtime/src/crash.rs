@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `HANDOFF_CRASH_HOW` | `exit` (default), `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself), `delay:MS` (sleeps that long and goes on), `error` (the library's call or the hook at this point returns an error, where there is one) |
 //! | `HANDOFF_CRASH_ONCE` | set: only the first process that comes by. The variables are inherited by every generation; whoever finds the marker does nothing. The pid goes to `crashed-ROLE.pid` beside it, and one that was stopped and goes on leaves `crashed-ROLE.awake` |
+//! | `HANDOFF_CRASH_PLAN` | a file of lines `NAME=VALUE` that stand for the variables above; it is read at every crossing, so that each handover of a running service can have a fault of its own |
 //! | `HANDOFF_TIMING` | the protocol's intervals in milliseconds, such as `liveness=1500,heartbeat=300`, so that a test need not wait for the real ones |
 
 mod timing;
@@ -143,8 +144,10 @@ pub(crate) use fail_here;
 
 #[cfg(feature = "crash-points")]
 mod armed {
+    use std::borrow::Cow;
+    use std::env::var_os;
     use std::ffi::{OsStr, OsString};
-    use std::fs::{File, write};
+    use std::fs::{File, read_to_string, write};
     use std::io::{self, Write};
     use std::path::{Path, PathBuf};
     use std::sync::OnceLock;
@@ -154,7 +157,8 @@ mod armed {
 
     const EXIT_STATUS: i32 = 99;
 
-    /// The environment at the first crossing: a handover reads no variable at its later ones.
+    /// What is to happen, and where.
+    #[derive(Clone)]
     struct Plan {
         at: Option<OsString>,
         how: How,
@@ -178,7 +182,14 @@ mod armed {
         Once,
     }
 
-    static PLAN: OnceLock<Plan> = OnceLock::new();
+    /// Where the plan stands.
+    enum Source {
+        /// In the environment, as it was at the first crossing: a handover reads no variable at its later ones.
+        Environment(Plan),
+        File(PathBuf),
+    }
+
+    static SOURCE: OnceLock<Source> = OnceLock::new();
 
     pub(super) fn crash_if_named(point: &str) {
         let plan = plan();
@@ -206,14 +217,15 @@ mod armed {
         Ok(())
     }
 
-    fn plan() -> &'static Plan {
-        PLAN.get_or_init(|| Plan {
-            at: std::env::var_os("HANDOFF_CRASH_AT"),
-            how: std::env::var("HANDOFF_CRASH_HOW").map_or(How::Exit, |text| how(&text)),
-            often: std::env::var_os("HANDOFF_CRASH_ONCE").map_or(Often::Always, |_| Often::Once),
-            marker_dir: std::env::var_os("HANDOFF_CRASH_MARKER_DIR").map(PathBuf::from),
-            role: std::env::var_os("HANDOFF_CRASH_ROLE").unwrap_or_else(|| "unknown".into()),
-        })
+    fn plan() -> Cow<'static, Plan> {
+        let source = SOURCE.get_or_init(|| match var_os("HANDOFF_CRASH_PLAN") {
+            Some(path) => Source::File(path.into()),
+            None => Source::Environment(Plan::of(|name| var_os(name))),
+        });
+        match source {
+            Source::Environment(plan) => Cow::Borrowed(plan),
+            Source::File(path) => Cow::Owned(Plan::read(path)),
+        }
     }
 
     fn how(text: &str) -> How {
@@ -231,6 +243,25 @@ mod armed {
     }
 
     impl Plan {
+        fn of(value: impl Fn(&str) -> Option<OsString>) -> Self {
+            Self {
+                at: value("HANDOFF_CRASH_AT"),
+                how: value("HANDOFF_CRASH_HOW").map_or(How::Exit, |text| how(&text.to_string_lossy())),
+                often: value("HANDOFF_CRASH_ONCE").map_or(Often::Always, |_| Often::Once),
+                marker_dir: value("HANDOFF_CRASH_MARKER_DIR").map(PathBuf::from),
+                role: value("HANDOFF_CRASH_ROLE").unwrap_or_else(|| "unknown".into()),
+            }
+        }
+
+        /// Where there is no such file, nothing is to happen.
+        fn read(path: &Path) -> Self {
+            let text = read_to_string(path).unwrap_or_default();
+            Self::of(|name| {
+                let value = |line: &str| Some(line.strip_prefix(name)?.strip_prefix('=')?.into());
+                text.lines().find_map(value)
+            })
+        }
+
         fn names(&self, point: &str) -> bool {
             self.at.as_deref() == Some(OsStr::new(point))
         }
@@ -337,6 +368,20 @@ mod tests {
         assert_eq!([run().code(), run().code()], [Some(99), Some(0)]);
         let pid = std::fs::read_to_string(dir.path().join("crashed-unknown.pid")).unwrap();
         assert!(pid.parse::<u32>().is_ok(), "{pid}");
+    }
+
+    #[test]
+    fn a_file_says_anew_what_is_to_happen() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = dir.path().join("plan");
+        let run = || crossing_in(dir.path(), &[("HANDOFF_CRASH_PLAN", plan.to_str().unwrap())]).code();
+        assert_eq!(run(), Some(0), "no plan");
+        std::fs::write(&plan, "HANDOFF_CRASH_AT=n-after-lock\n").unwrap();
+        assert_eq!(run(), Some(99));
+        std::fs::write(&plan, "HANDOFF_CRASH_AT=n-after-lock\nHANDOFF_CRASH_HOW=error\n").unwrap();
+        assert_eq!(run(), Some(101));
+        std::fs::write(&plan, "HANDOFF_CRASH_AT=n-after-ready\n").unwrap();
+        assert_eq!(run(), Some(0));
     }
 
     #[test]
