@@ -10,12 +10,32 @@ use handoff_proto::supervisor::Milestone;
 use crate::waker::Waker;
 
 /// A handover has come this far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Progress {
     pub(crate) handoff_id: HandoffId,
     /// Once it was started.
     pub(crate) successor_pid: Option<u32>,
-    pub(crate) milestone: Milestone,
+    /// CLOCK_MONOTONIC.
+    pub(crate) at_ns: u64,
+    pub(crate) step: Step,
+}
+
+/// What has happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Step {
+    Reached(Milestone),
+    /// The successor has said what build it is.
+    SuccessorBuild(Vec<u8>),
+    /// The incumbent has sealed this much of several shards. The incumbent bounds how often it says so.
+    Sealed(Sealed),
+}
+
+/// How far a seal is, as the daemon reports it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sealed {
+    pub(crate) shards: u32,
+    pub(crate) total: u32,
+    pub(crate) last_revision: u64,
 }
 
 /// Calls a handover off, from any thread. Its loop polls the descriptor and takes the reason.

@@ -38,6 +38,9 @@ use crate::timers::Timers;
 use crate::waker::Waker;
 use hands::{Hands, Serving};
 
+/// The target of the events of a handover; with the names of the steps it is an interface (`docs/operating.md`).
+const EVENTS: &str = "handoff::successor";
+
 /// The daemon's end: its calls, and the errands in them. Dropping it gives the handover up and ends the library thread.
 #[derive(Debug)]
 pub(crate) struct Driver {
@@ -309,25 +312,32 @@ impl Core {
             Milestone::Starting => crash_here!(crate::crash::points::N_BEFORE_HANDSHAKE),
             Milestone::Greeted(handoff_id) => {
                 self.handoff_id = Some(*handoff_id);
-                tracing::info!(%handoff_id, "successor: greeted by the supervisor");
+                self.tell("greeted", None);
                 crash_here!(crate::crash::points::N_AFTER_HANDSHAKE);
             }
-            Milestone::Warmed => tracing::info!(handoff_id = self.shown_id(), "successor: warmed"),
+            Milestone::Warmed => self.tell("warmed", None),
             Milestone::Begun => {
                 self.begun_unix_ms = unix_ms();
-                tracing::info!(handoff_id = self.shown_id(), "successor: told to begin");
+                self.tell("begun", None);
                 crash_here!(crate::crash::points::N_AFTER_BEGIN);
             }
             Milestone::Locked { epoch } => {
-                tracing::info!(handoff_id = self.shown_id(), epoch, "successor: holds the lock, opening");
+                self.tell("locked", Some(*epoch));
                 crash_here!(crate::crash::points::N_AFTER_LOCK);
             }
             Milestone::Announcing => crash_here!(crate::crash::points::N_BEFORE_ANNOUNCE_READY),
-            Milestone::Active => tracing::info!(handoff_id = self.shown_id(), "successor: active, the new incumbent"),
+            Milestone::Active => self.tell("active", None),
             Milestone::Ready => crash_here!(crate::crash::points::N_AFTER_READY),
-            Milestone::Left(GaveUp::Dropped) => tracing::info!(handoff_id = self.shown_id(), "successor: dropped"),
-            Milestone::Left(why) => tracing::warn!(handoff_id = self.shown_id(), reason = %why, "successor: gave up"),
+            Milestone::Left(GaveUp::Dropped) => self.tell("dropped", None),
+            Milestone::Left(why) => {
+                let handoff_id = self.shown_id();
+                tracing::warn!(target: EVENTS, handoff_id, step = "gave_up", reason = %why, "handover");
+            }
         }
+    }
+
+    fn tell(&self, step: &'static str, epoch: Option<u64>) {
+        tracing::info!(target: EVENTS, handoff_id = self.shown_id(), step, epoch, "handover");
     }
 
     fn shown_id(&self) -> Option<tracing::field::DisplayValue<HandoffId>> {

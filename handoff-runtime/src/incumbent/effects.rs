@@ -196,31 +196,61 @@ fn child_of(pid: u32, parent: u32) -> Result<Process, String> {
     }
 }
 
-/// The one table of what a milestone means outside the machine.
+/// The target of the events of a handover; with the names below it is an interface (`docs/operating.md`).
+const EVENTS: &str = "handoff::incumbent";
+
+/// What a milestone means outside the machine: a point at which a test lets the process die, and an event.
 fn reached(handoff_id: HandoffId, milestone: Milestone) {
+    crash_at(milestone);
+    let step = name(milestone);
     match milestone {
-        Milestone::Prepared => tracing::info!(%handoff_id, "handover accepted, draining"),
-        Milestone::DrainedSent => {
-            crash_here!(crate::crash::points::O_AFTER_DRAINED_SENT);
-            tracing::info!(%handoff_id, "drained");
-        }
-        Milestone::SealStarted => tracing::info!(%handoff_id, "sealing"),
         // Nothing more: the successor waits.
+        Milestone::LockReleased => {}
+        Milestone::Prepared
+        | Milestone::DrainedSent
+        | Milestone::SealStarted
+        | Milestone::SealCompleteSent
+        | Milestone::CommitReceived
+        | Milestone::Resumed => tracing::info!(target: EVENTS, %handoff_id, step, "handover"),
+        Milestone::Aborted | Milestone::InLimbo | Milestone::LockRetaken | Milestone::Superseded => {
+            tracing::warn!(target: EVENTS, %handoff_id, step, "handover");
+        }
+        Milestone::ResumeFailed => tracing::error!(target: EVENTS, %handoff_id, step, "handover"),
+    }
+}
+
+/// The stable name of a milestone in the log.
+const fn name(milestone: Milestone) -> &'static str {
+    match milestone {
+        Milestone::Prepared => "prepared",
+        Milestone::DrainedSent => "drained_sent",
+        Milestone::SealStarted => "seal_started",
+        Milestone::LockReleased => "lock_released",
+        Milestone::SealCompleteSent => "seal_complete_sent",
+        Milestone::CommitReceived => "commit_received",
+        Milestone::Aborted => "aborted",
+        Milestone::InLimbo => "in_limbo",
+        Milestone::LockRetaken => "lock_retaken",
+        Milestone::ResumeFailed => "resume_failed",
+        Milestone::Resumed => "resumed",
+        Milestone::Superseded => "superseded",
+    }
+}
+
+fn crash_at(milestone: Milestone) {
+    match milestone {
+        Milestone::DrainedSent => crash_here!(crate::crash::points::O_AFTER_DRAINED_SENT),
         Milestone::LockReleased => crash_here!(crate::crash::points::O_AFTER_SEAL_FLOCK_RELEASED),
-        Milestone::SealCompleteSent => {
-            crash_here!(crate::crash::points::O_AFTER_SEAL_COMPLETE_SENT);
-            tracing::info!(%handoff_id, "sealed, lock released");
-        }
-        Milestone::CommitReceived => {
-            crash_here!(crate::crash::points::O_AFTER_COMMIT_RECV);
-            tracing::info!(%handoff_id, "committed");
-        }
-        Milestone::Aborted => tracing::warn!(%handoff_id, "handover off, resuming"),
-        Milestone::InLimbo => tracing::warn!(%handoff_id, "supervisor lost after the seal, the lease decides"),
-        Milestone::LockRetaken => tracing::warn!(%handoff_id, "lock taken back"),
-        Milestone::ResumeFailed => tracing::error!(%handoff_id, "resume failed"),
-        Milestone::Resumed => tracing::info!(%handoff_id, "serving again"),
-        Milestone::Superseded => tracing::warn!(%handoff_id, "a newer owner serves"),
+        Milestone::SealCompleteSent => crash_here!(crate::crash::points::O_AFTER_SEAL_COMPLETE_SENT),
+        Milestone::CommitReceived => crash_here!(crate::crash::points::O_AFTER_COMMIT_RECV),
+        Milestone::Prepared
+        | Milestone::SealStarted
+        | Milestone::Aborted
+        | Milestone::InLimbo
+        | Milestone::LockRetaken
+        | Milestone::ResumeFailed
+        | Milestone::Resumed
+        | Milestone::Superseded => {}
     }
 }
 

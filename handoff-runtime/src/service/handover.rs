@@ -14,7 +14,7 @@ use super::admin::ClientId;
 use super::builds::Aborted;
 use super::report::{Event, HandoverReport, HandoverStatus, TimingsMs, milliseconds};
 use crate::outcome::{HandoffOutcome, SpawnSpec, Timings};
-use crate::progress::{Cancel, Progress};
+use crate::progress::{Cancel, Progress, Step};
 use crate::supervisor::Supervisor;
 use crate::waker::Waker;
 use crate::{Error, Result};
@@ -103,12 +103,13 @@ impl Handover {
     pub(super) fn note(&mut self, progress: &Progress) -> Option<Event> {
         self.handoff_id = Some(progress.handoff_id);
         self.successor_pid = progress.successor_pid.or(self.successor_pid);
-        match progress.milestone {
+        let Step::Reached(milestone) = progress.step else { return None };
+        match milestone {
             Milestone::BeginSent => self.aborted = Aborted::Unsettled,
             Milestone::ResumedReceived => self.aborted = Aborted::Settled,
             _ => {}
         }
-        self.phase = phase_after(progress.milestone).filter(|phase| *phase != self.phase)?;
+        self.phase = phase_after(milestone).filter(|phase| *phase != self.phase)?;
         Some(self.event())
     }
 

@@ -22,13 +22,13 @@ use crate::error::{Error, Result};
 use crate::outcome::{HandoffOutcome, SpawnSpec};
 use crate::ownership;
 use crate::process::Process;
-use crate::progress::{Cancel, Progress};
+use crate::progress::{Cancel, Progress, Sealed, Step};
 use crate::spawn::spawn;
 use crate::sys::poll;
-use crate::timers::Timers;
+use crate::timers::{Timers, now_ns};
 
 use super::Supervisor;
-use super::stopwatch::{Stopwatch, crash_at, name};
+use super::stopwatch::{EVENTS, Stopwatch, crash_at, name};
 
 /// One handover.
 pub(super) struct Run<'a> {
@@ -246,8 +246,13 @@ impl<'a> Run<'a> {
             let _ = channel.flush();
             let input = match (channel.receive(), who) {
                 (Received::Nothing, _) => return,
-                (Received::Message { message, .. }, Who::Incumbent) => Input::FromIncumbent(message),
-                (Received::Message { message, .. }, Who::Successor) => Input::FromSuccessor(message),
+                (Received::Message { message, .. }, who) => {
+                    self.tell_of(who, &message);
+                    match who {
+                        Who::Incumbent => Input::FromIncumbent(message),
+                        Who::Successor => Input::FromSuccessor(message),
+                    }
+                }
                 (Received::Closed, Who::Incumbent) => Input::IncumbentClosed,
                 (Received::Closed, Who::Successor) => Input::SuccessorClosed,
                 (Received::Malformed(error), Who::Incumbent) => Input::IncumbentMalformed(error.to_string()),
@@ -443,14 +448,36 @@ impl<'a> Run<'a> {
     }
 
     fn reached(&mut self, milestone: Milestone) {
-        self.stopwatch.note(milestone);
+        let at_ns = self.stopwatch.note(milestone);
         if milestone == Milestone::WithoutLease {
             self.supervisor.say_without_lease();
         }
         let successor_pid = self.record.successor_pid;
-        tracing::info!(handoff_id = %self.handoff_id, step = name(milestone), successor_pid, "handover");
-        (self.progress)(Progress { handoff_id: self.handoff_id, successor_pid, milestone });
+        tracing::info!(target: EVENTS, handoff_id = %self.handoff_id, step = name(milestone), successor_pid, "handover");
+        self.tell(at_ns, Step::Reached(milestone));
         crash_at(milestone);
+    }
+
+    /// What is of interest to people only, and to no machine.
+    fn tell_of(&self, who: Who, message: &Message) {
+        match (who, message) {
+            (Who::Successor, Message::Hello { build_id, .. }) => {
+                self.tell(now_ns(), Step::SuccessorBuild(build_id.clone()));
+            }
+            // Of a single shard there is nothing to see, and telling wakes another thread in the pause.
+            (Who::Incumbent, &Message::SealProgress { shards_sealed, shards_total, last_revision })
+                if shards_total > 1 =>
+            {
+                let sealed = Sealed { shards: shards_sealed, total: shards_total, last_revision };
+                self.tell(now_ns(), Step::Sealed(sealed));
+            }
+            _ => {}
+        }
+    }
+
+    fn tell(&self, at_ns: u64, step: Step) {
+        let successor_pid = self.record.successor_pid;
+        (self.progress)(Progress { handoff_id: self.handoff_id, successor_pid, at_ns, step });
     }
 }
 

@@ -9,6 +9,9 @@ use crate::crash_here;
 use crate::outcome::Timings;
 use crate::timers::now_ns;
 
+/// The target of the events of a handover; with the names below it is an interface (`docs/operating.md`).
+pub(super) const EVENTS: &str = "handoff::supervisor";
+
 /// The moments of one handover, in nanoseconds of CLOCK_MONOTONIC.
 #[derive(Debug)]
 pub(super) struct Stopwatch {
@@ -22,8 +25,11 @@ impl Stopwatch {
         Self { started_ns: now_ns(), reached: Vec::with_capacity(16) }
     }
 
-    pub(super) fn note(&mut self, milestone: Milestone) {
-        self.reached.push((milestone, now_ns()));
+    /// Notes that it is reached, and gives the moment.
+    pub(super) fn note(&mut self, milestone: Milestone) -> u64 {
+        let at_ns = now_ns();
+        self.reached.push((milestone, at_ns));
+        at_ns
     }
 
     /// How long the parts took until now.

@@ -11,7 +11,7 @@ use handoff_proto::supervisor::Milestone;
 use super::cast::{Incumbent, Manner, Stage, open_fds, played_alone};
 use crate::error::Error;
 use crate::outcome::HandoffOutcome;
-use crate::progress::{Cancel, Progress};
+use crate::progress::{Cancel, Progress, Step};
 
 /// Plays one handover and gives its outcome and what the incumbent heard.
 fn play(stage: &Stage, manner: Manner, script: &str) -> (HandoffOutcome, Vec<&'static str>) {
@@ -61,13 +61,19 @@ fn commits_and_says_how_long_it_took() {
 fn reaches_its_steps_in_order() {
     let stage = Stage::set();
     let incumbent = Incumbent::serve(&stage, Manner::Good);
-    let steps = RefCell::new(Vec::new());
-    let note = |progress: Progress| steps.borrow_mut().push(progress.milestone);
+    let (steps, told) = (RefCell::new(Vec::new()), RefCell::new(Vec::new()));
+    let note = |progress: Progress| match progress.step {
+        Step::Reached(milestone) => steps.borrow_mut().push((progress.at_ns, milestone)),
+        more => told.borrow_mut().push(more),
+    };
     let outcome = stage.supervisor().perform_watched(stage.successor("good"), &note, &Cancel::new().unwrap());
     outcome.unwrap().child.unwrap().wait().unwrap();
     incumbent.end();
+    let (moments, steps): (Vec<_>, Vec<_>) = steps.into_inner().into_iter().unzip();
+    assert!(moments.is_sorted() && moments[0] > 0, "{moments:?}");
+    assert!(matches!(told.into_inner()[..], [Step::SuccessorBuild(_)]));
     assert_eq!(
-        steps.into_inner(),
+        steps,
         [
             Milestone::IncumbentGreeted,
             Milestone::SuccessorSpawned,
@@ -174,7 +180,7 @@ fn a_second_call_is_refused_at_once_and_a_cancel_undoes() {
     let cancel = Cancel::new().unwrap();
     let (greeted, is_greeted) = mpsc::channel();
     let note = move |progress: Progress| {
-        if progress.milestone == Milestone::SuccessorGreeted {
+        if progress.step == Step::Reached(Milestone::SuccessorGreeted) {
             greeted.send(()).unwrap();
         }
     };
