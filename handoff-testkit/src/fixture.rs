@@ -34,6 +34,7 @@ pub struct Setup {
     listeners: Vec<(String, String)>,
     config: String,
     data_dir: Option<PathBuf>,
+    within: PathBuf,
 }
 
 impl Setup {
@@ -47,6 +48,7 @@ impl Setup {
             listeners: Vec::new(),
             config: String::new(),
             data_dir: None,
+            within: std::env::temp_dir(),
         }
     }
 
@@ -115,6 +117,13 @@ impl Setup {
         self
     }
 
+    /// Makes the fixture's own directory in this one, and so chooses the disk.
+    #[must_use]
+    pub fn within(mut self, path: impl Into<PathBuf>) -> Self {
+        self.within = path.into();
+        self
+    }
+
     /// Starts the supervisor and waits until the daemon serves.
     ///
     /// # Errors
@@ -130,7 +139,7 @@ impl Setup {
     /// # Errors
     /// When a file can't be written.
     pub fn prepare(self) -> io::Result<Fixture> {
-        let dir = tempfile::Builder::new().prefix("handoff-").tempdir()?;
+        let dir = tempfile::Builder::new().prefix("handoff-").tempdir_in(&self.within)?;
         let data_dir = self.data_dir.clone().unwrap_or_else(|| dir.path().join("data"));
         fs::write(dir.path().join("handoff.toml"), self.to_toml(&data_dir))?;
         let mark = dir.path().file_name().unwrap_or_default().to_owned();

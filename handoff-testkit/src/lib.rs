@@ -21,10 +21,14 @@
 //!
 //! - `crash-points` (default): the reference store asks the injector at its crash points. Without it nothing is left of them.
 //! - `store`: the reference store, the load and the oracle.
+//! - `bench`: the measurement `handoff-bench`. Brings the library that it is measured against.
 //! - `model`: the shipped role machines in a small world of their own, and the exhaustive checks on it. Brings `stateright`.
 
-#![forbid(unsafe_code)]
+#![cfg_attr(not(feature = "bench"), forbid(unsafe_code))]
+#![deny(unsafe_code)]
 
+#[cfg(feature = "bench")]
+pub mod bench;
 pub mod crash;
 pub mod fixture;
 pub mod leaks;

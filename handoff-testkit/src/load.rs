@@ -1,6 +1,6 @@
 //! Clients that write to the [reference store](crate::store) all the time, and count everything that a handover may cost.
 //!
-//! Half of them keep their connection, half open a new one for each request. Nothing is retried in silence: what the counts
+//! By default half of them keep their connection, half open a new one for each request. Nothing is retried in silence: what the counts
 //! mean is said at [`LoadReport`]. Each client logs its acknowledged writes to a file of its own, for the
 //! [oracle](crate::oracle) to check from another process after the end.
 
@@ -24,8 +24,10 @@ pub use gaps::Gaps;
 pub struct LoadSpec {
     /// Where the store listens.
     pub address: SocketAddr,
-    /// How many clients write at the same time. The even ones keep their connection.
+    /// How many clients write at the same time.
     pub clients: usize,
+    /// Which of them keep their connection.
+    pub kept: Kept,
     /// How long a client rests after each reply.
     pub think: Duration,
     /// How many keys they share.
@@ -36,12 +38,22 @@ pub struct LoadSpec {
     pub patience: Duration,
 }
 
+/// Which clients keep their connection until they are told `BYE`; the others open a new one for each request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// The even ones.
+    Half,
+    /// All of them.
+    All,
+}
+
 impl LoadSpec {
-    /// 32 clients, 64 keys, 1 ms of thinking, 30 s of patience.
+    /// 32 clients, half of them on kept connections, 64 keys, 1 ms of thinking, 30 s of patience.
     pub fn new(address: SocketAddr, acks_dir: &Path) -> Self {
         Self {
             address,
             clients: 32,
+            kept: Kept::Half,
             think: Duration::from_millis(1),
             keys: 64,
             acks_dir: acks_dir.into(),
@@ -128,7 +140,10 @@ impl Load {
         let run = run_name();
         let mut load = Self { shared: Shared::new(), threads: Vec::with_capacity(spec.clients) };
         for number in 0..spec.clients {
-            let connections = if number % 2 == 0 { Connections::Kept } else { Connections::OnePerRequest };
+            let connections = match spec.kept {
+                Kept::Half if number % 2 == 1 => Connections::OnePerRequest,
+                Kept::Half | Kept::All => Connections::Kept,
+            };
             let name = format!("{run}.{number}");
             let client = Client::new(spec.clone(), name, connections, Arc::clone(&load.shared))?;
             let thread = thread::Builder::new().name(format!("load-{number}")).stack_size(128 << 10);

@@ -1,0 +1,231 @@
+//! Single steps of a handover: the lock and the journal, this library's beside `beyond-handoff`'s and beside the bare calls.
+//! The criterion benchmarks measure the same functions.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use handoff_journal::{HandoffId, Journal, Phase, StateJournal};
+use handoff_lock::DataDirLock;
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use super::AnyError;
+use super::sides;
+use super::slow_sync::SlowSync;
+
+pub(super) const ROLE: &str = "bench-micro";
+
+/// As long as a journal's slot.
+const SLOT_BYTES: usize = 512;
+
+/// The same step, done in three ways; microseconds, in the order of the rounds.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// By this library.
+    pub handoff: Vec<f64>,
+    /// By `beyond-handoff`.
+    pub peer: Vec<f64>,
+    /// By the bare system calls.
+    pub floor: Vec<f64>,
+}
+
+/// All steps.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Steps {
+    /// The data directory's lock, taken and released.
+    pub lock: Step,
+    /// A record of the journal, durable when it is done.
+    pub journal: Step,
+    /// A record of the journal that is not waited for. `beyond-handoff` has no such thing, and the floor is a bare write.
+    pub journal_unsynced: Step,
+}
+
+/// Measures all steps in `dir`, in turns, in a process of its own, whose syncs are slower if they are to be.
+///
+/// # Errors
+/// The process can't be run, or the disk refuses.
+pub(super) fn measure(dir: &Path, rounds: u32, sync_delay: Option<Duration>) -> io::Result<Steps> {
+    let slow_sync = sync_delay.map(|delay| SlowSync::start(&dir.join("slow"), delay)).transpose()?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.env(crate::ROLE_VARIABLE, ROLE).arg(dir).arg(rounds.to_string());
+    command.envs(slow_sync.as_ref().map(SlowSync::variable));
+    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
+    if !output.status.success() {
+        return Err(io::Error::other("the single steps could not be measured; why stands above"));
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// The role's `main`.
+pub(super) fn main(args: &[std::ffi::OsString]) -> Result<(), AnyError> {
+    let [_, dir, rounds] = args else { return Err("a directory and a number are wanted".into()) };
+    let rounds = rounds.to_str().and_then(|rounds| rounds.parse().ok()).ok_or("not a number")?;
+    Ok(sides::say(&steps(Path::new(dir), rounds)?)?)
+}
+
+fn steps(dir: &Path, rounds: u32) -> Result<Steps, AnyError> {
+    let locks = Locks::new(dir)?;
+    let mut journals = Journals::new(dir)?;
+    let mut steps = Steps::default();
+    for _ in 0..rounds {
+        steps.lock.handoff.push(timed(|| locks.handoff())?);
+        steps.lock.peer.push(timed(|| locks.peer())?);
+        steps.lock.floor.push(timed(|| locks.floor())?);
+        steps.journal.handoff.push(timed(|| journals.handoff())?);
+        steps.journal.peer.push(timed(|| journals.peer())?);
+        steps.journal.floor.push(timed(|| journals.floor())?);
+        steps.journal_unsynced.handoff.push(timed(|| journals.handoff_unsynced())?);
+        steps.journal_unsynced.floor.push(timed(|| journals.floor_unsynced())?);
+    }
+    Ok(steps)
+}
+
+fn timed(step: impl FnOnce() -> Result<(), AnyError>) -> Result<f64, AnyError> {
+    let start = Instant::now();
+    step()?;
+    Ok(sides::us(start.elapsed()))
+}
+
+/// Three ways to lock a data directory, each on a directory of its own.
+#[derive(Debug)]
+pub struct Locks {
+    handoff: PathBuf,
+    peer: PathBuf,
+    floor: PathBuf,
+}
+
+impl Locks {
+    /// Under `dir`.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn new(dir: &Path) -> io::Result<Self> {
+        let locks =
+            Self { handoff: dir.join("lock-handoff"), peer: dir.join("lock-peer"), floor: dir.join("lock-floor") };
+        std::fs::create_dir_all(&locks.floor)?;
+        Ok(locks)
+    }
+
+    /// By this library: the lease, the epoch, both inodes.
+    ///
+    /// # Errors
+    /// The lock is held, or the disk refuses.
+    pub fn handoff(&self) -> Result<(), AnyError> {
+        Ok(DataDirLock::acquire(&self.handoff)?.release()?)
+    }
+
+    /// By `beyond-handoff`: flock, and a pidfile that is synced.
+    ///
+    /// # Errors
+    /// The lock is held, or the disk refuses.
+    pub fn peer(&self) -> Result<(), AnyError> {
+        drop(handoff::DataDirLock::acquire(&self.peer)?);
+        Ok(())
+    }
+
+    /// flock, the pid, and the end of it.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn floor(&self) -> Result<(), AnyError> {
+        let file = File::options().create(true).write(true).truncate(false).open(self.floor.join("lock"))?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        file.write_all_at(std::process::id().to_string().as_bytes(), 0)?;
+        Ok(flock(&file, FlockOperation::Unlock)?)
+    }
+}
+
+/// Three ways to keep a journal.
+#[derive(Debug)]
+pub struct Journals {
+    handoff: Journal,
+    record: StateJournal,
+    peer: PathBuf,
+    peer_record: handoff::state::StateJournal,
+    floor: File,
+    slot: u64,
+}
+
+impl Journals {
+    /// Under `dir`.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn new(dir: &Path) -> Result<Self, AnyError> {
+        let floor = File::options().create(true).write(true).truncate(false).open(dir.join("journal-floor"))?;
+        floor.write_all_at(&[0; 2 * SLOT_BYTES], 0)?;
+        floor.sync_all()?;
+        let pid = std::process::id();
+        Ok(Self {
+            handoff: Journal::open(dir.join("journal-handoff"))?,
+            record: StateJournal {
+                handoff_id: HandoffId::new(),
+                phase: Phase::Negotiating,
+                incumbent_pid: pid,
+                successor_pid: Some(pid),
+                started_at_unix_ms: 1_700_000_000_000,
+                details: handoff_journal::Details::default(),
+            },
+            peer: dir.join("journal-peer.bin"),
+            peer_record: handoff::state::StateJournal {
+                handoff_id: handoff::HandoffId::new(),
+                phase: handoff::state::Phase::Negotiating,
+                incumbent_pid: pid,
+                successor_pid: Some(pid),
+                started_at_unix_ms: 1_700_000_000_000,
+            },
+            floor,
+            slot: 0,
+        })
+    }
+
+    /// By this library, durable on return.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn handoff(&mut self) -> Result<(), AnyError> {
+        self.handoff_unsynced()?;
+        Ok(self.handoff.sync()?)
+    }
+
+    /// By this library, in order and not waited for.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn handoff_unsynced(&mut self) -> Result<(), AnyError> {
+        self.record.started_at_unix_ms += 1;
+        Ok(self.handoff.record(&self.record)?)
+    }
+
+    /// By `beyond-handoff`, durable on return.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn peer(&mut self) -> Result<(), AnyError> {
+        self.peer_record.started_at_unix_ms += 1;
+        Ok(self.peer_record.write_atomic(&self.peer)?)
+    }
+
+    /// pwrite and fdatasync.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn floor(&mut self) -> Result<(), AnyError> {
+        self.floor_unsynced()?;
+        Ok(self.floor.sync_data()?)
+    }
+
+    /// pwrite.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn floor_unsynced(&mut self) -> Result<(), AnyError> {
+        self.slot += 1;
+        let bytes = [self.slot as u8; SLOT_BYTES];
+        Ok(self.floor.write_all_at(&bytes, (self.slot % 2) * SLOT_BYTES as u64)?)
+    }
+}

@@ -1,0 +1,99 @@
+//! What a handover costs, beside what it could cost: `handoff-bench`.
+//!
+//! | side | what hands over |
+//! |---|---|
+//! | `handoff` | the program `handoff` and the reference daemon on this library |
+//! | `peer` | `beyond-handoff` 0.1.4, the same daemon on it |
+//! | `floor` | the same steps, as plain as they can be written, without any safety |
+//! | `restart` | the old process is told to stop, then a new one is started on the same listening socket |
+//!
+//! All four run the same store with the same load, as real processes: the calling program, run again.
+//!
+//! Invariants:
+//!
+//! - The sides take turns within one run, in another order each round: what disturbs the machine disturbs all of them.
+//! - Only the side that is measured has clients. The next turn begins when the old process of the last one is gone.
+//! - Every side is timed in the same way: from the order to the answer, on the same kind of pipe; the pause is what the clients
+//!   see.
+//! - A figure whose clients lost something is no figure: the report counts it.
+
+mod args;
+pub mod micro;
+mod picture;
+mod report;
+mod rounds;
+mod service;
+mod sides;
+mod slow_sync;
+mod stats;
+#[allow(unsafe_code)]
+mod sys;
+
+use std::ffi::OsString;
+use std::io;
+use std::process::ExitCode;
+
+use crate::ChildRole;
+
+use args::Args;
+use report::{Machine, Report};
+
+/// Whatever went wrong, for the one who started the measurement.
+pub type AnyError = Box<dyn std::error::Error>;
+
+/// What the program plays in the children that it starts.
+const ROLES: &[ChildRole] = &[
+    ChildRole { name: sides::peer::SUPERVISOR, main: |_| sides::played(sides::peer::supervise()) },
+    ChildRole { name: sides::peer::DAEMON, main: |_| sides::played(sides::peer::serve()) },
+    ChildRole { name: sides::floor::SUPERVISOR, main: |_| sides::played(sides::floor::supervise()) },
+    ChildRole { name: sides::floor::DAEMON, main: |_| sides::played(sides::floor::serve()) },
+    ChildRole { name: sides::restart::SUPERVISOR, main: |_| sides::played(sides::restart::supervise()) },
+    ChildRole { name: micro::ROLE, main: |args| sides::played(micro::main(&args)) },
+    ChildRole { name: sides::restart::DAEMON, main: |_| sides::played(sides::restart::serve()) },
+];
+
+/// Call it first in `main` of a program that calls [`main`], in place of [`crate::init`].
+pub fn init() {
+    slow_sync::enter();
+    crate::init_with(ROLES);
+}
+
+/// The program; `args` begin with its name. Call [`init`] before.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args = match args::parse(args) {
+        Ok(args) => args,
+        Err(answer) => return answer,
+    };
+    match run(&args) {
+        Ok(report) => {
+            print!("{}", report.table());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("handoff-bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> io::Result<Report> {
+    let machine = Machine::before();
+    let mut dirs = Vec::with_capacity(args.dirs.len());
+    for dir in &args.dirs {
+        dirs.push(rounds::measure(dir, args)?);
+    }
+    let report = Report::new(args, machine.after(), dirs);
+    if let Some(path) = &args.json {
+        let mut text = serde_json::to_string_pretty(&report.to_json())?;
+        text.push('\n');
+        std::fs::write(path, text).map_err(|error| named(path, &error))?;
+    }
+    if let Some(path) = &args.svg {
+        std::fs::write(path, picture::draw(&report)).map_err(|error| named(path, &error))?;
+    }
+    Ok(report)
+}
+
+fn named(path: &std::path::Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}

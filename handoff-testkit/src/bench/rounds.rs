@@ -1,0 +1,136 @@
+//! The measurement in one directory: all sides' services run there, and take turns under load.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::args::Args;
+use super::micro::{self, Steps};
+use super::service::{Handover, Service};
+use super::sides::{PHASES, Side};
+use crate::load::{Kept, Load, LoadReport, LoadSpec};
+
+const THINK: Duration = Duration::from_micros(500);
+/// How many replies each client gets before anything is measured, and then in the control.
+const REPLIES_BEFORE: u64 = 20;
+/// How long anything may take before the run is given up.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often the single steps are measured, for each handover.
+const STEPS_PER_HANDOVER: u32 = 4;
+
+/// What was measured in a directory.
+#[derive(Debug)]
+pub(super) struct Measured {
+    pub(super) dir: PathBuf,
+    /// In the order of [`Side::ALL`].
+    pub(super) sides: Vec<Samples>,
+    pub(super) steps: Steps,
+}
+
+/// One side's samples, in the order of the rounds; microseconds.
+#[derive(Debug, Default)]
+pub(super) struct Samples {
+    /// The longest gap between replies, around a handover.
+    pub(super) pause: Vec<f64>,
+    /// The longest gap between replies, before it.
+    pub(super) control: Vec<f64>,
+    /// From the order to the answer.
+    pub(super) call: Vec<f64>,
+    /// What the supervisor did for it, by its own clock.
+    pub(super) perform: Vec<f64>,
+    /// The parts of that, in the order of [`PHASES`]; empty where there is no such part.
+    pub(super) phases: [Vec<f64>; PHASES.len()],
+    /// What the clients have seen, in all.
+    pub(super) seen: LoadReport,
+    /// How many syncs were held, if they were.
+    pub(super) syncs_held: Option<u64>,
+}
+
+/// Measures all sides in `dir`, which is created. What is put there is removed again.
+///
+/// # Errors
+/// A side can't be started or can't hand over, or the disk refuses.
+pub(super) fn measure(dir: &Path, args: &Args) -> io::Result<Measured> {
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", dir.display()));
+    std::fs::create_dir_all(dir).map_err(named)?;
+    let dir = dir.canonicalize().map_err(named)?;
+    let room = tempfile::Builder::new().prefix("bench-").tempdir_in(&dir).map_err(named)?;
+    let steps =
+        micro::measure(&subdirectory(room.path(), "steps")?, args.handovers * STEPS_PER_HANDOVER, args.fsync_delay)?;
+    let sides = take_turns(room.path(), args)?;
+    Ok(Measured { dir, sides, steps })
+}
+
+fn take_turns(room: &Path, args: &Args) -> io::Result<Vec<Samples>> {
+    let clients = usize::from(args.clients);
+    let start = |side: Side| Service::start(side, &subdirectory(room, side.name())?, clients, args.fsync_delay);
+    let mut services = Side::ALL.into_iter().map(start).collect::<io::Result<Vec<_>>>()?;
+    let mut sides: Vec<Samples> = services.iter().map(|_| Samples::default()).collect();
+    // The first round finds cold caches and an empty store: it is not counted.
+    let acks = tempfile::tempdir()?;
+    for round in 0..=args.handovers as usize {
+        for turn in 0..services.len() {
+            let side = (round + turn) % services.len();
+            let mut unmeasured = Samples::default();
+            let samples = if round == 0 { &mut unmeasured } else { &mut sides[side] };
+            take_turn(&mut services[side], clients, acks.path(), samples)?;
+        }
+    }
+    for (service, samples) in services.iter_mut().zip(&mut sides) {
+        samples.syncs_held = service.syncs_held();
+        service.stop()?;
+    }
+    Ok(sides)
+}
+
+/// One handover of one side under load.
+fn take_turn(service: &mut Service, clients: usize, acks: &Path, samples: &mut Samples) -> io::Result<()> {
+    let spec = LoadSpec { clients, kept: Kept::All, think: THINK, ..LoadSpec::new(service.address(), acks) };
+    let load = Load::start(&spec)?;
+    wait_for_replies(&load, clients)?;
+    let control_from = Instant::now();
+    wait_for_replies(&load, clients)?;
+    let control = load.gaps().longest_between(control_from, Instant::now());
+    let handover = service.hand_over()?;
+    if !load.gaps().wait_for_reply_after(handover.answered, PATIENCE) {
+        return Err(io::Error::new(io::ErrorKind::TimedOut, "no client got a reply after the handover"));
+    }
+    let pause = load.gaps().longest_between(handover.ordered, handover.answered);
+    service.settle(&handover)?;
+    samples.take(pause, control, &handover, load.stop()?);
+    Ok(())
+}
+
+fn wait_for_replies(load: &Load, clients: usize) -> io::Result<()> {
+    let wanted = load.counts().acked + REPLIES_BEFORE * clients as u64;
+    match load.wait_until(PATIENCE, |seen| seen.acked >= wanted) {
+        true => Ok(()),
+        false => {
+            Err(io::Error::new(io::ErrorKind::TimedOut, format!("the clients get no replies: {:?}", load.counts())))
+        }
+    }
+}
+
+fn subdirectory(room: &Path, name: &str) -> io::Result<PathBuf> {
+    let path = room.join(name);
+    std::fs::create_dir_all(&path)?;
+    Ok(path)
+}
+
+impl Samples {
+    fn take(&mut self, pause: Duration, control: Duration, handover: &Handover, seen: LoadReport) {
+        let us = super::sides::us;
+        self.pause.push(us(pause));
+        self.control.push(us(control));
+        self.call.push(us(handover.answered - handover.ordered));
+        self.perform.push(handover.answer.perform);
+        for ((name, _), samples) in PHASES.iter().zip(&mut self.phases) {
+            samples.extend(handover.answer.phases.get(*name));
+        }
+        self.seen.acked += seen.acked;
+        self.seen.retried += seen.retried;
+        self.seen.refused += seen.refused;
+        self.seen.closed_unanswered += seen.closed_unanswered;
+        self.seen.rejected += seen.rejected;
+    }
+}
