@@ -3,7 +3,7 @@
 //! Each [`Row`] is a service of its own in a temporary directory, with a client that writes all the time. A handover is
 //! ordered, one process fails at the row's point, and when all has settled it is checked that the fault really happened, who
 //! serves, how long nobody did, that every acknowledged write is on disk, that no two writers were at work, that nothing was
-//! left behind, and that the next handover commits.
+//! left behind, and that the next handover commits. [`Matrix::run_in_a_row`] does the same to one service again and again.
 //!
 //! The expectations stand in one table, written by hand. The protocol's intervals are shortened for the processes
 //! under test, by variables that only a build with the feature `crash-points` of `handoff-runtime` reads: the daemon under
@@ -23,9 +23,11 @@ pub(crate) mod daemon;
 mod points;
 mod report;
 mod row;
+mod scene;
 mod settled;
 mod subject;
 mod table;
+mod trap;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -80,6 +82,7 @@ pub struct Matrix<'a> {
     rows: Vec<Row>,
     tolerance: Duration,
     side_by_side: usize,
+    clients: u32,
     seed: u64,
     /// What a service looks like after handovers without any fault.
     control: OnceLock<Result<Control, String>>,
@@ -100,6 +103,7 @@ impl<'a> Matrix<'a> {
             rows: Row::all(),
             tolerance: Duration::from_secs(1),
             side_by_side: 1,
+            clients: 1,
             seed: 1,
             control: OnceLock::new(),
         }
@@ -124,7 +128,14 @@ impl<'a> Matrix<'a> {
         Self { side_by_side: rows.max(1), ..self }
     }
 
-    /// Where the choices start that vary from run to run: the order of the rows, and how many writes go ahead of a fault.
+    /// How many clients write at the same time. 1 by default.
+    #[must_use]
+    pub fn clients(self, clients: u32) -> Self {
+        Self { clients: clients.max(1), ..self }
+    }
+
+    /// Where the choices start that vary from run to run: the order of the rows, those that a series draws, and how many
+    /// writes go ahead of a fault.
     #[must_use]
     pub fn seed(self, seed: u64) -> Self {
         Self { seed, ..self }
@@ -171,6 +182,12 @@ impl<'a> Matrix<'a> {
         row::run(self, row, seed)
     }
 
+    /// Hands one service over this often, each time with the fault of a row that is drawn at random; a row is shown as soon
+    /// as the service has settled after it. What only the end can tell, such as a lost write, stands in the last row.
+    pub fn run_in_a_row(&self, handovers: u32, watch: &dyn Fn(&RowReport)) -> Report {
+        Report::new(row::run_series(self, handovers, watch))
+    }
+
     fn control(&self) -> io::Result<&Control> {
         let control = self.control.get_or_init(|| Control::observe(self).map_err(|error| error.to_string()));
         control.as_ref().map_err(|error| io::Error::other(format!("without any fault: {error}")))
@@ -189,6 +206,11 @@ const TIMING: Timing = Timing {
     deadline_max: Duration::from_secs(3600),
     settle: Duration::from_secs(3),
 };
+
+/// How long a frozen daemon sleeps before it is woken, and a slow process dawdles: well within what its peers wait.
+const HOLD: Duration = Duration::from_millis(400);
+/// A descriptor may be closed a moment later than the last answer was given.
+const CLOSED_WITHIN: Duration = Duration::from_secs(5);
 
 /// A small generator of numbers that look random (SplitMix64).
 struct Random(u64);

@@ -18,6 +18,12 @@ struct Args {
     /// How often every row is run
     #[arg(long, default_value_t = 1, value_name = "N")]
     runs: u32,
+    /// Instead: hand one service over N times in a row, each time with a row that is drawn at random
+    #[arg(long, value_name = "N", conflicts_with_all = ["runs", "jobs"], value_parser = clap::value_parser!(u32).range(1..))]
+    in_a_row: Option<u32>,
+    /// How many clients write at the same time
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    clients: u32,
     /// Only these rows: a role, a point, a fault, POINT/FAULT or ROLE/POINT/FAULT, with * and ?
     #[arg(long, default_value = "*", value_name = "GLOB")]
     filter: String,
@@ -42,12 +48,16 @@ fn main() -> ExitCode {
         .filter(&args.filter)
         .seed(args.seed)
         .side_by_side(args.jobs)
+        .clients(args.clients)
         .tolerance(Duration::from_millis(args.tolerance_ms));
     if matrix.rows().is_empty() {
         eprintln!("handoff-matrix: no row is meant by --filter {}; try \"n-*\" or \"kill\"", args.filter);
         return ExitCode::FAILURE;
     }
-    let report = matrix.run_watched(args.runs, &|row| println!("{row}"));
+    let report = match args.in_a_row {
+        Some(handovers) => matrix.run_in_a_row(handovers, &|row| println!("{row}")),
+        None => matrix.run_watched(args.runs, &|row| println!("{row}")),
+    };
     println!("{}", report.summary());
     match write(&args, &report) {
         Ok(()) => ExitCode::from(u8::from(!report.is_clean())),

@@ -1,4 +1,4 @@
-//! A client that writes in a loop, as the fault table measures by: what was acknowledged, when, and whether anybody was
+//! Clients that write in a loop, as the fault table measures by: what was acknowledged, when, and whether anybody was
 //! refused.
 
 use std::io;
@@ -13,7 +13,7 @@ const ATTEMPT: Duration = Duration::from_millis(250);
 /// Between two writes.
 const THINK: Duration = Duration::from_millis(2);
 
-/// What a writing client has seen.
+/// What the writing clients have seen.
 #[derive(Debug, Default)]
 pub(super) struct Writer {
     seen: Mutex<Seen>,
@@ -37,9 +37,9 @@ pub(super) struct Audit {
 }
 
 impl Writer {
-    /// Writes until it is stopped.
-    pub(super) fn run(&self, subject: &dyn Subject, address: SocketAddr) {
-        for token in 1.. {
+    /// One client that writes its tokens until all are stopped.
+    pub(super) fn run(&self, subject: &dyn Subject, address: SocketAddr, tokens: impl Iterator<Item = u64>) {
+        for token in tokens {
             let written = subject.write(address, token, ATTEMPT);
             let mut seen = self.seen();
             match written {
@@ -54,7 +54,7 @@ impl Writer {
         }
     }
 
-    /// Lets the client finish.
+    /// Lets the clients finish.
     pub(super) fn stop(&self) {
         self.seen().stopped = true;
         self.changed.notify_all();

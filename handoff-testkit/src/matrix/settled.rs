@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use handoff_lock::LeaseState;
 
 use super::client::Writer;
-use super::{Matrix, row};
+use super::{Matrix, scene};
 use crate::fixture::Fixture;
 use crate::leaks::descriptor_count;
 
@@ -50,11 +50,11 @@ pub(super) struct Control {
 impl Control {
     /// Hands over twice, and looks after each.
     pub(super) fn observe(matrix: &Matrix<'_>) -> io::Result<Self> {
-        let mut fixture = row::setup(matrix.subject)?.start()?;
+        let mut fixture = scene::setup(matrix.subject)?.start()?;
         let address = fixture.address(matrix.subject.listener())?;
         let writer = Writer::default();
         std::thread::scope(|scope| {
-            scope.spawn(|| writer.run(matrix.subject, address));
+            scope.spawn(|| writer.run(matrix.subject, address, 1..));
             let footprints = [(); 2].map(|()| {
                 let upgrade = fixture.upgrade(&[])?;
                 if !upgrade.committed() {

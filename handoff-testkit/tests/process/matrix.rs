@@ -1,4 +1,4 @@
-//! Every row of the fault matrix once, a test each; and what the matrix must not overlook.
+//! Every row of the fault matrix once, a test each; rows at random in one service; and what the matrix must not overlook.
 
 use std::io;
 use std::net::SocketAddr;
@@ -26,7 +26,18 @@ pub(crate) fn all() -> Vec<Trial> {
             if report.ok { Ok(()) } else { Err(report.to_string().into()) }
         })
     };
-    Row::all().into_iter().map(trial).chain(what_it_must_see::all()).collect()
+    let in_a_row = [
+        Trial::test("matrix::ten_in_a_row", || in_a_row(10)),
+        Trial::test("matrix::two_hundred_in_a_row", || in_a_row(200)).with_ignored_flag(true),
+    ];
+    Row::all().into_iter().map(trial).chain(in_a_row).chain(what_it_must_see::all()).collect()
+}
+
+/// One service under load, with a fault at random in each of its handovers.
+fn in_a_row(handovers: u32) -> Result<(), libtest_mimic::Failed> {
+    let report = Matrix::built_in().tolerance(TOLERANCE).clients(8).run_in_a_row(handovers, &|_| {});
+    let all_were_struck = report.rows.len() == handovers as usize;
+    if all_were_struck && report.is_clean() { Ok(()) } else { Err(report.to_string().into()) }
 }
 
 mod what_it_must_see {
@@ -62,7 +73,7 @@ impl Subject for Spoiled<'_> {
         let Some(Script { path, first }) = self.script else { return Ok(setup) };
         let program = setup.binary().display();
         // Only under an armed supervisor, else it would look as if it belonged there.
-        let spoil = format!("if [ \"$HANDOFF_ROLE$HANDOFF_CRASH_ONCE\" = successor1 ]; then {first}\nfi");
+        let spoil = format!("if [ \"$HANDOFF_ROLE${{HANDOFF_CRASH_PLAN:+armed}}\" = successorarmed ]; then {first}\nfi");
         std::fs::write(path, format!("#!/bin/sh\n{spoil}\nexec '{program}' \"$@\"\n"))?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))?;
         Ok(Setup::new(path).env(handoff_testkit::ROLE_VARIABLE, "matrix-daemon").listener("http", "127.0.0.1:0"))
