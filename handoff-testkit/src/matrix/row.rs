@@ -253,6 +253,7 @@ fn bound(bound: Bound) -> Duration {
         Bound::Noticed(within) => within,
         Bound::Silence => TIMING.liveness + NOTICED,
         Bound::Watched => TIMING.liveness * 2 + NOTICED,
+        Bound::Unanswered => TIMING.settle + TIMING.liveness * 2 + NOTICED,
         Bound::Woken => HOLD + NOTICED,
     }
 }

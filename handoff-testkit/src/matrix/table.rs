@@ -39,6 +39,8 @@ pub enum Bound {
     Silence,
     /// A frozen daemon is found by the service that looks at it once in an interval, and is started again.
     Watched,
+    /// A resume is waited for in vain, and then the frozen daemon is found in the same way.
+    Unanswered,
     /// A frozen peer is woken, or a slow one goes on.
     Woken,
 }
@@ -73,7 +75,7 @@ const fn must(serving: &'static [Serving], bound: Bound) -> Option<Expected> {
 /// What must come of this fault at this point; `None` where the two don't fit: there is nothing that could return an error,
 /// or it takes more than one fault to get there.
 pub fn expected(point: Point, fault: Fault) -> Option<Expected> {
-    use Bound::{Nothing, Silence, Watched, Woken};
+    use Bound::{Nothing, Silence, Unanswered, Watched, Woken};
     use Point as P;
     match point {
         // O has not been asked for anything: it never stops.
@@ -132,8 +134,7 @@ pub fn expected(point: Point, fault: Fault) -> Option<Expected> {
         // The successor has failed before; O is all that there is.
         P::OInResume => match fault {
             Fault::Exit | Fault::Kill => must(FRESH, RESTARTED),
-            // A frozen process that serves alone is a second fault, and nobody's to end.
-            Fault::Stop => None,
+            Fault::Stop => must(FRESH, Unanswered),
             Fault::StopCont | Fault::Delay => must(OLD, Woken),
             Fault::Error => must(OLD, RESTARTED),
         },
