@@ -209,6 +209,8 @@ const TIMING: Timing = Timing {
 
 /// How long a frozen daemon sleeps before it is woken, and a slow process dawdles: well within what its peers wait.
 const HOLD: Duration = Duration::from_millis(400);
+/// How long the whole machine stands still: longer than a peer is waited for, and shorter than a handover may take.
+const PAUSE: Duration = Duration::from_millis(2000);
 /// A descriptor may be closed a moment later than the last answer was given.
 const CLOSED_WITHIN: Duration = Duration::from_secs(5);
 

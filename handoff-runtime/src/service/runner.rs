@@ -229,7 +229,10 @@ impl Runner {
             Timer::Probation => self.probation_over(),
             Timer::Retire(pid) => {
                 if let Some(retiring) = self.core.retiring.iter_mut().find(|retiring| retiring.pid() == pid) {
-                    retiring.press();
+                    // The time in which nothing ran, this process neither, is not its own.
+                    if punctual == Punctual::Yes {
+                        retiring.press();
+                    }
                     self.core.timers.arm(timer, self.config.retire);
                 }
             }

@@ -90,6 +90,9 @@ pub enum Fault {
     Stop,
     /// SIGSTOP, and SIGCONT: a daemon wakes while its peers still wait for it, a supervisor when they have given it up.
     StopCont,
+    /// All processes stand still, as those of a virtual machine do that is paused, for longer than their peers wait; then all
+    /// go on.
+    Pause,
     /// It sleeps at the point, for less than its peers wait for it.
     Delay,
     /// The hook, or the library's call, that is under way at the point returns an error.
@@ -98,7 +101,8 @@ pub enum Fault {
 
 impl Fault {
     /// All faults.
-    pub const ALL: &[Self] = &[Self::Exit, Self::Kill, Self::Stop, Self::StopCont, Self::Delay, Self::Error];
+    pub const ALL: &[Self] =
+        &[Self::Exit, Self::Kill, Self::Stop, Self::StopCont, Self::Pause, Self::Delay, Self::Error];
 
     /// Its name in reports and filters.
     pub fn name(self) -> &'static str {
@@ -107,6 +111,7 @@ impl Fault {
             Self::Kill => "kill",
             Self::Stop => "stop",
             Self::StopCont => "stop-cont",
+            Self::Pause => "pause",
             Self::Delay => "delay",
             Self::Error => "error",
         }

@@ -21,7 +21,7 @@ use super::report::RowReport;
 use super::scene::{End, Scene, under_load};
 use super::settled::{PATIENCE, until, wait_until_served, wait_until_settled_alone};
 use super::table::{Bound, Serving};
-use super::{HOLD, Matrix, Random, Row, TIMING};
+use super::{HOLD, Matrix, PAUSE, Random, Row, TIMING};
 use crate::fixture::Fixture;
 
 /// What the noticing of a silence costs besides the silence.
@@ -199,6 +199,7 @@ fn go_on(row: &Row, fixture: &mut Fixture, hit: u32, upgrade: &Order, writer: &W
             thread::sleep(HOLD);
             wake(hit);
         }
+        (Fault::Pause, _) => pause(&fixture.processes()),
         (Fault::Exit | Fault::Kill | Fault::Stop | Fault::Delay | Fault::Error, _) => {}
     }
     Ok(None)
@@ -209,10 +210,21 @@ fn until_given_up() {
     thread::sleep(TIMING.liveness * 2);
 }
 
+/// Nothing of the service runs for a while that is longer than anybody waits for a peer.
+fn pause(processes: &[u32]) {
+    processes.iter().for_each(|pid| signal(*pid, Signal::STOP));
+    thread::sleep(PAUSE);
+    processes.iter().for_each(|pid| signal(*pid, Signal::CONT));
+}
+
 fn wake(pid: u32) {
+    signal(pid, Signal::CONT);
+}
+
+fn signal(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-        // It may have been ended meanwhile; then nobody wakes.
-        let _ = kill_process(pid, Signal::CONT);
+        // It may have ended, or been ended, meanwhile; then nobody hears it.
+        let _ = kill_process(pid, signal);
     }
 }
 
@@ -255,6 +267,7 @@ fn bound(bound: Bound) -> Duration {
         Bound::Watched => TIMING.liveness * 2 + NOTICED,
         Bound::Unanswered => TIMING.settle + TIMING.liveness * 2 + NOTICED,
         Bound::Woken => HOLD + NOTICED,
+        Bound::Paused => PAUSE + NOTICED,
     }
 }
 

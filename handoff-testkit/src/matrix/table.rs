@@ -43,6 +43,8 @@ pub enum Bound {
     Unanswered,
     /// A frozen peer is woken, or a slow one goes on.
     Woken,
+    /// The machine is paused, and goes on.
+    Paused,
 }
 
 /// What must come of one fault.
@@ -75,7 +77,7 @@ const fn must(serving: &'static [Serving], bound: Bound) -> Option<Expected> {
 /// What must come of this fault at this point; `None` where the two don't fit: there is nothing that could return an error,
 /// or it takes more than one fault to get there.
 pub fn expected(point: Point, fault: Fault) -> Option<Expected> {
-    use Bound::{Nothing, Silence, Unanswered, Watched, Woken};
+    use Bound::{Nothing, Paused, Silence, Unanswered, Watched, Woken};
     use Point as P;
     match point {
         // O has not been asked for anything: it never stops.
@@ -85,6 +87,7 @@ pub fn expected(point: Point, fault: Fault) -> Option<Expected> {
             Fault::StopCont => must(OLD_OR_NEW, Nothing),
             Fault::Delay => must(NEW, Nothing),
             Fault::Error => None,
+            Fault::Pause => must(NEW, Paused),
         },
         // O holds the lock.
         P::SAfterPrepareSent | P::SAfterDrainedRecv | P::SAfterSealRequestSent => match fault {
@@ -92,6 +95,7 @@ pub fn expected(point: Point, fault: Fault) -> Option<Expected> {
             Fault::Stop | Fault::StopCont => must(OLD, Silence),
             Fault::Delay => must(NEW, Woken),
             Fault::Error => None,
+            Fault::Pause => must(NEW, Paused),
         },
         // O has sealed; nobody was told to begin, so it takes the lock back.
         P::SAfterSealCompleteRecv => match fault {
@@ -99,6 +103,7 @@ pub fn expected(point: Point, fault: Fault) -> Option<Expected> {
             Fault::Stop | Fault::StopCont => must(OLD, Silence),
             Fault::Delay => must(NEW, Woken),
             Fault::Error => None,
+            Fault::Pause => must(NEW, Paused),
         },
         // N is at it, and who has the lock first keeps it: N, or O, which sees its supervisor gone. A supervisor that comes
         // back adopts N when it is Active, and ends it when it is not yet.
@@ -107,11 +112,13 @@ pub fn expected(point: Point, fault: Fault) -> Option<Expected> {
             Fault::Stop | Fault::StopCont => must(NEW, Nothing),
             Fault::Delay => must(NEW, Nothing),
             Fault::Error => None,
+            Fault::Pause => must(NEW, Paused),
         },
         // N serves, whatever becomes of the supervisor.
         P::SAfterReadyRecv | P::SAfterCommitSent | P::SAfterJournalClear => match fault {
             Fault::Exit | Fault::Kill | Fault::Stop | Fault::StopCont | Fault::Delay => must(NEW, Nothing),
             Fault::Error => None,
+            Fault::Pause => must(NEW, Paused),
         },
         // Without a seal, N recovers what O left.
         P::OInDrain | P::OInSeal => match fault {
@@ -119,17 +126,20 @@ pub fn expected(point: Point, fault: Fault) -> Option<Expected> {
             Fault::Stop => must(NEW, Silence),
             Fault::StopCont | Fault::Delay => must(NEW, Woken),
             Fault::Error => must(OLD, RESUMED),
+            Fault::Pause => must(NEW, Paused),
         },
         P::OAfterDrainedSent | P::OAfterSealFlockReleased => match fault {
             Fault::Exit | Fault::Kill => must(NEW, PROMOTED),
             Fault::Stop => must(NEW, Silence),
             Fault::StopCont | Fault::Delay => must(NEW, Woken),
             Fault::Error => None,
+            Fault::Pause => must(NEW, Paused),
         },
         // O is not needed any more.
         P::OAfterSealCompleteSent | P::OAfterCommitRecv => match fault {
             Fault::Exit | Fault::Kill | Fault::Stop | Fault::StopCont | Fault::Delay => must(NEW, Nothing),
             Fault::Error => None,
+            Fault::Pause => must(NEW, Paused),
         },
         // The successor has failed before; O is all that there is.
         P::OInResume => match fault {
@@ -137,17 +147,20 @@ pub fn expected(point: Point, fault: Fault) -> Option<Expected> {
             Fault::Stop => must(FRESH, Unanswered),
             Fault::StopCont | Fault::Delay => must(OLD, Woken),
             Fault::Error => must(OLD, RESTARTED),
+            Fault::Pause => must(OLD, Paused),
         },
         // O serves until N has warmed up.
         P::NBeforeHandshake | P::NAfterHandshake => match fault {
             Fault::Exit | Fault::Kill | Fault::Stop | Fault::Error => must(OLD, Nothing),
             Fault::StopCont | Fault::Delay => must(NEW, Nothing),
+            Fault::Pause => must(NEW, Paused),
         },
         // O has sealed, and takes the lock back from a dead N.
         P::NAfterBegin | P::NAfterLock | P::NBeforeAnnounceReady => match fault {
             Fault::Exit | Fault::Kill | Fault::Error => must(OLD, RESUMED),
             Fault::Stop => must(OLD, Silence),
             Fault::StopCont | Fault::Delay => must(NEW, Woken),
+            Fault::Pause => must(NEW, Paused),
         },
         // N is Active: either its death is seen before the commit, or it is on probation.
         P::NAfterReady => match fault {
@@ -156,6 +169,7 @@ pub fn expected(point: Point, fault: Fault) -> Option<Expected> {
             Fault::Stop => must(ANY, Watched),
             Fault::StopCont | Fault::Delay => must(NEW, Woken),
             Fault::Error => None,
+            Fault::Pause => must(NEW, Paused),
         },
     }
 }

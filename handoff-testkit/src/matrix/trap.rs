@@ -53,7 +53,7 @@ impl Trap {
         let how = match row.fault {
             Fault::Exit => "exit".to_owned(),
             Fault::Kill => "kill".to_owned(),
-            Fault::Stop | Fault::StopCont => "stop".to_owned(),
+            Fault::Stop | Fault::StopCont | Fault::Pause => "stop".to_owned(),
             Fault::Delay => format!("delay:{}", HOLD.as_millis()),
             Fault::Error => "error".to_owned(),
         };
@@ -116,7 +116,7 @@ impl Armed {
                 let state = process_state(hit);
                 Ok(if matches!(state, None | Some('Z' | 'X')) { Ok(()) } else { Err(state) })
             }),
-            (Fault::Stop | Fault::StopCont, _) => until("it is stopped", || {
+            (Fault::Stop | Fault::StopCont | Fault::Pause, _) => until("it is stopped", || {
                 let state = process_state(hit);
                 // Whoever watches it may have ended it, or told it to go on, already.
                 let was_stopped = matches!(state, None | Some('T' | 't' | 'Z' | 'X'));

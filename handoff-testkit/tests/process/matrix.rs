@@ -73,7 +73,8 @@ impl Subject for Spoiled<'_> {
         let Some(Script { path, first }) = self.script else { return Ok(setup) };
         let program = setup.binary().display();
         // Only under an armed supervisor, else it would look as if it belonged there.
-        let spoil = format!("if [ \"$HANDOFF_ROLE${{HANDOFF_CRASH_PLAN:+armed}}\" = successorarmed ]; then {first}\nfi");
+        let spoil =
+            format!("if [ \"$HANDOFF_ROLE${{HANDOFF_CRASH_PLAN:+armed}}\" = successorarmed ]; then {first}\nfi");
         std::fs::write(path, format!("#!/bin/sh\n{spoil}\nexec '{program}' \"$@\"\n"))?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))?;
         Ok(Setup::new(path).env(handoff_testkit::ROLE_VARIABLE, "matrix-daemon").listener("http", "127.0.0.1:0"))
