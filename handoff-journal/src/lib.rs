@@ -10,6 +10,9 @@
 //! What is read is always a record that was written, whole: a torn, truncated or foreign file gives an older record or an
 //! error that names the file, never a mixture and never a panic. What can't be read is never overwritten or deleted.
 //!
+//! Beside it stands the [`History`]: what came of each handover, for people. It never waits for the disk, is bounded in size, and
+//! nothing is decided by it.
+//!
 //! This crate never locks: the file belongs to one supervisor at a time, which its caller sees to. It never decides what a
 //! phase means, and has no `unsafe`.
 
@@ -18,6 +21,7 @@
 #[cfg(test)]
 mod crash_tests;
 mod error;
+mod history;
 mod journal;
 mod record;
 mod slots;
@@ -25,6 +29,7 @@ mod storage;
 
 pub use error::{JournalError, Result};
 pub use handoff_proto::{HandoffId, Phase};
+pub use history::{HISTORY_BYTES_MAX, History, HistoryEntry, HistoryTimings, PhaseSpan, Recent};
 pub use journal::{Journal, SetAside};
 pub use record::{BINARY_BYTES_MAX, BUILD_ID_BYTES_MAX, Details, StateJournal};
 
