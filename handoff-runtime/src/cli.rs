@@ -1,4 +1,4 @@
-//! The `handoff` program as a function: `handoff run`, `upgrade`, `rollback`, `status`, `stop`, `lock`.
+//! The `handoff` program as a function: `handoff run`, `upgrade`, `rollback`, `status`, `history`, `stop`, `lock`.
 //!
 //! | exit code | meaning |
 //! |---|---|
@@ -20,8 +20,11 @@ use args::{Cli, Command};
 mod args;
 mod client;
 mod config;
+mod history;
 mod lock;
 mod output;
+mod plot;
+mod progress;
 mod run;
 mod status;
 mod stop;
@@ -48,6 +51,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Upgrade(args) => upgrade::upgrade(&args),
         Command::Rollback(args) => upgrade::rollback(&args),
         Command::Status(args) => status::status(&args),
+        Command::History(args) => history::history(&args),
         Command::Stop(args) => stop::stop(&args),
         Command::Lock(args) => lock::lock(&args),
     };

@@ -38,6 +38,7 @@ mod preflight;
 mod report;
 mod retire;
 mod runner;
+mod spans;
 mod state_dir;
 mod watch;
 
@@ -51,7 +52,7 @@ pub use address::{Address, AddressError, Listen, ListenError};
 pub use config::{Restart, ServiceConfig, Watchdog};
 pub use error::ServiceError;
 pub use report::{
-    DurationText, Event, HandoverReport, HandoverStatus, IncumbentStatus, ListenerStatus, Refusal, Request,
+    DurationText, Event, HandoverReport, HandoverStatus, IncumbentStatus, ListenerStatus, Refusal, Request, SealStatus,
     ServiceState, ServiceStatus, Stopped, TimingsMs, build_id_text,
 };
 pub use runner::Ended;

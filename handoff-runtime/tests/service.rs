@@ -187,7 +187,17 @@ fn an_upgrade_replaces_the_process_and_nothing_else() {
     assert_eq!((output.status.code(), text(&output.stdout).trim()), (Some(0), "stopped"), "{output:?}");
     assert_eq!(service.wait().code(), Some(0));
     let leftovers = service.leftovers();
-    assert!(leftovers.iter().all(|name| name == "supervisor.lock" || name.starts_with("journal")), "{leftovers:?}");
+    assert_eq!(leftovers, ["history", "journal", "supervisor.lock"]);
+
+    let history = json(&service.client(&["history", "--json"]).output().unwrap());
+    assert_eq!(history.as_array().unwrap().len(), 1, "nobody runs any more, and the file tells: {history}");
+    for key in ["handoff_id", "committed", "abort_reason", "old_pid", "new_pid", "epoch"] {
+        assert_eq!(history[0][key], report[key], "{key}");
+    }
+    for (part, ms) in timings {
+        assert_eq!(&history[0]["timings_ms"][part], ms, "{part}");
+    }
+    assert!(history[0]["timings_ms"]["retire"].is_f64(), "the old process was seen to leave: {history}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::service::{DurationText, Listen};
 
@@ -21,6 +21,7 @@ pub(super) enum Command {
     Upgrade(UpgradeArgs),
     Rollback(RollbackArgs),
     Status(StatusArgs),
+    History(HistoryArgs),
     Stop(StopArgs),
     Lock(LockArgs),
 }
@@ -53,9 +54,19 @@ pub(super) struct RunArgs {
     pub(super) control_socket: Option<PathBuf>,
     #[command(flatten)]
     pub(super) state_dir: StateDirArg,
+    /// How the log on stderr is written: lines for people, or one JSON object a line.
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub(super) log_format: LogFormat,
     /// The daemon and its arguments.
     #[arg(last = true, value_name = "PROGRAM")]
     pub(super) program: Vec<OsString>,
+}
+
+/// How events are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum LogFormat {
+    Text,
+    Json,
 }
 
 /// Hand the running daemon over to a new process.
@@ -104,6 +115,22 @@ pub(super) struct StatusArgs {
     /// Print one JSON object instead of text.
     #[arg(long)]
     pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) state_dir: StateDirArg,
+}
+
+/// Tell what came of the last handovers and how long their phases took. No supervisor need run.
+#[derive(Debug, Args)]
+pub(super) struct HistoryArgs {
+    /// So many of them, the newest last.
+    #[arg(short = 'n', value_name = "N", default_value_t = 20)]
+    pub(super) newest: usize,
+    /// Print an array of JSON objects, one a line: those of `upgrade --json`, and more.
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Draw them as a timeline of phases into this SVG file, and print no table.
+    #[arg(long, value_name = "FILE.svg")]
+    pub(super) plot: Option<PathBuf>,
     #[command(flatten)]
     pub(super) state_dir: StateDirArg,
 }
@@ -160,6 +187,9 @@ mod tests {
             "upgrade --quiet",
             "rollback --state-dir s --json",
             "status --state-dir s --json",
+            "history --state-dir s -n 5 --json",
+            "history --plot f.svg",
+            "run --log-format json --state-dir s -- p",
             "stop --state-dir s",
             "lock d --json",
         ] {
@@ -176,7 +206,7 @@ mod tests {
 
     #[test]
     fn what_does_not_exist_is_not_offered() {
-        for line in ["history", "run --log-format json", "upgrade --deadline soon", "run --listen 1.2.3.4:5"] {
+        for line in ["history -n few", "run --log-format xml", "upgrade --deadline soon", "run --listen 1.2.3.4:5"] {
             assert!(parse(line).is_err(), "{line}");
         }
     }

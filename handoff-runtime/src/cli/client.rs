@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -98,6 +99,16 @@ impl Client {
                 Ok(_) => return Ok(()),
             }
         }
+    }
+}
+
+/// Waits until the service of this state directory has answered a question, if one runs and answers in time: what it did before
+/// is done then.
+pub(super) fn wait_for_answer(state_dir: &Path, within: Duration) {
+    let Ok(mut stream) = UnixStream::connect(state_dir.join("admin.sock")) else { return };
+    let bounds = stream.set_read_timeout(Some(within)).and_then(|()| stream.set_write_timeout(Some(within)));
+    if bounds.and_then(|()| stream.write_all(b"{\"cmd\":\"status\"}\n")).is_ok() {
+        let _ = BufReader::new(stream).take(LINE_BYTES_MAX).read_line(&mut String::new());
     }
 }
 

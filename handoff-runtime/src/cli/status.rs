@@ -6,7 +6,7 @@ use super::args::StatusArgs;
 use super::client::{self, Client};
 use super::config::Place;
 use super::output;
-use crate::service::{HandoverReport, IncumbentStatus, Request, ServiceStatus};
+use crate::service::{HandoverReport, IncumbentStatus, Request, SealStatus, ServiceStatus};
 
 pub(super) fn status(args: &StatusArgs) -> Result<ExitCode, String> {
     let state_dir = Place::here()?.state_dir(args.state_dir.state_dir.as_deref())?;
@@ -28,12 +28,17 @@ fn table(status: &ServiceStatus) -> String {
     rows.extend(status.listeners.iter().map(|listener| ("listening", format!("{} {}", listener.name, listener.addr))));
     if let Some(handover) = &status.handover {
         let successor = handover.successor_pid.map(|pid| format!(", successor pid {pid}")).unwrap_or_default();
-        rows.push(("handover", format!("{}{successor}", handover.phase)));
+        let seal = handover.seal.as_ref().map(sealed).unwrap_or_default();
+        rows.push(("handover", format!("{}{seal}{successor}", handover.phase)));
     }
     if let Some(last) = &status.last_handover {
         rows.push(("last", ended(last)));
     }
     rows.iter().map(|(name, value)| format!("{name:<11} {value}")).collect::<Vec<_>>().join("\n")
+}
+
+fn sealed(seal: &SealStatus) -> String {
+    format!(", {} of {} shards sealed", seal.shards_sealed, seal.shards_total)
 }
 
 fn daemon(incumbent: &IncumbentStatus) -> String {
@@ -66,7 +71,12 @@ mod tests {
             state: ServiceState::HandingOver,
             supervisor_pid: 1,
             incumbent: Some(IncumbentStatus { pid: 2, build_id: Some("v1".into()), since_unix_ms: 0, epoch: Some(4) }),
-            handover: Some(HandoverStatus { handoff_id: None, phase: "draining".into(), successor_pid: Some(3) }),
+            handover: Some(HandoverStatus {
+                handoff_id: None,
+                phase: "sealing".into(),
+                successor_pid: Some(3),
+                seal: Some(SealStatus { shards_sealed: 1, shards_total: 4, last_revision: 9 }),
+            }),
             listeners: vec![ListenerStatus { name: "http".into(), addr: "127.0.0.1:80".into() }],
             last_handover: Some(HandoverReport { abort_reason: Some("no".into()), ..HandoverReport::default() }),
         };
@@ -75,7 +85,7 @@ state       handing_over
 supervisor  pid 1
 daemon      pid 2, build v1, epoch 4, since 1970-01-01T00:00:00Z
 listening   http 127.0.0.1:80
-handover    draining, successor pid 3
+handover    sealing, 1 of 4 shards sealed, successor pid 3
 last        not committed: no";
         assert_eq!(table(&status), expected);
     }

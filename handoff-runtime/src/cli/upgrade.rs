@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use super::args::{RollbackArgs, StateDirArg, UpgradeArgs};
 use super::client::{self, Client, Line};
 use super::config::Place;
+use super::progress::Show;
 use super::{NOT_DONE, output};
 use crate::service::{Event, HandoverReport, Request};
 
@@ -72,12 +73,12 @@ fn ordered(
     let place = Place::here()?;
     let request = request(&place)?;
     let mut client = Client::order(&place.state_dir(state_dir.state_dir.as_deref())?, &request)?;
+    let show = if voice == Voice::Text { Show::to_people() } else { Show::Nothing };
     let mut exit_code = NOT_DONE;
     loop {
         match client.next()? {
             Some(Line::Event(Event::Finished { exit_code: code })) => exit_code = code,
-            Some(Line::Event(event)) if voice == Voice::Text => narrate(&event),
-            Some(Line::Event(_)) => {}
+            Some(Line::Event(event)) => show.event(&event),
             Some(Line::Answer(answer)) => {
                 return Ok(Outcome { exit_code, report: client::read(&answer)? });
             }
@@ -94,13 +95,6 @@ fn sendable(place: &Place, binary: &Path) -> Result<PathBuf, String> {
     match absolute.to_str() {
         Some(_) => Ok(absolute),
         None => Err(format!("{}: a binary's path must be UTF-8", absolute.display())),
-    }
-}
-
-fn narrate(event: &Event) {
-    if let Event::Phase { phase, successor_pid, after_ms, .. } = event {
-        let successor = successor_pid.map(|pid| format!("  (successor: pid {pid})")).unwrap_or_default();
-        output::line(&format!("{after_ms:>7} ms  {phase}{successor}"));
     }
 }
 

@@ -104,4 +104,9 @@ impl ServiceConfig {
     pub fn journal(&self) -> PathBuf {
         self.state_dir.join("journal")
     }
+
+    /// What came of the handovers so far: `<state_dir>/history`.
+    pub fn history(&self) -> PathBuf {
+        self.state_dir.join("history")
+    }
 }

@@ -7,15 +7,19 @@ use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::Instant;
 
+use handoff_journal::{HistoryEntry, HistoryTimings};
 use handoff_proto::HandoffId;
 use handoff_proto::supervisor::Milestone;
 
 use super::admin::ClientId;
 use super::builds::Aborted;
-use super::report::{Event, HandoverReport, HandoverStatus, TimingsMs, milliseconds};
+use super::daemon::unix_ms;
+use super::report::{Event, HandoverReport, HandoverStatus, SealStatus, TimingsMs, build_id_text, milliseconds};
+use super::spans::Moments;
 use crate::outcome::{HandoffOutcome, SpawnSpec, Timings};
-use crate::progress::{Cancel, Progress, Step};
+use crate::progress::{Cancel, Progress, Sealed, Step};
 use crate::supervisor::Supervisor;
+use crate::timers::now_ns;
 use crate::waker::Waker;
 use crate::{Error, Result};
 
@@ -54,12 +58,26 @@ pub(super) struct Handover {
     pub(super) client: ClientId,
     pub(super) spec: SpawnSpec,
     pub(super) old_pid: u32,
+    old_build: Option<String>,
+    new_build: Option<String>,
     ordered: Instant,
+    ordered_unix_ms: u64,
+    moments: Moments,
     cancel: Cancel,
     handoff_id: Option<HandoffId>,
     phase: &'static str,
+    /// The phase in which it was given up, while it is undone.
+    given_up_in: Option<&'static str>,
+    sealed: Option<Sealed>,
     successor_pid: Option<u32>,
     aborted: Aborted,
+}
+
+/// The process that is to be replaced.
+#[derive(Debug)]
+pub(super) struct Old {
+    pub(super) pid: u32,
+    pub(super) build: Option<String>,
 }
 
 impl Handover {
@@ -71,25 +89,31 @@ impl Handover {
         supervisor: &Arc<Supervisor>,
         client: ClientId,
         spec: SpawnSpec,
-        old_pid: u32,
+        old: Old,
         wire: Wire,
     ) -> Result<Self> {
+        let (ordered, moments) = (Instant::now(), Moments::new(now_ns()));
         let cancel = Cancel::new().map_err(|error| Error::io("prepare a handover", error))?;
         let worker = Worker { supervisor: Arc::clone(supervisor), spec: spec.clone(), cancel: cancel.clone(), wire };
         thread::Builder::new()
             .name("handover".to_owned())
             .spawn(move || worker.work())
             .map_err(|error| Error::io("start the handover's thread", error))?;
-        let (handoff_id, successor_pid) = (None, None);
         Ok(Self {
             client,
             spec,
-            old_pid,
-            ordered: Instant::now(),
+            old_pid: old.pid,
+            old_build: old.build,
+            new_build: None,
+            ordered,
+            ordered_unix_ms: unix_ms(),
+            moments,
             cancel,
-            handoff_id,
+            handoff_id: None,
             phase: FIRST_PHASE,
-            successor_pid,
+            given_up_in: None,
+            sealed: None,
+            successor_pid: None,
             aborted: Aborted::Settled,
         })
     }
@@ -99,14 +123,33 @@ impl Handover {
         self.cancel.cancel(reason);
     }
 
-    /// Notes how far it has come; an event when a new phase begins.
-    pub(super) fn note(&mut self, progress: &Progress) -> Option<Event> {
+    /// Notes how far it has come; an event when a new phase begins, or a seal has come farther.
+    pub(super) fn note(&mut self, progress: Progress) -> Option<Event> {
         self.handoff_id = Some(progress.handoff_id);
         self.successor_pid = progress.successor_pid.or(self.successor_pid);
-        let Step::Reached(milestone) = progress.step else { return None };
+        match progress.step {
+            Step::Reached(milestone) => self.note_milestone(milestone, progress.at_ns),
+            Step::SuccessorBuild(build) => {
+                self.new_build = Some(build_id_text(&build));
+                None
+            }
+            Step::Sealed(sealed) => {
+                self.sealed = Some(sealed);
+                Some(Event::SealProgress {
+                    shards_sealed: sealed.shards,
+                    shards_total: sealed.total,
+                    last_revision: sealed.last_revision,
+                })
+            }
+        }
+    }
+
+    fn note_milestone(&mut self, milestone: Milestone, at_ns: u64) -> Option<Event> {
+        self.moments.note(milestone, at_ns);
         match milestone {
             Milestone::BeginSent => self.aborted = Aborted::Unsettled,
             Milestone::ResumedReceived => self.aborted = Aborted::Settled,
+            Milestone::UndoStarted => self.given_up_in = Some(self.phase),
             _ => {}
         }
         self.phase = phase_after(milestone).filter(|phase| *phase != self.phase)?;
@@ -134,6 +177,37 @@ impl Handover {
             handoff_id: self.handoff_id.map(|id| id.to_string()),
             phase: self.phase.to_owned(),
             successor_pid: self.successor_pid,
+            seal: self.sealed.filter(|_| self.phase == SEALING).map(|sealed| SealStatus {
+                shards_sealed: sealed.shards,
+                shards_total: sealed.total,
+                last_revision: sealed.last_revision,
+            }),
+        }
+    }
+
+    /// When the old process was told to leave, on CLOCK_MONOTONIC.
+    pub(super) fn committed_ns(&self) -> Option<u64> {
+        self.moments.at_ns(Milestone::CommitSent)
+    }
+
+    /// What the history keeps of it.
+    pub(super) fn entry(&self, report: &HandoverReport, ended_ns: u64) -> HistoryEntry {
+        let TimingsMs { spawn, warm, drain, seal, begin_to_ready, total, pause } = report.timings_ms;
+        let aborted_in = self.given_up_in.unwrap_or(self.phase);
+        HistoryEntry {
+            handoff_id: self.handoff_id,
+            committed: report.committed,
+            abort_reason: report.abort_reason.clone(),
+            aborted_in: (!report.committed).then(|| aborted_in.to_owned()),
+            old_pid: report.old_pid,
+            new_pid: report.new_pid,
+            epoch: report.epoch,
+            old_build: self.old_build.clone(),
+            new_build: self.new_build.clone(),
+            binary: Some(self.spec.binary.display().to_string()),
+            started_at_unix_ms: self.ordered_unix_ms,
+            timings_ms: HistoryTimings { spawn, warm, drain, seal, begin_to_ready, total, pause, retire: None },
+            phases: self.moments.spans(ended_ns),
         }
     }
 
@@ -191,6 +265,7 @@ impl Worker {
 }
 
 const FIRST_PHASE: &str = "negotiating";
+const SEALING: &str = "sealing";
 
 /// The phase that begins at a milestone; none where the one before it goes on. The words are those of `Phase`, and
 /// finer before the drain.
@@ -199,7 +274,7 @@ fn phase_after(milestone: Milestone) -> Option<&'static str> {
         Milestone::IncumbentGreeted => Some("spawning"),
         Milestone::SuccessorGreeted => Some("warming"),
         Milestone::PrepareSent => Some("draining"),
-        Milestone::SealRequestSent => Some("sealing"),
+        Milestone::SealRequestSent => Some(SEALING),
         Milestone::BeginSent => Some("awaiting_ready"),
         Milestone::CommitSent => Some("committed"),
         Milestone::UndoStarted => Some("resuming_after_abort"),

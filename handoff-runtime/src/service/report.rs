@@ -117,6 +117,20 @@ pub struct HandoverStatus {
     pub phase: String,
     /// The successor, once it was started.
     pub successor_pid: Option<u32>,
+    /// How far the seal is, where the daemon reports it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal: Option<SealStatus>,
+}
+
+/// How far a seal of several shards is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealStatus {
+    /// Shards that are sealed.
+    pub shards_sealed: u32,
+    /// Shards in all.
+    pub shards_total: u32,
+    /// The last revision sealed.
+    pub last_revision: u64,
 }
 
 /// One socket of the service.
@@ -174,6 +188,15 @@ pub enum Event {
         successor_pid: Option<u32>,
         /// Milliseconds since the order.
         after_ms: u64,
+    },
+    /// The daemon seals: so many of its shards are done. Only of a daemon that has several and reports it.
+    SealProgress {
+        /// Shards that are sealed.
+        shards_sealed: u32,
+        /// Shards in all.
+        shards_total: u32,
+        /// The last revision sealed.
+        last_revision: u64,
     },
     /// The handover is over; its report is the next line.
     Finished {
@@ -270,6 +293,7 @@ mod tests {
                 handoff_id: Some("x".into()),
                 phase: "draining".into(),
                 successor_pid: Some(5),
+                seal: None,
             }),
             listeners: vec![ListenerStatus { name: "http".into(), addr: "127.0.0.1:80".into() }],
             last_handover: Some(report()),

@@ -7,7 +7,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use handoff_proto::ProcessId;
+use handoff_proto::{HandoffId, ProcessId};
 use tracing::{info, warn};
 
 use crate::process::Process;
@@ -17,6 +17,15 @@ use crate::process::Process;
 pub(super) struct Retiring {
     process: Process,
     stage: Stage,
+    replaced: Option<Replaced>,
+}
+
+/// The handover in which a process was told to leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Replaced {
+    pub(super) handoff_id: HandoffId,
+    /// When, on CLOCK_MONOTONIC.
+    pub(super) committed_ns: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,12 +47,17 @@ pub(super) enum Gone {
 impl Retiring {
     /// It was told to leave by other means, such as `Commit`.
     pub(super) fn asked(process: Process) -> Self {
-        Self { process, stage: Stage::Asked }
+        Self { process, stage: Stage::Asked, replaced: None }
+    }
+
+    /// It was told to leave by the `Commit` of this handover.
+    pub(super) fn committed(process: Process, replaced: Option<Replaced>) -> Self {
+        Self { replaced, ..Self::asked(process) }
     }
 
     /// It was killed already, and the kernel still holds it.
     pub(super) fn killed(process: Process) -> Self {
-        Self { process, stage: Stage::Killed }
+        Self { process, stage: Stage::Killed, replaced: None }
     }
 
     pub(super) fn id(&self) -> ProcessId {
@@ -52,6 +66,11 @@ impl Retiring {
 
     pub(super) fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// The handover that it left in, if this service has seen it.
+    pub(super) fn replaced(&self) -> Option<Replaced> {
+        self.replaced
     }
 
     /// Its pidfd.

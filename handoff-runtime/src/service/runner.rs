@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use handoff_journal::{History, JournalError};
 use rustix::event::{PollFd, PollFlags};
 use tracing::{debug, info, warn};
 
@@ -30,7 +31,7 @@ use crate::outcome::Recovery;
 use crate::supervisor::Supervisor;
 use crate::sys::poll;
 use crate::sys::signals::Signals;
-use crate::timers::Timers;
+use crate::timers::{Timers, now_ns};
 use crate::waker::Waker;
 use crate::{Error, Result};
 
@@ -58,6 +59,7 @@ pub(super) struct Core {
     lineage: Lineage,
     shelf: Shelf,
     ledger: Ledger,
+    history: History,
     /// What the service before this one knew.
     known: Option<Record>,
     greeting: Option<Greeting>,
@@ -130,6 +132,7 @@ impl Core {
             lineage,
             shelf,
             ledger,
+            history: History::new(config.history()),
             known,
             greeting: None,
             watch: Watch::apart(),
@@ -265,6 +268,10 @@ impl Runner {
             let gone = retiring.gone();
             if gone.is_some() {
                 core.timers.disarm(Timer::Retire(retiring.pid()));
+                if let Some(replaced) = retiring.replaced() {
+                    let after = Duration::from_nanos(now_ns().saturating_sub(replaced.committed_ns));
+                    report_lost(core.history.append_left(replaced.handoff_id, after));
+                }
             }
             was_cut_off |= gone == Some(Gone::CutOff);
             gone.is_none()
@@ -331,6 +338,13 @@ impl Runner {
             let _ = self.admin.answer(client, &answer);
         }
         self.admin.close();
+    }
+}
+
+/// A history is for people: nothing fails for its sake.
+fn report_lost(appended: std::result::Result<(), JournalError>) {
+    if let Err(error) = appended {
+        warn!(%error, "an entry of the history is lost");
     }
 }
 

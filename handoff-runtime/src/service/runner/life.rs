@@ -15,7 +15,7 @@ use crate::service::greeting::{Greeting, Heard};
 use crate::service::ledger::Record;
 use crate::service::notify;
 use crate::service::report::build_id_text;
-use crate::service::retire::Retiring;
+use crate::service::retire::{Replaced, Retiring};
 use crate::service::watch::{Found, Punctual, Watch};
 use crate::timers::now_ns;
 use crate::{STATE_NOT_READABLE_EXIT_STATUS, spawn};
@@ -234,13 +234,13 @@ impl Runner {
     }
 
     /// The successor serves: it is the daemon now, and the old one gets its time to leave.
-    pub(super) fn replace_daemon(&mut self, child: Option<Process>) {
+    pub(super) fn replace_daemon(&mut self, child: Option<Process>, replaced: Option<Replaced>) {
         let Some(process) = child else {
             return error!("a handover was committed to a process that nobody knows");
         };
         self.core.timers.disarm(Timer::Slow);
         if let Some(old) = self.core.daemon.take() {
-            self.retire(Retiring::asked(old.process));
+            self.retire(Retiring::committed(old.process, replaced));
         }
         self.core.daemon = Daemon::Serving(Living::new(process, Origin::Ours));
         self.core.unheard = 0;

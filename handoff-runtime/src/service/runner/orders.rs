@@ -4,19 +4,20 @@ use std::path::{Path, PathBuf};
 
 use tracing::{debug, info, warn};
 
-use super::{Runner, child_env};
+use super::{Runner, child_env, report_lost};
 use crate::Result;
 use crate::outcome::{HandoffOutcome, SpawnSpec};
 use crate::service::admin::ClientId;
 use crate::service::builds::Aborted;
 use crate::service::config::ServiceConfig;
 use crate::service::daemon::Daemon;
-use crate::service::handover::{BUSY, Handover, NOT_TRIED, News};
+use crate::service::handover::{BUSY, Handover, NOT_TRIED, News, Old};
 use crate::service::preflight;
 use crate::service::report::{
     Event, HandoverReport, IncumbentStatus, Request, ServiceState, ServiceStatus, build_id_text,
 };
-use crate::service::retire::Retiring;
+use crate::service::retire::{Replaced, Retiring};
+use crate::timers::now_ns;
 
 const NO_PREVIOUS: &str =
     "there is no build to go back to: this service has not handed over yet, or has gone back already after a failure";
@@ -115,7 +116,9 @@ impl Runner {
         self.write_down();
         self.forget_session();
         let wire = self.core.wire.clone();
-        let handover = Handover::start(&self.supervisor, client, spec, old_pid, wire).map_err(|error| {
+        let build = self.incumbent().and_then(|incumbent| incumbent.build_id);
+        let old = Old { pid: old_pid, build };
+        let handover = Handover::start(&self.supervisor, client, spec, old, wire).map_err(|error| {
             self.core.lineage.aborted(Aborted::Settled);
             self.expect_greeting();
             (NOT_TRIED, error.to_string())
@@ -137,7 +140,7 @@ impl Runner {
             match news {
                 News::Progress(progress) => {
                     let Some(handover) = &mut self.core.handover else { continue };
-                    if let Some(event) = handover.note(&progress) {
+                    if let Some(event) = handover.note(progress) {
                         self.admin.tell(handover.client, &event);
                     }
                 }
@@ -148,6 +151,7 @@ impl Runner {
 
     fn handover_over(&mut self, result: Result<HandoffOutcome>) {
         let Some(handover) = self.core.handover.take() else { return };
+        let ended_ns = now_ns();
         let (report, exit_code) = handover.report(&result, self.epoch());
         match &report.abort_reason {
             None => info!(
@@ -164,14 +168,17 @@ impl Runner {
             self.press_for_the_end();
         }
         let mut next = self.finish(handover.client, &report, exit_code);
+        // Now nobody waits for it any more.
+        report_lost(self.core.history.append(&handover.entry(&report, ended_ns)));
         while let Some(order) = next {
             next = self.order(handover.client, order);
         }
     }
 
     fn settle(&mut self, handover: &Handover, result: Result<HandoffOutcome>) {
-        if let Ok(HandoffOutcome { committed: true, child, .. }) = result {
-            return self.replace_daemon(child);
+        if let Ok(HandoffOutcome { committed: true, child, handoff_id, .. }) = result {
+            let replaced = handover.committed_ns().map(|committed_ns| Replaced { handoff_id, committed_ns });
+            return self.replace_daemon(child, replaced);
         }
         self.core.lineage.aborted(handover.aborted());
         // It was ended, and the kernel still holds it.
