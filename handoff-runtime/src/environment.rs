@@ -58,10 +58,11 @@ pub(crate) enum StartedAs {
 /// [`listeners::forget`](crate::listeners::forget). Call it before any other thread runs.
 ///
 /// # Errors
-/// [`Error::Environment`]: this is a successor without a usable channel, or `LISTEN_FDS` is no number.
+/// [`Error::Environment`]: this is a successor without a usable channel, or `LISTEN_FDS` is no number. [`Error::Io`]: the
+/// system does not say what a descriptor is.
 pub(crate) fn claim() -> Result<StartedAs> {
     let variables = Variables::take();
-    let inherited = InheritedListeners::claim(variables.listener_names(std::process::id(), fds_max())?);
+    let inherited = InheritedListeners::claim(variables.listener_names(std::process::id(), fds_max())?)?;
     let started_as = match variables.control_fd()? {
         None => StartedAs::ColdStart { inherited },
         Some(raw) => StartedAs::Successor { inherited, control: claim_control(raw)? },
@@ -77,7 +78,7 @@ pub(crate) fn claim() -> Result<StartedAs> {
 /// As [`claim`].
 #[cfg(feature = "service")]
 pub(crate) fn claim_listeners() -> Result<InheritedListeners> {
-    Ok(InheritedListeners::claim(Variables::take().listener_names(std::process::id(), fds_max())?))
+    InheritedListeners::claim(Variables::take().listener_names(std::process::id(), fds_max())?)
 }
 
 /// The variables as they were found.

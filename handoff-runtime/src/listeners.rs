@@ -67,15 +67,21 @@ impl InheritedListeners {
     }
 
     /// Claims descriptors from 3 on, one for each name. What is no listener of ours is skipped, stays open, and is logged.
-    pub(crate) fn claim(names: Vec<String>) -> Self {
+    ///
+    /// # Errors
+    /// The system does not say what a descriptor is. Without one of its listeners a daemon would serve nobody there.
+    pub(crate) fn claim(names: Vec<String>) -> Result<Self> {
         let mut sockets = Vec::with_capacity(names.len());
         for (raw, name) in (FIRST_FD..).zip(names) {
             match claim_inherited(raw, Kind::of) {
                 Ok((fd, kind)) => sockets.push(Inherited { name, kind, fd }),
-                Err(error) => tracing::warn!(descriptor = raw, name, %error, "an inherited descriptor is skipped"),
+                Err(error) if is_no_listener(&error) => {
+                    tracing::warn!(descriptor = raw, name, %error, "an inherited descriptor is skipped");
+                }
+                Err(error) => return Err(Error::io(format!("claim listener {name:?}, descriptor {raw}"), error)),
             }
         }
-        Self { sockets }
+        Ok(Self { sockets })
     }
 
     fn take_kind(&mut self, name: &str, kind: Kind) -> Option<OwnedFd> {
@@ -86,6 +92,12 @@ impl InheritedListeners {
         }
         Some(fd)
     }
+}
+
+/// Whether this says what the descriptor is, and not that it could not be told: it is not open, no socket (getsockopt(2)),
+/// or, without a number, a socket of another kind.
+fn is_no_listener(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), None | Some(libc::EBADF | libc::ENOTSOCK | libc::ENOPROTOOPT | libc::EOPNOTSUPP))
 }
 
 impl Kind {
@@ -246,7 +258,7 @@ mod tests {
     fn claims_seven() {
         let names = ["http", "admin", "dns", "file", "stream", "http", "six"].map(str::to_owned).to_vec();
         let before = open_fds();
-        let mut inherited = InheritedListeners::claim(names);
+        let mut inherited = InheritedListeners::claim(names).unwrap();
         assert_eq!(open_fds(), before);
         assert_eq!(inherited.names(), ["http", "admin", "dns", "http", "six"]);
         for skipped in [6, 7] {
@@ -298,7 +310,7 @@ mod tests {
     #[test]
     #[ignore = "run by the next test in a process of its own"]
     fn retains_one() {
-        let mut inherited = InheritedListeners::claim(vec!["http".into(), "closed".into()]);
+        let mut inherited = InheritedListeners::claim(vec!["http".into(), "closed".into()]).unwrap();
         let without_duplicates = open_fds().len();
         retain(&inherited);
         assert_eq!(open_fds().len(), without_duplicates + 1);
@@ -322,6 +334,17 @@ mod tests {
     }
 
     #[test]
+    fn what_can_not_be_told_is_no_reason_to_skip_a_listener() {
+        let os = io::Error::from_raw_os_error;
+        for skipped in [os(libc::EBADF), os(libc::ENOTSOCK), io::Error::other("a stream that does not listen")] {
+            assert!(is_no_listener(&skipped), "{skipped}");
+        }
+        for passing in [libc::EMFILE, libc::ENOMEM, libc::ENOBUFS, libc::EIO] {
+            assert!(!is_no_listener(&os(passing)), "{passing}");
+        }
+    }
+
+    #[test]
     fn duplicates_are_kept_with_their_flags_until_forgotten() {
         run_with("listeners::tests::retains_one", &[("http", tcp().as_fd())]);
     }
@@ -329,7 +352,7 @@ mod tests {
     #[test]
     #[ignore = "run by the next test in a process of its own"]
     fn retains_without_room() {
-        let inherited = InheritedListeners::claim(vec!["a".into(), "b".into()]);
+        let inherited = InheritedListeners::claim(vec!["a".into(), "b".into()]).unwrap();
         with_free_fds(1, || retain(&inherited));
         assert_eq!(retained().len(), 1);
         assert_eq!(inherited.names(), ["a", "b"]);

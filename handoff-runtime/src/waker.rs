@@ -7,6 +7,9 @@ use std::sync::Arc;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::{Errno, read, retry_on_intr, write};
 
+/// How often a wake-up is tried.
+const TRIES_MAX: u32 = 3;
+
 /// A handle to wake with; its clones wake the same loop.
 #[derive(Debug, Clone)]
 pub(crate) struct Waker {
@@ -22,10 +25,13 @@ impl Waker {
 
     /// Makes the descriptor readable until the next [`drain`](Self::drain).
     pub(crate) fn wake(&self) {
-        match retry_on_intr(|| write(&self.event, &1u64.to_ne_bytes())) {
-            // Full: it is readable already.
-            Ok(_) | Err(Errno::AGAIN) => {}
-            Err(error) => tracing::warn!(%error, "an eventfd could not be written"),
+        // A wake-up that is lost is a loop that sleeps on: a passing failure must not cost it.
+        for _ in 0..TRIES_MAX {
+            match retry_on_intr(|| write(&self.event, &1u64.to_ne_bytes())) {
+                // Full: it is readable already.
+                Ok(_) | Err(Errno::AGAIN) => return,
+                Err(error) => tracing::warn!(%error, "an eventfd could not be written"),
+            }
         }
     }
 

@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     fn nothing_inherited() -> InheritedListeners {
-        InheritedListeners::claim(Vec::new())
+        InheritedListeners::claim(Vec::new()).unwrap()
     }
 
     fn open(wanted: &[String]) -> Result<Listeners, ServiceError> {

@@ -14,8 +14,8 @@ pub(crate) fn claim_inherited<T>(
     inspect: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
 ) -> io::Result<(OwnedFd, T)> {
     // SAFETY: fcntl(2) with F_GETFD reads one flag of any number and says EBADF for one that is not open.
-    if raw < 0 || unsafe { libc::fcntl(raw, libc::F_GETFD) } < 0 {
-        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    if unsafe { libc::fcntl(raw, libc::F_GETFD) } < 0 {
+        return Err(io::Error::last_os_error());
     }
     // SAFETY: it is open, and by the caller's duty nobody else owns it, so nobody closes it meanwhile.
     let borrowed = unsafe { BorrowedFd::borrow_raw(raw) };
