@@ -413,6 +413,15 @@ mod tests {
     }
 
     #[test]
+    fn what_an_owner_left_that_died_while_it_wrote_its_pid_is_taken_over() {
+        let dir = scratch();
+        fs::write(dir.path().join(".handoff.pidfile.new"), "4194304, and more than fits").unwrap();
+        let _lock = DataDirLock::acquire(dir.path()).unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join(PIDFILE)).unwrap(), format!("{}\n", std::process::id()));
+        assert!(!dir.path().join(".handoff.pidfile.new").exists());
+    }
+
+    #[test]
     fn stale_is_refused_when_the_pidfile_lies() {
         let dir = scratch();
         let _peer = lock_file_only(dir.path());

@@ -19,7 +19,8 @@ use crate::sys;
 /// [`LockError::UnsupportedFilesystem`] if not, [`LockError::Io`] if the directory can't be looked at.
 pub fn check_filesystem(dir: &Path) -> Result<(), LockError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let opened = rustix::fs::open(dir, flags, Mode::empty()).map_err(|error| LockError::io(dir, error))?;
+    let opened = rustix::io::retry_on_intr(|| rustix::fs::open(dir, flags, Mode::empty()))
+        .map_err(|error| LockError::io(dir, error))?;
     match sys::refused_filesystem(&opened).map_err(|error| LockError::io(dir, error))? {
         Some(name) => Err(LockError::UnsupportedFilesystem { path: dir.into(), filesystem: name.into() }),
         None => Ok(()),

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, test_kill_process};
 
 use crate::error::LockError;
@@ -116,7 +116,7 @@ struct Place {
 impl Place {
     fn open(data_dir: &Path) -> Result<Option<Self>, LockError> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let dir = match openat(CWD, data_dir, flags | OFlags::DIRECTORY, Mode::empty()) {
+        let dir = match retry_on_intr(|| openat(CWD, data_dir, flags | OFlags::DIRECTORY, Mode::empty())) {
             Ok(dir) => dir,
             Err(Errno::NOENT) => return Ok(None),
             Err(error) => return Err(LockError::io(data_dir, error)),

@@ -11,7 +11,7 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, Mode, OFlags, fsync, openat, renameat, unlinkat};
-use rustix::io::{Errno, pread, pwrite};
+use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 
 use crate::error::LockError;
 use crate::lock_file::{Contents, Found, MARK_BYTES, encode_mark, parse_mark};
@@ -90,14 +90,14 @@ impl Method {
 pub(crate) fn read_second_copy(dir: BorrowedFd<'_>, data_dir: &Path) -> Result<Found, LockError> {
     let path = data_dir.join(SECOND_COPY);
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = match openat(dir, SECOND_COPY, flags, Mode::empty()) {
+    let file = match retry_on_intr(|| openat(dir, SECOND_COPY, flags, Mode::empty())) {
         Ok(file) => file,
         Err(Errno::NOENT) => return Ok(Found::Nothing),
         Err(Errno::LOOP) => return Ok(Found::Unreadable),
         Err(error) => return Err(LockError::io(path, error)),
     };
     let mut bytes = [0; MARK_BYTES];
-    match pread(&file, &mut bytes, 0) {
+    match retry_on_intr(|| pread(&file, &mut bytes, 0)) {
         Ok(len) => Ok(parse_mark(&bytes[..len])),
         Err(Errno::ISDIR) => Ok(Found::Unreadable),
         Err(error) => Err(LockError::io(path, error)),
@@ -115,7 +115,7 @@ pub(crate) fn overwrite_second_copy(dir: BorrowedFd<'_>, data_dir: &Path, mark: 
 pub(crate) fn replace_second_copy(dir: BorrowedFd<'_>, data_dir: &Path, mark: u64) -> Result<(), LockError> {
     write_mark_file(dir, STAGING, mark)
         .and_then(|()| renameat(dir, STAGING, dir, SECOND_COPY))
-        .and_then(|()| fsync(dir))
+        .and_then(|()| retry_on_intr(|| fsync(dir)))
         .map_err(|error| {
             let _ = unlinkat(dir, STAGING, AtFlags::empty());
             LockError::io(data_dir.join(SECOND_COPY), error)
@@ -124,8 +124,8 @@ pub(crate) fn replace_second_copy(dir: BorrowedFd<'_>, data_dir: &Path, mark: u6
 
 fn write_mark_file(dir: BorrowedFd<'_>, name: &str, mark: u64) -> Result<(), Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?;
-    match pwrite(&file, &encode_mark(mark), 0)? {
+    let file = retry_on_intr(|| openat(dir, name, flags, Mode::RUSR | Mode::WUSR))?;
+    match retry_on_intr(|| pwrite(&file, &encode_mark(mark), 0))? {
         MARK_BYTES => sys::sync_bytes(&file),
         _ => Err(Errno::NOSPC),
     }

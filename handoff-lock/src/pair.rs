@@ -166,7 +166,7 @@ impl Pair {
     }
 
     fn open_existing(data_dir: &Path, path: &Path, filesystems: Filesystems) -> Result<Self, LockError> {
-        let dir = GuardedFd::open(|| Ok(openat(CWD, path, DIR_FLAGS, Mode::empty())?));
+        let dir = GuardedFd::open(|| Ok(retry_on_intr(|| openat(CWD, path, DIR_FLAGS, Mode::empty()))?));
         let dir = dir.map_err(|error| LockError::io(data_dir, error))?;
         if filesystems == Filesystems::Local {
             let refused =
@@ -340,7 +340,8 @@ impl Pair {
     /// Makes the lock file's bytes durable, and its name, which may be new.
     pub(crate) fn sync(&self) -> Result<(), LockError> {
         self.sync_bytes()?;
-        fsync(self.dir()?).map_err(|error| LockError::io(&self.data_dir, error))
+        let dir = self.dir()?;
+        retry_on_intr(|| fsync(dir)).map_err(|error| LockError::io(&self.data_dir, error))
     }
 
     fn sync_bytes(&self) -> Result<(), LockError> {
@@ -396,7 +397,7 @@ impl Drop for Pair {
 
 /// Opens the lock file of a directory to look at it; `None` if it is missing.
 pub(crate) fn open_to_read(dir: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedFd>, LockError> {
-    match openat(dir, LOCK_FILE, OFlags::RDONLY | FILE_FLAGS, Mode::empty()) {
+    match retry_on_intr(|| openat(dir, LOCK_FILE, OFlags::RDONLY | FILE_FLAGS, Mode::empty())) {
         Ok(file) => check_is_file(file.as_fd(), path).map(|()| Some(file)),
         Err(Errno::NOENT) => Ok(None),
         Err(error) => Err(refused_open(path, error)),
@@ -425,7 +426,10 @@ fn read_contents(file: BorrowedFd<'_>, path: &Path) -> Result<Contents, LockErro
 
 fn open_file(dir: &GuardedFd, path: &Path) -> Result<GuardedFd, LockError> {
     let flags = OFlags::RDWR | OFlags::CREATE | FILE_FLAGS;
-    let open = || Ok(openat(dir.get()?, LOCK_FILE, flags, Mode::RUSR | Mode::WUSR)?);
+    let open = || {
+        let dir = dir.get()?;
+        Ok(retry_on_intr(|| openat(dir, LOCK_FILE, flags, Mode::RUSR | Mode::WUSR))?)
+    };
     let file = GuardedFd::open(open).map_err(|error| refused_open(path, error))?;
     check_is_file(file.get().map_err(|error| LockError::io(path, error))?, path)?;
     Ok(file)

@@ -5,26 +5,28 @@
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
-use rustix::io::{Errno, read, write};
+use rustix::io::{Errno, read, retry_on_intr, write};
 
 /// Its name in the data dir.
 pub(crate) const PIDFILE: &str = ".handoff.pidfile";
 
+/// The next one, until it is whole. One name for all owners: what one leaves that dies here, the next one takes over.
+const STAGING: &str = ".handoff.pidfile.new";
+
 /// Puts the calling process's pid there, whole or not at all. Only for who holds the lock.
 pub(crate) fn write_own(dir: BorrowedFd<'_>) {
     let pid = std::process::id();
-    let staging = format!("{PIDFILE}.{pid}.new");
-    if write_staging(dir, &staging, pid).and_then(|()| renameat(dir, &staging, dir, PIDFILE)).is_err() {
-        let _ = unlinkat(dir, &staging, AtFlags::empty());
+    if write_staging(dir, pid).and_then(|()| renameat(dir, STAGING, dir, PIDFILE)).is_err() {
+        let _ = unlinkat(dir, STAGING, AtFlags::empty());
     }
 }
 
-fn write_staging(dir: BorrowedFd<'_>, staging: &str, pid: u32) -> Result<(), Errno> {
+fn write_staging(dir: BorrowedFd<'_>, pid: u32) -> Result<(), Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
-    let file = openat(dir, staging, flags, mode)?;
+    let file = retry_on_intr(|| openat(dir, STAGING, flags, mode))?;
     let text = format!("{pid}\n");
-    if write(&file, text.as_bytes())? == text.len() { Ok(()) } else { Err(Errno::NOSPC) }
+    if retry_on_intr(|| write(&file, text.as_bytes()))? == text.len() { Ok(()) } else { Err(Errno::NOSPC) }
 }
 
 /// Removes it. Only for who holds the lock: after the unlock it could be the next owner's.
@@ -35,8 +37,8 @@ pub(crate) fn remove(dir: BorrowedFd<'_>) {
 /// The pid that it names.
 pub(crate) fn read_pid(dir: BorrowedFd<'_>) -> Option<u32> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = openat(dir, PIDFILE, flags, Mode::empty()).ok()?;
+    let file = retry_on_intr(|| openat(dir, PIDFILE, flags, Mode::empty())).ok()?;
     let mut text = [0; 32];
-    let len = read(&file, &mut text).ok()?;
+    let len = retry_on_intr(|| read(&file, &mut text)).ok()?;
     std::str::from_utf8(&text[..len]).ok()?.trim().parse().ok()
 }

@@ -248,7 +248,13 @@ fn every_thread_is_stopped(pid: u32) -> io::Result<bool> {
 /// One read: the kernel makes the line at the first one, and it is never as long as this.
 fn read_stat(path: &Path) -> io::Result<Stat> {
     let mut stat = Stat { line: [0; STAT_BYTES_MAX], bytes: 0 };
-    stat.bytes = File::open(path)?.read(&mut stat.line)?;
+    let mut file = File::open(path)?;
+    stat.bytes = loop {
+        match file.read(&mut stat.line) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            read => break read?,
+        }
+    };
     Ok(stat)
 }
 
