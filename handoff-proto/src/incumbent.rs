@@ -329,10 +329,22 @@ impl Incumbent {
     fn beat(&mut self, out: &mut Effects) {
         if self.heartbeat == Running::Armed {
             for link in self.waiting_for_us() {
-                out.push(Effect::SendHeartbeat(link.session, link.version));
+                self.show_life(link, out);
             }
             out.push(Effect::Arm(Timer::Heartbeat, self.config.timing.heartbeat));
         }
+    }
+
+    /// Sends a heartbeat, unless this process can't come back by itself: then whoever watches it must see it as frozen.
+    fn show_life(&self, link: Link, out: &mut Effects) {
+        if !self.is_stuck() {
+            out.push(Effect::SendHeartbeat(link.session, link.version));
+        }
+    }
+
+    /// Whether a cancelled hook has outlived the deadline and the slack. Nobody serves until it returns, if it ever does.
+    fn is_stuck(&self) -> bool {
+        matches!(&self.state, State::Undoing(undo, UndoStep::Cancelling) if undo.handover.late == Clock::Late)
     }
 
     /// Starts and stops the timers that follow from the state alone.

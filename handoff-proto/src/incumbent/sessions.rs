@@ -142,7 +142,7 @@ impl Incumbent {
                 self.sessions.greeted(id, proto_version_chosen);
                 self.restart_patience(id, out);
             }
-            Message::Heartbeat { .. } => out.push(Effect::SendHeartbeat(id, PROTO_MIN)),
+            Message::Heartbeat { .. } => self.show_life(Link { session: id, version: PROTO_MIN }, out),
             _ => self.dismiss(id, Why::Violation, out),
         }
     }
@@ -162,7 +162,7 @@ impl Incumbent {
             return self.dismiss(link.session, Why::Violation, out);
         }
         match message {
-            Message::Heartbeat { .. } => out.push(Effect::SendHeartbeat(link.session, link.version)),
+            Message::Heartbeat { .. } => self.show_life(link, out),
             Message::Status => {
                 let (session, phase, epoch) = (link.session, self.phase(), self.epoch);
                 out.push(Effect::SendStatus { session, phase, epoch });

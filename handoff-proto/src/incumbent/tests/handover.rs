@@ -316,6 +316,28 @@ fn silence_counts_only_while_the_supervisor_makes_us_wait() {
 }
 
 #[test]
+fn a_hook_that_outlives_deadline_and_slack_is_left_to_the_watchdog() {
+    let beats = |rig: &mut Rig| {
+        let own = rig.step(Input::Fired(Timer::Heartbeat));
+        let echoed = rig.receive(B, Message::Heartbeat { ts_ms: 0 });
+        own.iter().chain(&echoed).filter(|effect| matches!(effect, Effect::SendHeartbeat(..))).count()
+    };
+    let drain_ended = Input::DrainEnded(Ok(drain()));
+    let seal_ended = Input::SealEnded(Ok(seal()));
+    for (mut rig, ended) in [(Rig::draining(2), drain_ended), (Rig::sealing(2), seal_ended)] {
+        rig.greet(B);
+        rig.abort();
+        assert_eq!(beats(&mut rig), 2, "it may return any moment");
+        rig.step(Input::Fired(Timer::Deadline));
+        rig.step(Input::Fired(Timer::Late));
+        assert_eq!(beats(&mut rig), 0, "nobody serves, and nobody may believe so");
+        rig.step(ended);
+        assert_eq!(beats(&mut rig), 2, "it has returned after all");
+        rig.resume();
+    }
+}
+
+#[test]
 fn heartbeats_are_sent_while_a_hook_runs() {
     for mut rig in [Rig::draining(1), Rig::sealing(2), Rig::retaken()] {
         rig.greet(B);
