@@ -115,8 +115,8 @@ impl Ledger {
             retiring: record.retiring.iter().copied().map(id).collect(),
         };
         let staging = self.path.with_extension("new");
-        fs::write(&staging, serde_json::to_vec(&entry)?)?;
-        fs::rename(&staging, &self.path)
+        let written = fs::write(&staging, serde_json::to_vec(&entry)?).and_then(|()| fs::rename(&staging, &self.path));
+        written.inspect_err(|_| drop(fs::remove_file(&staging)))
     }
 }
 
@@ -155,5 +155,15 @@ mod tests {
         ledger.write(&record);
         ledger.clear();
         assert_eq!(Ledger::open(&config).1, None);
+    }
+
+    #[test]
+    fn what_could_not_be_written_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ledger, _) = Ledger::open(&ServiceConfig::new(dir.path(), "/bin/a"));
+        // Nothing can be renamed over a directory.
+        fs::create_dir(dir.path().join("service")).unwrap();
+        ledger.write(&Record { lineage: Lineage::new("/bin/a".into()), daemon: None, retiring: Vec::new() });
+        assert_eq!(dir.path().read_dir().unwrap().count(), 1);
     }
 }
