@@ -19,6 +19,7 @@ use crate::crash;
 use crate::drainable::Drainable;
 use crate::error::{Error, Result};
 use crate::listeners;
+use crate::worker::IdleWorker;
 
 /// A daemon that owns its data and can be handed over.
 ///
@@ -29,6 +30,7 @@ pub struct Incumbent {
     lock: DataDirLock,
     build_id: Vec<u8>,
     timing: Timing,
+    worker: IdleWorker,
 }
 
 /// How [`Incumbent::serve`] ended. Either way another process owns the data: finish what is still being read, and exit.
@@ -45,11 +47,13 @@ impl Incumbent {
     /// is there, then the lease turns Active. Serve nobody before this returns.
     ///
     /// # Errors
-    /// The path is too long or its directory is not ours to write; the lease can't be written. The lock is then kept until
-    /// the process exits, because the store may be open: exit.
+    /// The path is too long or its directory is not ours to write; the lease can't be written; there is no thread for the
+    /// hooks. The lock is then kept until the process exits, because the store may be open: exit.
     pub fn bind_cold_start(control_socket: &Path, mut lock: DataDirLock) -> Result<Self> {
-        match publish_and_activate(control_socket, &mut lock) {
-            Ok(control) => Ok(Self::taken_over(control, lock)),
+        let ready = IdleWorker::start()
+            .and_then(|worker| publish_and_activate(control_socket, &mut lock).map(|control| (control, worker)));
+        match ready {
+            Ok((control, worker)) => Ok(Self::taken_over(control, lock, worker)),
             Err(error) => {
                 lock.forget();
                 Err(error)
@@ -58,8 +62,8 @@ impl Incumbent {
     }
 
     /// A successor that has taken over: its control socket is published, its lease says Active.
-    pub(crate) fn taken_over(control: ControlSocket, lock: DataDirLock) -> Self {
-        Self { control, lock, build_id: Vec::new(), timing: crash::initial_timing() }
+    pub(crate) fn taken_over(control: ControlSocket, lock: DataDirLock, worker: IdleWorker) -> Self {
+        Self { control, lock, build_id: Vec::new(), timing: crash::initial_timing(), worker }
     }
 
     /// Says what names this build; supervisors and `handoff status` show it, the lease keeps its first 64 bytes.
@@ -84,10 +88,10 @@ impl Incumbent {
     ///
     /// # Errors
     /// [`Error::StateNotReadable`]: `resume_after_abort` said so, and the lock is released; exit, and the supervisor starts
-    /// the build that can read it. Anything else: the loop can't go on, such as without a thread for the hooks; the lock is
-    /// kept until the process exits, because the store may be open.
+    /// the build that can read it. Anything else: the loop can't go on; the lock is kept until the process exits, because the
+    /// store may be open.
     pub fn serve<D: Drainable + 'static>(self, drainable: D) -> Result<Served> {
-        let served = driver::Driver::start(self, Arc::new(drainable)).and_then(driver::Driver::run);
+        let served = driver::Driver::start(self, Arc::new(drainable)).run();
         listeners::forget();
         served
     }

@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::incumbent::Incumbent;
 use crate::listeners::InheritedListeners;
 use crate::successor::Driver;
+use crate::worker::IdleWorker;
 
 /// The longest build id that a successor may greet with, in bytes. A lease keeps its first 64.
 const BUILD_ID_BYTES_MAX: usize = 64 * 1024;
@@ -123,9 +124,11 @@ impl Successor {
             return Err(Error::Usage(format!("a build id of {bytes} bytes; at most {BUILD_ID_BYTES_MAX} are sent")));
         }
         injected(fail_here!(points::N_BEFORE_HANDSHAKE))?;
+        // What only the incumbent needs, while nobody depends on this process yet.
+        let worker = IdleWorker::start()?;
         let (driver, handoff_id) = Driver::handshake(self.control, build_id, self.timing)?;
         injected(fail_here!(points::N_AFTER_HANDSHAKE))?;
-        Ok(HandshookSuccessor { driver, inherited: self.inherited, handoff_id })
+        Ok(HandshookSuccessor { driver, inherited: self.inherited, handoff_id, worker })
     }
 }
 
@@ -135,6 +138,7 @@ pub struct HandshookSuccessor {
     driver: Driver,
     inherited: InheritedListeners,
     handoff_id: HandoffId,
+    worker: IdleWorker,
 }
 
 impl HandshookSuccessor {
@@ -169,8 +173,8 @@ impl HandshookSuccessor {
             last_revision_per_shard: sealed.last_revision_per_shard,
             data_dir_fingerprint: sealed.data_dir_fingerprint,
         });
-        let Self { driver, inherited, handoff_id } = self;
-        Ok(BegunSuccessor { driver, inherited, handoff_id, mode, sealed })
+        let Self { driver, inherited, handoff_id, worker } = self;
+        Ok(BegunSuccessor { driver, inherited, handoff_id, worker, mode, sealed })
     }
 }
 
@@ -181,6 +185,7 @@ pub struct BegunSuccessor {
     driver: Driver,
     inherited: InheritedListeners,
     handoff_id: HandoffId,
+    worker: IdleWorker,
     mode: BeginMode,
     sealed: Option<SealReport>,
 }
@@ -270,7 +275,7 @@ impl BegunSuccessor {
             return Err(error);
         }
         let serving = self.driver.announce(readiness, control_socket, lock)?;
-        Ok(Incumbent::taken_over(serving.control, serving.lock).with_build_id(serving.build_id))
+        Ok(Incumbent::taken_over(serving.control, serving.lock, self.worker).with_build_id(serving.build_id))
     }
 }
 

@@ -1,11 +1,10 @@
 //! The thread that runs the daemon's hooks, one at a time, so that the loop goes on meanwhile.
 //!
-//! It exists from the start of `serve`: between Prepare and Commit nothing is spawned. A hook that panics is a hook that
-//! failed. Knows nothing of the protocol.
+//! It exists before its process owns the data: a successor that can't have it must fail while somebody else serves, and
+//! between Prepare and Commit nothing is spawned. A hook that panics is a hook that failed. Knows nothing of the protocol.
 
 use std::any::Any;
 use std::error::Error as StdError;
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
@@ -18,6 +17,7 @@ use handoff_proto::incumbent::{Drain, Input, Progress, ResumeEnd, Seal};
 use crate::crash::{fail_here, points};
 use crate::crash_here;
 use crate::drainable::{DrainContext, Drainable, HookError, Resume, SealContext, StateNotReadable};
+use crate::error::{Error, Result};
 use crate::waker::Waker;
 
 /// The loop's end of the thread. Dropping it lets the thread end when the hook that runs has returned.
@@ -27,6 +27,17 @@ pub(crate) struct Worker {
     progress: Arc<Mutex<Option<Progress>>>,
     cancelled: Arc<AtomicBool>,
     thread: JoinHandle<()>,
+}
+
+/// The thread without a daemon whose hooks it could run, and what wakes the loop. Dropping it ends the thread.
+#[derive(Debug)]
+pub(crate) struct IdleWorker {
+    employer: Sender<Arc<dyn Drainable>>,
+    jobs: Sender<Order>,
+    ended: Receiver<Input>,
+    progress: Arc<Mutex<Option<Progress>>>,
+    thread: JoinHandle<()>,
+    waker: Waker,
 }
 
 /// What the thread runs.
@@ -45,32 +56,47 @@ pub(crate) enum Job {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Gone;
 
-impl Worker {
-    /// Starts the thread. It wakes `waker` whenever there is something to [`take`](Self::take).
+impl IdleWorker {
+    /// Starts the thread.
     ///
     /// # Errors
-    /// No thread can be had.
-    pub(crate) fn start(drainable: Arc<dyn Drainable>, waker: Waker) -> io::Result<Self> {
+    /// No thread or no descriptor can be had.
+    pub(crate) fn start() -> Result<Self> {
+        let waker = Waker::new().map_err(|error| Error::io("make an eventfd for the control loop", error))?;
+        let (employer, employed) = channel();
         let (jobs, queue) = channel();
         let (results, ended) = channel();
         let progress = Arc::default();
-        let shared = Arc::clone(&progress);
-        let thread = Builder::new().name("handoff-hooks".into()).spawn(move || {
-            let bench = Bench { drainable, waker, progress: shared };
-            work(&queue, &results, &bench);
-        })?;
-        Ok(Self { jobs, ended, progress, cancelled: Arc::default(), thread })
+        let (shared, loops) = (Arc::clone(&progress), waker.clone());
+        let work = move || {
+            if let Ok(drainable) = employed.recv() {
+                work(&queue, &results, &Bench { drainable, waker: loops, progress: shared });
+            }
+        };
+        let thread = Builder::new().name("handoff-hooks".into()).spawn(work);
+        let thread = thread.map_err(|error| Error::io("start the thread of the hooks", error))?;
+        Ok(Self { employer, jobs, ended, progress, thread, waker })
     }
 
+    /// Gives it a daemon. The waker is woken whenever there is something to [`take`](Worker::take).
+    pub(crate) fn employ(self, drainable: Arc<dyn Drainable>) -> (Worker, Waker) {
+        let Self { employer, jobs, ended, progress, thread, waker } = self;
+        // A thread that is gone shows at the first job.
+        let _ = employer.send(drainable);
+        (Worker { jobs, ended, progress, cancelled: Arc::default(), thread }, waker)
+    }
+}
+
+impl Worker {
     /// Starts a job; at most one hook runs at a time.
-    pub(crate) fn run(&mut self, job: Job) -> Result<(), Gone> {
+    pub(crate) fn run(&mut self, job: Job) -> std::result::Result<(), Gone> {
         // A fresh flag for each hook: one that is late must not look at the next one's.
         self.cancelled = Arc::default();
         self.give(job)
     }
 
     /// Queues an errand behind what runs.
-    pub(crate) fn run_errand(&mut self, errand: impl FnOnce() + Send + 'static) -> Result<(), Gone> {
+    pub(crate) fn run_errand(&mut self, errand: impl FnOnce() + Send + 'static) -> std::result::Result<(), Gone> {
         self.give(Job::Errand(Box::new(errand)))
     }
 
@@ -80,7 +106,7 @@ impl Worker {
     }
 
     /// The newest progress, then the end of a hook.
-    pub(crate) fn take(&mut self) -> Result<Option<Input>, Gone> {
+    pub(crate) fn take(&mut self) -> std::result::Result<Option<Input>, Gone> {
         if let Some(progress) = lock(&self.progress).take() {
             return Ok(Some(Input::SealProgress(progress)));
         }
@@ -99,7 +125,7 @@ impl Worker {
         }
     }
 
-    fn give(&self, job: Job) -> Result<(), Gone> {
+    fn give(&self, job: Job) -> std::result::Result<(), Gone> {
         self.jobs.send(Order { job, cancelled: Arc::clone(&self.cancelled) }).map_err(|_| Gone)
     }
 }
@@ -206,7 +232,7 @@ fn is_not_readable(error: &(dyn StdError + 'static)) -> bool {
 }
 
 /// A panic of a hook as an error.
-fn caught<T>(hook: impl FnOnce() -> Result<T, HookError>) -> Result<T, HookError> {
+fn caught<T>(hook: impl FnOnce() -> std::result::Result<T, HookError>) -> std::result::Result<T, HookError> {
     catch_unwind(AssertUnwindSafe(hook))
         .unwrap_or_else(|panic| Err(format!("panicked: {}", panic_text(&*panic)).into()))
 }
@@ -235,20 +261,20 @@ mod tests {
     struct Hooks(Mutex<Vec<HookError>>);
 
     impl Drainable for Hooks {
-        fn drain(&self, cx: &DrainContext) -> Result<DrainReport, HookError> {
+        fn drain(&self, cx: &DrainContext) -> std::result::Result<DrainReport, HookError> {
             while !cx.cancelled() {
                 std::thread::yield_now();
             }
             panic!("drain {}", "gave up")
         }
 
-        fn seal(&self, cx: &SealContext) -> Result<SealReport, HookError> {
+        fn seal(&self, cx: &SealContext) -> std::result::Result<SealReport, HookError> {
             assert!(!cx.cancelled(), "the cancel was for the hook before");
             (0..1000).for_each(|n| cx.progress(n, 1000, u64::from(n)));
             Ok(SealReport::default())
         }
 
-        fn resume_after_abort(&self, _: &Resume) -> Result<(), HookError> {
+        fn resume_after_abort(&self, _: &Resume) -> std::result::Result<(), HookError> {
             lock(&self.0).pop().map_or(Ok(()), Err)
         }
 
@@ -258,8 +284,7 @@ mod tests {
     }
 
     fn start(errors: Vec<HookError>) -> (Worker, Waker) {
-        let waker = Waker::new().unwrap();
-        (Worker::start(Arc::new(Hooks(Mutex::new(errors))), waker.clone()).unwrap(), waker)
+        IdleWorker::start().unwrap().employ(Arc::new(Hooks(Mutex::new(errors))))
     }
 
     fn next(worker: &mut Worker, waker: &Waker) -> Input {

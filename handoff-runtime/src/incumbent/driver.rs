@@ -105,17 +105,15 @@ struct Ready {
 }
 
 impl Driver {
-    /// Makes everything that a handover needs ahead of it.
-    pub(super) fn start(incumbent: Incumbent, drainable: Arc<dyn Drainable>) -> Result<Self> {
-        let Incumbent { control, lock, build_id, timing } = incumbent;
+    /// Makes everything that a handover needs ahead of it. Nothing here can fail: this process serves already.
+    pub(super) fn start(incumbent: Incumbent, drainable: Arc<dyn Drainable>) -> Self {
+        let Incumbent { control, lock, build_id, timing, worker } = incumbent;
         let owner = lock.lease().owner;
         let me = ProcessId { pid: owner.pid, start_time: owner.start_time };
         let config = Config { me, epoch: lock.epoch(), build_id: build_id.clone(), timing };
         // From here on a failure keeps the lock: the slot's drop does.
         let lock = Arc::new(Mutex::new(LockSlot::new(lock)));
-        let waker = Waker::new().map_err(|error| Error::io("make an eventfd for the control loop", error))?;
-        let worker = Worker::start(Arc::clone(&drainable), waker.clone())
-            .map_err(|error| Error::io("start the thread of the hooks", error))?;
+        let (worker, waker) = worker.employ(Arc::clone(&drainable));
         let path_watch = PathWatch::new(control.path());
         let mut driver = Self {
             machine: IncumbentMachine::new(config),
@@ -139,7 +137,7 @@ impl Driver {
         };
         driver.reserve_epochs();
         driver.path_changed();
-        Ok(driver)
+        driver
     }
 
     /// Serves until the machine leaves.

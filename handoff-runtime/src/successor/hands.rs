@@ -102,6 +102,8 @@ impl Hands {
             Errand::ActivateLease { not_after_ns } => self.activate_lease(not_after_ns),
         };
         done.unwrap_or_else(|error| {
+            // The supervisor hears no reason, and may end this process before the daemon has told it.
+            tracing::error!(%error, "the successor can't take over");
             self.error = Some(error);
             Outcome::Failed
         })
