@@ -142,6 +142,121 @@ pub(crate) mod ours {
     }
 }
 
+/// A daemon on this library whose hooks do as the file `script` of its data directory says. Each line is for one call to come:
+/// `drain: fail`. What each call came to is added to the file `calls`.
+pub(crate) mod scripted {
+    use super::*;
+    use handoff_runtime::{
+        DataDirLock, DrainContext, DrainReport, Drainable, HookError, Incumbent, ReadinessSnapshot, Resume, Role,
+        SealContext, SealReport, StateSnapshot, detect_role,
+    };
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    struct Hooks(PathBuf);
+
+    impl Hooks {
+        fn note(&self, call: &str) -> std::io::Result<()> {
+            let mut calls = fs::OpenOptions::new().create(true).append(true).open(self.0.join("calls"))?;
+            calls.write_all(format!("{call}\n").as_bytes())
+        }
+
+        /// Takes the first line of the script if it is for this hook.
+        fn order(&self, hook: &str) -> String {
+            let script = fs::read_to_string(self.0.join("script")).unwrap_or_default();
+            let (first, rest) = script.split_once('\n').unwrap_or((&script, ""));
+            let Some(order) = first.strip_prefix(hook).and_then(|it| it.strip_prefix(": ")) else {
+                return String::new();
+            };
+            let _ = fs::write(self.0.join("script"), rest);
+            order.to_owned()
+        }
+
+        fn play(&self, hook: &str, cancelled: &dyn Fn() -> bool) -> Result<(), HookError> {
+            match self.order(hook).as_str() {
+                "fail" => {
+                    self.note(&format!("{hook}: failed"))?;
+                    return Err("told to fail".into());
+                }
+                "panic" => {
+                    self.note(&format!("{hook}: panicked"))?;
+                    panic!("told to panic");
+                }
+                "hang" => loop {
+                    thread::park();
+                },
+                "wait" => until(cancelled, Duration::MAX),
+                "late" => until(&|| false, Duration::from_millis(400)),
+                // Behind the deadline of the handover, heedless of being cancelled.
+                "later" => until(&|| false, Duration::from_millis(3500)),
+                "fork" => self.leave_a_child()?,
+                "hold" => {
+                    fs::write(self.0.join("held"), "")?;
+                    until(&|| self.0.join("go").exists(), Duration::from_secs(60));
+                }
+                _ => {}
+            }
+            Ok(self.note(&format!("{hook}: done"))?)
+        }
+
+        fn leave_a_child(&self) -> std::io::Result<()> {
+            let mut command = Command::new("sleep");
+            command.arg("1000").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            fs::write(self.0.join("child"), command.spawn()?.id().to_string())
+        }
+    }
+
+    fn until(reached: &dyn Fn() -> bool, at_most: Duration) {
+        let start = Instant::now();
+        while !reached() && start.elapsed() < at_most {
+            thread::park_timeout(Duration::from_millis(5));
+        }
+    }
+
+    impl Drainable for Hooks {
+        fn drain(&self, cx: &DrainContext) -> Result<DrainReport, HookError> {
+            self.play("drain", &|| cx.cancelled())?;
+            Ok(DrainReport { open_conns_remaining: 0, accept_closed: true })
+        }
+
+        fn seal(&self, cx: &SealContext) -> Result<SealReport, HookError> {
+            self.play("seal", &|| cx.cancelled())?;
+            Ok(SealReport { last_revision_per_shard: vec![1], ..SealReport::default() })
+        }
+
+        fn resume_after_abort(&self, _: &Resume) -> Result<(), HookError> {
+            self.play("resume", &|| false)
+        }
+
+        fn snapshot_state(&self) -> StateSnapshot {
+            StateSnapshot::default()
+        }
+    }
+
+    /// Runs until a newer process serves.
+    pub(crate) fn main() -> Result<(), AnyError> {
+        let (data_dir, control) = paths()?;
+        let hooks = Hooks(data_dir.clone());
+        let incumbent = match detect_role()? {
+            Role::ColdStart { .. } => Incumbent::bind_cold_start(&control, DataDirLock::acquire(&data_dir)?)?,
+            Role::Successor(successor) => {
+                let shaken = successor.handshake(b"scripted".to_vec())?;
+                hooks.play("warm", &|| false).map_err(|error| error.to_string())?;
+                let mut begun = shaken.wait_for_begin()?;
+                let lock = begun.lock(&data_dir)?;
+                let ready = ReadinessSnapshot {
+                    listening_on: Vec::new(),
+                    healthz_ok: true,
+                    advertised_revision_per_shard: vec![1],
+                };
+                begun.announce_and_bind(ready, &control, lock)?
+            }
+        };
+        incumbent.serve(hooks)?;
+        Ok(())
+    }
+}
+
 /// The daemon on `beyond-handoff`.
 pub(crate) mod theirs {
     use super::*;

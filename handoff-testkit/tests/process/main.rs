@@ -10,7 +10,10 @@ mod interop;
 mod matrix;
 mod recovery;
 mod refusals;
+mod robust;
+mod stage;
 mod store_points;
+mod strace;
 mod syscalls;
 
 use std::process::ExitCode;
@@ -30,7 +33,7 @@ pub(crate) fn check(held: bool, what: impl Into<String>) -> Outcome {
 macro_rules! trials {
     ($($name:ident),+ $(,)?) => {
         pub(crate) fn all() -> Vec<libtest_mimic::Trial> {
-            let module = module_path!().rsplit("::").next().unwrap_or_default();
+            let module = module_path!().split_once("::").map_or("", |(_, module)| module);
             vec![$(libtest_mimic::Trial::test(format!("{module}::{}", stringify!($name)), || {
                 $name().map_err(|error| error.to_string().into())
             })),+]
@@ -41,9 +44,11 @@ macro_rules! trials {
 fn main() -> ExitCode {
     handoff_testkit::init_with(&[
         ChildRole { name: "daemon-ours", main: |_| daemons::exit_code(daemons::ours::main()) },
+        ChildRole { name: "daemon-scripted", main: |_| daemons::exit_code(daemons::scripted::main()) },
         ChildRole { name: "daemon-theirs", main: |_| daemons::exit_code(daemons::theirs::main()) },
         ChildRole { name: recovery::daemon::ROLE, main: recovery::daemon::main },
         ChildRole { name: recovery::leftovers::LOCKER, main: recovery::leftovers::locker },
+        ChildRole { name: robust::STRANGER, main: robust::stranger },
     ]);
     let arguments = libtest_mimic::Arguments::from_args();
     let trials = [
@@ -53,11 +58,10 @@ fn main() -> ExitCode {
         matrix::all(),
         recovery::all(),
         refusals::all(),
+        robust::all(),
         store_points::all(),
         syscalls::all(),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
+    ];
+    let trials = trials.into_iter().flatten().collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -161,7 +161,7 @@ fn data_dir_without_permission() -> Outcome {
 }
 
 /// Runs a command as a user without rights; `None`, said aloud, where this process may not change its user.
-fn as_nobody(mut command: Command) -> std::io::Result<Option<Output>> {
+pub(crate) fn as_nobody(mut command: Command) -> std::io::Result<Option<Output>> {
     if !rustix::process::geteuid().is_root() {
         println!("skipped: only root can become somebody else");
         return Ok(None);

@@ -1,0 +1,14 @@
+//! Clients that misbehave, hooks that misbehave, files that change and limits that are reached under a running service: none of
+//! it stops a handover for longer than its own turn, and none of it costs a write.
+
+mod clients;
+mod files;
+mod hooks;
+mod limits;
+
+pub(crate) use clients::{STRANGER, stranger};
+use libtest_mimic::Trial;
+
+pub(crate) fn all() -> Vec<Trial> {
+    [clients::all(), files::all(), hooks::all(), limits::all()].into_iter().flatten().collect()
+}

@@ -1,0 +1,175 @@
+//! The reference store under a light load, to be disturbed: what must hold after any fault, asked in one place.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+use std::{fs, io, thread};
+
+use handoff_testkit::fixture::{Fixture, Setup, Upgrade};
+use handoff_testkit::leaks::{descriptor_count, stray_files};
+use handoff_testkit::load::{Load, LoadSpec};
+use handoff_testkit::oracle::Verdict;
+
+use crate::{Outcome, check};
+
+/// How long anything may take that must happen. No test asserts a time; this only ends one that waits for nothing.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Every file that a service leaves lying: `.epoch` and its like are the lock's own.
+const FILES: [&str; 13] = [
+    "control.sock",
+    "admin.sock",
+    "supervisor.lock",
+    "journal",
+    "history",
+    "service",
+    ".handoff.lock",
+    ".handoff.epoch",
+    ".handoff.pidfile",
+    "store.wal",
+    "store.checkpoint",
+    "handoff.toml",
+    "log",
+];
+
+/// A store that serves, and a client that writes to it without a pause.
+pub(crate) struct Stage {
+    pub(crate) fixture: Fixture,
+    load: Load,
+    /// How many descriptors the supervisor has when nothing is under way.
+    descriptors: Option<usize>,
+}
+
+impl Stage {
+    /// A few connections are enough, and keep the processes small.
+    pub(crate) fn setup() -> io::Result<Setup> {
+        Ok(Setup::store()?.arg("--connections").arg("4").config("retire = \"5s\""))
+    }
+
+    /// Starts it, and hands over once, so that what is made only once is there.
+    pub(crate) fn start(setup: Setup) -> Result<Self, Box<dyn std::error::Error>> {
+        let fixture = setup.start()?;
+        let spec = LoadSpec { clients: 1, ..LoadSpec::new(fixture.address("http")?, &fixture.path().join("acks")) };
+        let load = Load::start(&spec)?;
+        let mut stage = Self { fixture, load, descriptors: None };
+        stage.hands_over()?;
+        Ok(stage)
+    }
+
+    /// `handoff upgrade --json`, and an error instead of a wait without an end.
+    pub(crate) fn upgrade(&self, args: &[&str]) -> io::Result<Upgrade> {
+        let mut command = self.fixture.command(&["upgrade", "--json", "--state-dir"])?;
+        command.arg(self.fixture.state_dir()).args(args);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let ended = within_patience(|| child.try_wait().map(|status| status.is_some()).unwrap_or(true));
+        if !ended {
+            child.kill()?;
+        }
+        let output = child.wait_with_output()?;
+        if !ended {
+            return Err(io::Error::other("`handoff upgrade` does not end"));
+        }
+        Ok(Upgrade {
+            code: output.status.code(),
+            outcome: serde_json::from_slice(&output.stdout).ok(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
+    /// Somebody serves: a write that was sent after this was called, or about then, is acknowledged.
+    pub(crate) fn serves(&self) -> Outcome {
+        check(self.load.gaps().wait_for_reply_after(Instant::now(), PATIENCE), "somebody serves")
+    }
+
+    /// A daemon serves and nothing is under way.
+    pub(crate) fn wait_until_at_rest(&mut self) -> Outcome {
+        let at_rest = |status: &serde_json::Value| status["incumbent"]["pid"].is_u64() && status["handover"].is_null();
+        Ok(self.fixture.wait_until("a daemon serves and nothing is under way", at_rest).map(drop)?)
+    }
+
+    /// Nothing is left of a handover, whatever it came to: one supervisor and one daemon, no stray file.
+    pub(crate) fn is_tidy(&mut self) -> Outcome {
+        self.wait_until_at_rest()?;
+        let daemon = self.fixture.incumbent_pid()?;
+        let mut family = [self.fixture.supervisor_pid(), daemon];
+        family.sort_unstable();
+        let mut left = Vec::new();
+        let alone = within_patience(|| {
+            left = self.family();
+            left == family
+        });
+        check(alone, format!("supervisor and daemon are {family:?}, and there live {left:?}"))?;
+        for dir in [self.fixture.state_dir(), self.fixture.data_dir().to_owned()] {
+            let strays = stray_files(&dir, |name| FILES.contains(&name) || is_kept_build(name))?;
+            check(strays.is_empty(), format!("files were left behind: {strays:?}"))?;
+        }
+        Ok(())
+    }
+
+    /// The processes of the service, without those that look on.
+    fn family(&self) -> Vec<u32> {
+        let is_strace = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|it| it == "strace\n");
+        let mut family: Vec<u32> = self.fixture.processes().into_iter().filter(|pid| !is_strace(pid)).collect();
+        family.sort_unstable();
+        family
+    }
+
+    /// The next handover commits, and costs the supervisor no descriptor.
+    pub(crate) fn hands_over(&mut self) -> Outcome {
+        // The program itself, whatever was handed over to last.
+        let program = std::env::current_exe()?;
+        let upgrade = self.upgrade(&[&program.to_string_lossy()])?;
+        check(upgrade.committed(), format!("the next handover commits: {upgrade:?}"))?;
+        self.serves()?;
+        self.is_tidy()?;
+        let supervisor = self.fixture.supervisor_pid();
+        let expected = match self.descriptors {
+            Some(expected) => expected,
+            None => descriptor_count(supervisor)?,
+        };
+        // A client of the admin socket may still be on its way out.
+        let mut open = 0;
+        let steady = within_patience(|| {
+            open = descriptor_count(supervisor).unwrap_or_default();
+            open <= expected
+        });
+        check(steady, format!("the supervisor had {expected} descriptors and has {open}"))?;
+        self.descriptors = Some(open);
+        Ok(())
+    }
+
+    /// Starts the supervisor again after it has died.
+    pub(crate) fn restart_supervisor(&mut self) -> Outcome {
+        self.fixture.kill_supervisor()?;
+        self.descriptors = None;
+        Ok(self.fixture.start_supervisor()?)
+    }
+
+    /// Stops everything and compares what was acknowledged with what is on disk.
+    pub(crate) fn finish(mut self) -> Outcome {
+        let counts = self.load.stop()?;
+        check(counts.acked > 0, "the client wrote")?;
+        let stopped = self.fixture.stop()?;
+        check(stopped.success(), format!("{stopped}\n{}", self.fixture.log()))?;
+        let verdict: Verdict = self.fixture.verify(&self.fixture.path().join("acks"))?;
+        check(verdict.is_clean(), format!("{verdict:?} of {counts:?}"))
+    }
+}
+
+/// The builds that a supervisor keeps are numbered.
+fn is_kept_build(name: &str) -> bool {
+    name.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Whether `reached` says yes in time.
+pub(crate) fn within_patience(mut reached: impl FnMut() -> bool) -> bool {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if reached() {
+            return true;
+        }
+        if Instant::now() > until {
+            return false;
+        }
+        thread::park_timeout(Duration::from_millis(2));
+    }
+}
