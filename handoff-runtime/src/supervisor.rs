@@ -6,6 +6,7 @@
 
 mod give_back;
 mod handover;
+mod news;
 mod recovery;
 mod stopwatch;
 #[cfg(test)]

@@ -28,14 +28,15 @@ use crate::sys::poll;
 use crate::timers::{Timers, now_ns};
 
 use super::Supervisor;
-use super::stopwatch::{EVENTS, Stopwatch, crash_at, name};
+use super::news::News;
+use super::stopwatch::{Stopwatch, crash_at};
 
 /// One handover.
 pub(super) struct Run<'a> {
     supervisor: &'a Supervisor,
     journal: Option<&'a mut Journal>,
     spec: SpawnSpec,
-    progress: &'a dyn Fn(Progress),
+    news: News<'a>,
     cancel: &'a Cancel,
     handoff_id: HandoffId,
     machine: machine::Supervisor,
@@ -108,7 +109,7 @@ impl<'a> Run<'a> {
             supervisor,
             journal,
             spec,
-            progress,
+            news: News::new(progress),
             cancel,
             handoff_id,
             machine: machine::Supervisor::new(supervisor.timing),
@@ -140,7 +141,9 @@ impl<'a> Run<'a> {
             {
                 self.give(Input::Fired(timer));
             }
+            self.news.tell_if_due();
         }
+        self.news.tell();
         self.conclude()
     }
 
@@ -209,7 +212,8 @@ impl<'a> Run<'a> {
             fds.extend(peer.channel.as_ref().map(|channel| PollFd::new(channel, channel_events(channel))));
             fds.extend((peer.life == Life::Watched).then(|| PollFd::new(&peer.process, PollFlags::IN)));
         }
-        poll::wait(&mut fds, self.timers.timeout())?;
+        let timeouts = [self.timers.timeout(), self.news.timeout()];
+        poll::wait(&mut fds, timeouts.into_iter().flatten().min())?;
 
         let mut found = fds.iter().map(|fd| !fd.revents().is_empty());
         let mut ready = Ready { cancel: found.next().unwrap_or_default(), ..Ready::default() };
@@ -452,19 +456,17 @@ impl<'a> Run<'a> {
         if milestone == Milestone::WithoutLease {
             self.supervisor.say_without_lease();
         }
-        let successor_pid = self.record.successor_pid;
-        tracing::info!(target: EVENTS, handoff_id = %self.handoff_id, step = name(milestone), successor_pid, "handover");
         self.tell(at_ns, Step::Reached(milestone));
         crash_at(milestone);
     }
 
     /// What is of interest to people only, and to no machine.
-    fn tell_of(&self, who: Who, message: &Message) {
+    fn tell_of(&mut self, who: Who, message: &Message) {
         match (who, message) {
             (Who::Successor, Message::Hello { build_id, .. }) => {
                 self.tell(now_ns(), Step::SuccessorBuild(build_id.clone()));
             }
-            // Of a single shard there is nothing to see, and telling wakes another thread in the pause.
+            // Of a single shard there is nothing to see.
             (Who::Incumbent, &Message::SealProgress { shards_sealed, shards_total, last_revision })
                 if shards_total > 1 =>
             {
@@ -475,9 +477,9 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn tell(&self, at_ns: u64, step: Step) {
+    fn tell(&mut self, at_ns: u64, step: Step) {
         let successor_pid = self.record.successor_pid;
-        (self.progress)(Progress { handoff_id: self.handoff_id, successor_pid, at_ns, step });
+        self.news.note(Progress { handoff_id: self.handoff_id, successor_pid, at_ns, step });
     }
 }
 

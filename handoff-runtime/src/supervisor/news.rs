@@ -1,0 +1,121 @@
+//! What a handover tells people: events in the log, and its progress. Told in order, and when nobody waits for us.
+//!
+//! While the daemon is silent every call counts, and a line in the log costs more than a message. So news is kept for a moment
+//! and told once the handover is decided; one that takes longer is told on its way. Never waits, never decides.
+
+use std::time::Duration;
+
+use handoff_proto::supervisor::Milestone;
+
+use crate::progress::{Progress, Step};
+use crate::timers::now_ns;
+
+use super::stopwatch::{EVENTS, name};
+
+/// How long news may be kept, in nanoseconds: longer than a quick handover takes, shorter than anybody notices.
+const KEPT_NS_MAX: u64 = 5_000_000;
+
+/// The news of one handover.
+pub(super) struct News<'a> {
+    progress: &'a dyn Fn(Progress),
+    started_ns: u64,
+    kept: Vec<Progress>,
+    manner: Manner,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    /// Somebody may be waiting for our next message.
+    Kept,
+    /// The handover is decided.
+    AtOnce,
+}
+
+impl<'a> News<'a> {
+    pub(super) fn new(progress: &'a dyn Fn(Progress)) -> Self {
+        Self { progress, started_ns: now_ns(), kept: Vec::with_capacity(16), manner: Manner::Kept }
+    }
+
+    /// Takes a piece of news, and tells it now if it decides the handover, or comes after that.
+    pub(super) fn note(&mut self, news: Progress) {
+        if let Step::Reached(Milestone::CommitSent | Milestone::UndoStarted) = news.step {
+            self.manner = Manner::AtOnce;
+        }
+        self.kept.push(news);
+        if self.manner == Manner::AtOnce {
+            self.tell();
+        }
+    }
+
+    /// How long the loop may sleep before something is to be told; `None`: there is nothing.
+    pub(super) fn timeout(&self) -> Option<Duration> {
+        Some(Duration::from_nanos(self.due_ns()?.saturating_sub(now_ns())))
+    }
+
+    /// Tells what was kept for long enough. Ask when all that has arrived is dealt with.
+    pub(super) fn tell_if_due(&mut self) {
+        if self.due_ns().is_some_and(|due_ns| now_ns() >= due_ns) {
+            self.tell();
+        }
+    }
+
+    /// Tells all of it.
+    pub(super) fn tell(&mut self) {
+        for news in self.kept.drain(..) {
+            if let Step::Reached(milestone) = news.step {
+                let Progress { handoff_id, successor_pid, at_ns, .. } = news;
+                let after_us = at_ns.saturating_sub(self.started_ns) / 1000;
+                let step = name(milestone);
+                tracing::info!(target: EVENTS, %handoff_id, step, successor_pid, after_us, "handover");
+            }
+            (self.progress)(news);
+        }
+    }
+
+    fn due_ns(&self) -> Option<u64> {
+        self.kept.first().map(|news| news.at_ns.saturating_add(KEPT_NS_MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use handoff_proto::HandoffId;
+
+    use super::*;
+
+    fn reached(milestone: Milestone, at_ns: u64) -> Progress {
+        let handoff_id = HandoffId::from_bytes([7; 16]);
+        Progress { handoff_id, successor_pid: None, at_ns, step: Step::Reached(milestone) }
+    }
+
+    #[test]
+    fn is_kept_until_the_handover_is_decided_and_then_told_in_order() {
+        for decided in [Milestone::CommitSent, Milestone::UndoStarted] {
+            let told = RefCell::new(Vec::new());
+            let progress = |news: Progress| told.borrow_mut().push(news.step);
+            let mut news = News::new(&progress);
+            news.note(reached(Milestone::PrepareSent, now_ns()));
+            news.tell_if_due();
+            assert!(told.borrow().is_empty());
+            assert!(news.timeout() <= Some(Duration::from_nanos(KEPT_NS_MAX)));
+            news.note(reached(decided, now_ns()));
+            news.note(reached(Milestone::JournalClosed, now_ns()));
+            assert_eq!(news.timeout(), None);
+            let steps = [Milestone::PrepareSent, decided, Milestone::JournalClosed].map(Step::Reached);
+            assert_eq!(told.take(), steps);
+        }
+    }
+
+    #[test]
+    fn is_not_kept_for_longer_than_a_moment() {
+        let told = RefCell::new(0);
+        let progress = |_| *told.borrow_mut() += 1;
+        let mut news = News::new(&progress);
+        news.note(reached(Milestone::PrepareSent, now_ns() - KEPT_NS_MAX));
+        assert_eq!(news.timeout(), Some(Duration::ZERO));
+        news.tell_if_due();
+        assert_eq!((*told.borrow(), news.timeout()), (1, None));
+    }
+}
