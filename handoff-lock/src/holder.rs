@@ -63,6 +63,11 @@ pub fn read_lease(dir: &Path) -> Result<Option<Lease>, LockError> {
     Place::open(dir)?.map_or(Ok(None), |place| place.lease())
 }
 
+/// The lock file of a data dir, to look at it; `None` if there is none.
+pub(crate) fn open_lock_file(dir: &Path) -> Result<Option<OwnedFd>, LockError> {
+    Ok(Place::open(dir)?.and_then(|place| place.file))
+}
+
 /// What can be seen of a lock from outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Look {

@@ -92,6 +92,7 @@ mod pair;
 mod pidfile;
 #[allow(unsafe_code)]
 mod sys;
+mod watched_lease;
 
 pub use data_dir_lock::{Claim, DataDirLock};
 pub use error::LockError;
@@ -99,6 +100,7 @@ pub use filesystem::check_filesystem;
 pub use holder::{Holder, Look, holder, look, read_lease};
 pub use lease::{BUILD_ID_BYTES_MAX, Lease, LeaseState, Owner};
 pub use pair::{Attempt, LOCK_FILE, Unlocked};
+pub use watched_lease::WatchedLease;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

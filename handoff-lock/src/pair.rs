@@ -454,7 +454,7 @@ fn refused_open(path: &Path, error: impl Into<io::Error>) -> LockError {
     }
 }
 
-fn is_same(a: &Stat, b: &Stat) -> bool {
+pub(crate) fn is_same(a: &Stat, b: &Stat) -> bool {
     (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
 }
 

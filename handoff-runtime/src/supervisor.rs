@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use handoff_journal::Journal;
+use handoff_lock::WatchedLease;
 use handoff_proto::Timing;
 use handoff_proto::supervisor::Watchdog;
 
@@ -51,6 +52,8 @@ pub struct Supervisor {
 #[derive(Debug, Default)]
 struct Desk {
     journal: Option<Journal>,
+    /// Kept, so that a look in the pause opens no file.
+    lease: Option<WatchedLease>,
 }
 
 #[derive(Debug, Default)]
@@ -151,8 +154,10 @@ impl Supervisor {
         cancel: &Cancel,
     ) -> Result<HandoffOutcome> {
         let mut desk = self.desk()?;
-        let journal = self.open_journal(&mut desk)?;
-        handover::Run::new(self, journal, spec, progress, cancel).perform()
+        let Desk { journal, lease } = &mut *desk;
+        let journal = self.open_journal(journal)?;
+        let lease = self.data_dir.as_ref().map(|dir| lease.get_or_insert_with(|| WatchedLease::new(dir)));
+        handover::Run::new(self, journal, lease, spec, progress, cancel).perform()
     }
 
     /// Finds out who serves, ends what is left of a handover that nobody will finish, and gets the listeners back from the
@@ -164,7 +169,7 @@ impl Supervisor {
     /// nothing then; else the system's.
     pub fn resume_from_journal(&self) -> Result<Recovery> {
         let mut desk = self.desk()?;
-        let journal = self.open_journal(&mut desk)?;
+        let journal = self.open_journal(&mut desk.journal)?;
         recovery::recover(self, journal)
     }
 
@@ -176,17 +181,17 @@ impl Supervisor {
         }
     }
 
-    fn open_journal<'a>(&self, desk: &'a mut Desk) -> Result<Option<&'a mut Journal>> {
+    fn open_journal<'a>(&self, kept: &'a mut Option<Journal>) -> Result<Option<&'a mut Journal>> {
         let Some(path) = &self.journal_path else { return Ok(None) };
-        if desk.journal.is_none() {
+        if kept.is_none() {
             let journal = Journal::open(path)?;
             if let Some(set_aside) = journal.set_aside() {
                 let kept_at = set_aside.kept_at.display();
                 tracing::warn!(reason = %set_aside.reason, %kept_at, "the journal could not be read; a new one is begun");
             }
-            desk.journal = Some(journal);
+            *kept = Some(journal);
         }
-        Ok(desk.journal.as_mut())
+        Ok(kept.as_mut())
     }
 
     fn lock_listeners(&self) -> MutexGuard<'_, Listeners> {

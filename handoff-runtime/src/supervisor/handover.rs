@@ -12,6 +12,7 @@ use std::process::ExitStatus;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use handoff_journal::{Details, Journal, JournalError, StateJournal};
+use handoff_lock::{Lease, LockError, WatchedLease};
 use handoff_proto::supervisor::{Effect, Input, LeaseReading, Milestone, Outcome, Ownership, Plan, Stopped, Timer};
 use handoff_proto::{HandoffId, Machine, Message, Phase, ProtoVersion, WireError, supervisor as machine};
 use rustix::event::{PollFd, PollFlags};
@@ -35,6 +36,8 @@ use super::stopwatch::{Stopwatch, crash_at};
 pub(super) struct Run<'a> {
     supervisor: &'a Supervisor,
     journal: Option<&'a mut Journal>,
+    /// Of the daemon's data directory, if that is known.
+    lease: Option<&'a mut WatchedLease>,
     spec: SpawnSpec,
     news: News<'a>,
     cancel: &'a Cancel,
@@ -91,6 +94,7 @@ impl<'a> Run<'a> {
     pub(super) fn new(
         supervisor: &'a Supervisor,
         journal: Option<&'a mut Journal>,
+        lease: Option<&'a mut WatchedLease>,
         spec: SpawnSpec,
         progress: &'a dyn Fn(Progress),
         cancel: &'a Cancel,
@@ -108,6 +112,7 @@ impl<'a> Run<'a> {
         Self {
             supervisor,
             journal,
+            lease,
             spec,
             news: News::new(progress),
             cancel,
@@ -304,7 +309,7 @@ impl<'a> Run<'a> {
             Effect::RecordUndone => self.journal_step(Journal::clear),
             Effect::SyncJournal => self.sync_journal(),
             Effect::ReadLease => {
-                let reading = self.supervisor.lease();
+                let reading = self.lease.as_mut().map_or(LeaseReading::Nobody, |lease| reading(lease.read()));
                 self.results.push_back(Input::Lease(reading));
             }
             Effect::AskControlPath => {
@@ -487,10 +492,14 @@ impl Supervisor {
     /// What the lease says now; nobody without a data directory.
     pub(super) fn lease(&self) -> LeaseReading {
         let Some(data_dir) = &self.data_dir else { return LeaseReading::Nobody };
-        match handoff_lock::read_lease(data_dir) {
-            Ok(lease) => lease.as_ref().and_then(ownership::view).map_or(LeaseReading::Nobody, LeaseReading::Found),
-            Err(error) => LeaseReading::Unreadable(error.to_string()),
-        }
+        reading(handoff_lock::read_lease(data_dir))
+    }
+}
+
+fn reading(lease: std::result::Result<Option<Lease>, LockError>) -> LeaseReading {
+    match lease {
+        Ok(lease) => lease.as_ref().and_then(ownership::view).map_or(LeaseReading::Nobody, LeaseReading::Found),
+        Err(error) => LeaseReading::Unreadable(error.to_string()),
     }
 }
 

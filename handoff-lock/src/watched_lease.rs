@@ -1,0 +1,78 @@
+//! The lease of a data dir for who reads it again and again: the lock file is opened once.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Stat, fstat, lstat};
+
+use crate::error::LockError;
+use crate::holder::open_lock_file;
+use crate::lease::Lease;
+use crate::pair::{LOCK_FILE, is_same, settled_lease};
+
+/// Reads the lease of one data dir, from outside and without the lock, with two system calls.
+///
+/// It locks nothing. A lock file that is replaced is opened anew.
+#[derive(Debug)]
+pub struct WatchedLease {
+    dir: PathBuf,
+    path: PathBuf,
+    /// The lock file, once there is one.
+    open: Option<(OwnedFd, Stat)>,
+}
+
+impl WatchedLease {
+    /// Of the data dir `dir`, which need not exist yet. Opens nothing.
+    pub fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), path: dir.join(LOCK_FILE), open: None }
+    }
+
+    /// The lease at this moment, as [`read_lease`](crate::read_lease) gives it.
+    ///
+    /// # Errors
+    /// As [`read_lease`](crate::read_lease).
+    pub fn read(&mut self) -> Result<Option<Lease>, LockError> {
+        if !self.is_in_place() {
+            self.open = None;
+            let Some(file) = open_lock_file(&self.dir)? else { return Ok(None) };
+            let stat = fstat(&file).map_err(|error| LockError::io(&self.path, error))?;
+            self.open = Some((file, stat));
+        }
+        match &self.open {
+            Some((file, _)) => settled_lease(file.as_fd(), &self.path),
+            None => Ok(None),
+        }
+    }
+
+    fn is_in_place(&self) -> bool {
+        self.open.as_ref().is_some_and(|(_, open)| lstat(&self.path).is_ok_and(|named| is_same(&named, open)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DataDirLock;
+
+    fn epoch(watched: &mut WatchedLease) -> Option<u64> {
+        watched.read().unwrap().map(|lease| lease.epoch)
+    }
+
+    #[test]
+    fn sees_every_owner_and_a_file_that_was_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut watched = WatchedLease::new(&dir.path().join("data"));
+        assert_eq!(epoch(&mut watched), None);
+        let mut watched = WatchedLease::new(dir.path());
+        assert_eq!(epoch(&mut watched), None);
+        DataDirLock::acquire(dir.path()).unwrap().release().unwrap();
+        assert_eq!(epoch(&mut watched), Some(1));
+        let mut lock = DataDirLock::acquire(dir.path()).unwrap();
+        assert_eq!(epoch(&mut watched), Some(2));
+        std::fs::remove_file(dir.path().join(LOCK_FILE)).unwrap();
+        assert_eq!(epoch(&mut watched), None);
+        lock.activate(b"").unwrap();
+        assert_eq!(epoch(&mut watched), Some(2), "its owner has put it back");
+        assert_eq!(watched.read().unwrap().as_ref(), Some(lock.lease()));
+    }
+}
