@@ -1,6 +1,6 @@
 //! One control connection: whole messages in, whole messages out, with descriptors beside them.
 //!
-//! Never blocks, never raises SIGPIPE, never holds more than a bounded amount for a peer that does not read. Knows frames,
+//! Never blocks (each call says so for itself, so the socket's own mode does not matter), never raises SIGPIPE, never holds more than a bounded amount for a peer that does not read. Knows frames,
 //! not what they mean.
 
 use std::collections::VecDeque;
@@ -60,21 +60,20 @@ struct Outbound {
 
 impl Channel {
     /// Takes over a connected socket.
-    pub(crate) fn new(stream: UnixStream) -> io::Result<Self> {
-        stream.set_nonblocking(true)?;
-        Ok(Self {
+    pub(crate) fn new(stream: UnixStream) -> Self {
+        Self {
             stream,
             inbound: Inbound::default(),
             accumulator: FrameAccumulator::new(),
             outbound: VecDeque::new(),
             outbound_bytes: 0,
-        })
+        }
     }
 
     /// A channel and the other end of it, which is blocking and close-on-exec, to be given to a child.
     pub(crate) fn pair() -> io::Result<(Self, OwnedFd)> {
         let (ours, theirs) = UnixStream::pair()?;
-        Ok((Self::new(ours)?, theirs.into()))
+        Ok((Self::new(ours), theirs.into()))
     }
 
     /// Sends a message: at once what fits, the rest when [`flush`](Self::flush) is called.
@@ -99,7 +98,6 @@ impl Channel {
             return Err(too_many_fds(fds.len()).into());
         }
         let mut frame = Outbound { bytes: encode(version, message)?, written: 0, fds: Vec::new() };
-        self.flush()?;
         if self.outbound.is_empty() {
             frame.written = write_some(&self.stream, &frame.bytes, fds)?;
             if frame.written > 0 {
@@ -107,7 +105,16 @@ impl Channel {
             }
         }
         frame.fds = fds.iter().map(BorrowedFd::try_clone_to_owned).collect::<io::Result<_>>()?;
-        self.enqueue(frame)
+        self.enqueue(frame)?;
+        Ok(self.flush()?)
+    }
+
+    /// Keeps a message that goes with the next one: one system call and one wake-up of the peer for both.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub(crate) fn send_with_next(&mut self, version: ProtoVersion, message: &Message) -> Result<(), WireError> {
+        self.enqueue(Outbound { bytes: encode(version, message)?, written: 0, fds: Vec::new() })
     }
 
     /// Writes what waits, as far as the peer takes it.
@@ -169,7 +176,13 @@ impl Channel {
             return Err(io::Error::new(ErrorKind::OutOfMemory, "the peer does not read what is sent to it").into());
         }
         self.outbound_bytes += waiting;
-        self.outbound.push_back(frame);
+        match self.outbound.back_mut() {
+            // Both untouched and without descriptors, which go with the first byte of their own frame.
+            Some(last) if last.written == 0 && last.fds.is_empty() && frame.fds.is_empty() => {
+                last.bytes.extend_from_slice(&frame.bytes);
+            }
+            _ => self.outbound.push_back(frame),
+        }
         Ok(())
     }
 }
@@ -290,7 +303,7 @@ mod tests {
 
     fn channels() -> (Channel, Channel) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        (Channel::new(ours).unwrap(), Channel::new(theirs).unwrap())
+        (Channel::new(ours), Channel::new(theirs))
     }
 
     fn heartbeat(ts_ms: u64) -> Message {
@@ -353,9 +366,25 @@ mod tests {
     }
 
     #[test]
+    fn a_message_goes_with_the_next_one() {
+        let (mut ours, mut theirs) = channels();
+        ours.send_with_next(PROTO_MAX, &heartbeat(0)).unwrap();
+        assert!(ours.wants_write());
+        assert_eq!(messages(&mut theirs), []);
+        let listeners = listeners(1);
+        ours.send(PROTO_MAX, &heartbeat(1)).unwrap();
+        assert!(!ours.wants_write());
+        ours.send_with_next(PROTO_MAX, &heartbeat(2)).unwrap();
+        ours.send_with_fds(PROTO_MAX, &heartbeat(3), &borrowed(&listeners)).unwrap();
+        let counts: Vec<_> = received(&mut theirs).into_iter().map(|(message, fds)| (message, fds.len())).collect();
+        assert_eq!(counts, [(heartbeat(0), 0), (heartbeat(1), 0), (heartbeat(2), 0), (heartbeat(3), 1)]);
+        assert_eq!(ours.outbound_bytes, 0);
+    }
+
+    #[test]
     fn a_message_in_single_bytes_arrives_once_it_is_whole() {
         let (mut raw, theirs) = UnixStream::pair().unwrap();
-        let mut channel = Channel::new(theirs).unwrap();
+        let mut channel = Channel::new(theirs);
         let frame = encode(1, &heartbeat(7)).unwrap();
         let (last, before) = frame.split_last().unwrap();
         for byte in before {
@@ -415,7 +444,7 @@ mod tests {
     fn garbage_is_malformed() {
         for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 8], &[4, 0, 0, 0, 1, 0, 99, 99], &[0xff; 64]] {
             let (mut raw, theirs) = UnixStream::pair().unwrap();
-            let mut channel = Channel::new(theirs).unwrap();
+            let mut channel = Channel::new(theirs);
             raw.write_all(garbage).unwrap();
             assert!(matches!(channel.receive(), Received::Malformed(_)), "{garbage:?}");
         }
@@ -468,7 +497,7 @@ mod tests {
     #[test]
     fn descriptors_without_end_are_malformed() {
         let (raw, theirs) = UnixStream::pair().unwrap();
-        let mut channel = Channel::new(theirs).unwrap();
+        let mut channel = Channel::new(theirs);
         let socket = &listeners(1)[0];
         let frame = encode(PROTO_MAX, &of_shards(10)).unwrap();
         for byte in &frame[..3] {

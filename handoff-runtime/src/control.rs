@@ -97,7 +97,7 @@ impl ControlSocket {
                 Err(Errno::CONNABORTED) => continue,
                 Err(error) => return Err(failed(error.into())),
             };
-            let channel = Channel::new(UnixStream::from(socket)).map_err(failed)?;
+            let channel = Channel::new(UnixStream::from(socket));
             match is_one_of_us(&channel) {
                 Ok(()) => return Ok(Some(channel)),
                 Err(error) => tracing::warn!(path = %self.path.display(), %error, "a client was turned away"),
@@ -169,7 +169,7 @@ pub(crate) fn connect(path: &Path) -> Result<Channel> {
     });
     let failed = |error: io::Error| Error::io(format!("connect to control socket {}", path.display()), error);
     let socket = connected.map_err(|error| failed(error.into()))?;
-    Channel::new(UnixStream::from(socket)).map_err(failed)
+    Ok(Channel::new(UnixStream::from(socket)))
 }
 
 /// The pid of the incumbent that answers at `path`, as the kernel knows it. `None`: nobody says Hello in time.

@@ -56,7 +56,7 @@ impl Driver {
     /// The system gives no thread or descriptor, or the supervisor does not answer as it should.
     pub(crate) fn handshake(control: UnixStream, build_id: Vec<u8>, timing: Timing) -> Result<(Self, HandoffId)> {
         let failed = |error: io::Error| Error::io("prepare the channel to the supervisor", error);
-        let channel = Channel::new(control).map_err(failed)?;
+        let channel = Channel::new(control);
         let polled = channel.as_fd().try_clone_to_owned().map_err(failed)?;
         let machine = Machine::new(std::process::id(), build_id.clone(), timing);
         let mut core = Core::new(machine, channel);

@@ -5,9 +5,9 @@
 //! ```text
 //!  Idle ─Start─▶ Connecting ─▶ GreetingIncumbent ─▶ Spawning ─▶ GreetingSuccessor ─▶ Preparing     intent journaled,
 //!                     │                │                │               │                │          successor warmed
-//!                     ▼                ▼                ▼               │                ▼ PrepareHandoff
+//!                     ▼                ▼                ▼               │                ▼ PrepareHandoff, SealRequest
 //!                 refused: nothing was started, nothing to undo         │            Draining ──────────┐
-//!                                                                       │                │ SealRequest  │ O died
+//!                                                                       │                │ Drained      │ O died
 //!                                                                       │                ▼              ▼
 //!                                                                       │            Sealing ──────▶ Looking
 //!                                                                       │                │ SealComplete ▲ │ the lease
@@ -21,6 +21,8 @@
 //!                          ├─────────────────────────────────────────────────────────────────────────▶    ▼
 //!                          └────────────────────────────────────────────────────────────────────────▶ Closing ─▶ Over
 //! ```
+//!
+//! An incumbent of version 1 gets its `SealRequest` only when it has drained.
 //!
 //! What holds, as absences: it never reads a clock or a lease itself; it sends nothing but its greeting (and, in version 2,
 //! heartbeats) to an incumbent before the intent is durable and the successor warmed; it never waits for the disk between

@@ -183,7 +183,20 @@ fn the_incumbent_is_not_touched_before_the_successor_is_warm_and_the_intent_dura
     desk.give(Input::FromSuccessor(Message::Warmed { handoff_id: ID }));
     assert_eq!(desk.sent(), ["O:HelloAck", "N:HelloAck"]);
     desk.give(Input::JournalSynced);
-    assert_eq!(desk.sent().last().unwrap(), "O:PrepareHandoff");
+    assert_eq!(desk.sent()[2..], ["O:PrepareHandoff", "O:SealRequest"]);
+}
+
+#[test]
+fn only_an_incumbent_of_version_2_is_asked_to_seal_ahead_of_its_drain() {
+    for (version, asked) in [(1, vec!["O:PrepareHandoff"]), (2, vec!["O:PrepareHandoff", "O:SealRequest"])] {
+        let mut desk = Desk::new(plan());
+        desk.give(Input::Connected(O)).give(Input::FromIncumbent(hello(Side::Incumbent, O.pid, version)));
+        desk.give(Input::Spawned(N)).give(Input::FromSuccessor(hello(Side::Successor, N.pid, 2)));
+        desk.give(Input::FromSuccessor(Message::Warmed { handoff_id: ID })).give(Input::JournalSynced);
+        assert_eq!(desk.sent()[2..], asked);
+        desk.give(Input::FromIncumbent(Message::Drained { open_conns_remaining: 0, accept_closed: true }));
+        assert_eq!(desk.sent()[2..], ["O:PrepareHandoff", "O:SealRequest"]);
+    }
 }
 
 #[test]

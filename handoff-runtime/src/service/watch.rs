@@ -184,8 +184,8 @@ mod tests {
     fn in_a_session_silence_is_what_counts_and_one_heartbeat_an_interval_what_is_sent() {
         let daemon = Daemon::new();
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let mut theirs = Channel::new(theirs).unwrap();
-        let mut ours = Channel::new(ours).unwrap();
+        let mut theirs = Channel::new(theirs);
+        let mut ours = Channel::new(ours);
         theirs.send(1, &Message::Heartbeat { ts_ms: 0 }).unwrap();
         assert!(matches!(ours.receive(), Received::Message { .. }), "as a Hello was, before");
         let mut watch = Watch::apart();
@@ -212,8 +212,8 @@ mod tests {
     fn a_daemon_of_version_1_is_left_its_only_session() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut watch = Watch::apart();
-        watch.attach(Channel::new(ours).unwrap(), 1);
+        watch.attach(Channel::new(ours), 1);
         assert!(matches!(watch, Watch::Apart(_)));
-        assert!(matches!(Channel::new(theirs).unwrap().receive(), Received::Closed));
+        assert!(matches!(Channel::new(theirs).receive(), Received::Closed));
     }
 }

@@ -76,6 +76,14 @@ enum Who {
     Successor,
 }
 
+/// When a message leaves.
+#[derive(Clone, Copy)]
+enum Going {
+    AtOnce,
+    /// Together with the one behind it.
+    WithNext,
+}
+
 /// Which descriptors a wait has found ready.
 #[derive(Default)]
 struct Ready {
@@ -191,8 +199,14 @@ impl<'a> Run<'a> {
     fn give(&mut self, input: Input) {
         let mut next = Some(input);
         while let Some(input) = next {
-            for effect in self.machine.step(input) {
-                self.perform_effect(effect);
+            let mut effects = self.machine.step(input).into_iter().peekable();
+            while let Some(effect) = effects.next() {
+                match (effect, effects.peek()) {
+                    (Effect::SendIncumbent(version, message), Some(Effect::SendIncumbent(..))) => {
+                        self.send(Who::Incumbent, version, message, Going::WithNext);
+                    }
+                    (effect, _) => self.perform_effect(effect),
+                }
             }
             next = self.results.pop_front().filter(|_| self.outcome.is_none());
         }
@@ -301,8 +315,10 @@ impl<'a> Run<'a> {
         match effect {
             Effect::ConnectIncumbent => self.connect(),
             Effect::SpawnSuccessor => self.spawn(),
-            Effect::SendIncumbent(version, message) => self.send(Who::Incumbent, version, message),
-            Effect::SendSuccessor(version, message) => self.send(Who::Successor, version, message),
+            Effect::SendIncumbent(version, message) => self.send(Who::Incumbent, version, message, Going::AtOnce),
+            Effect::SendSuccessor(version, message) => {
+                self.send(Who::Successor, version, message, Going::AtOnce);
+            }
             Effect::CloseIncumbent => self.close(Who::Incumbent),
             Effect::CloseSuccessor => self.close(Who::Successor),
             Effect::Record(phase) => self.record(phase),
@@ -372,7 +388,7 @@ impl<'a> Run<'a> {
         text
     }
 
-    fn send(&mut self, who: Who, version: ProtoVersion, mut message: Message) {
+    fn send(&mut self, who: Who, version: ProtoVersion, mut message: Message, going: Going) {
         match &mut message {
             Message::Heartbeat { ts_ms } => *ts_ms = unix_ms(),
             Message::BeginWith { deadline_ns, .. } => {
@@ -384,7 +400,11 @@ impl<'a> Run<'a> {
             _ => {}
         }
         let Some(channel) = self.peer(who).and_then(|peer| peer.channel.as_mut()) else { return };
-        match channel.send(version, &message) {
+        let sent = match going {
+            Going::AtOnce => channel.send(version, &message),
+            Going::WithNext => channel.send_with_next(version, &message),
+        };
+        match sent {
             // That the peer is gone shows by itself, with what it had said before.
             Ok(()) | Err(WireError::Io(_)) => {}
             Err(error) => self.results.push_back(match who {

@@ -115,7 +115,7 @@ fn both_peers_may_be_of_version_1() {
 fn failed_hooks_are_told_in_their_own_words() {
     let (reason, heard) = play_undone(Manner::DrainFails, "good");
     assert_eq!(reason, "drain failed: queue stuck");
-    assert_eq!(heard, ["HelloAck", "PrepareHandoff", "ResumeAfterAbort"]);
+    assert_eq!(heard, ["HelloAck", "PrepareHandoff", "SealRequest", "ResumeAfterAbort"]);
     let (reason, heard) = play_undone(Manner::SealFails, "good");
     assert_eq!(reason, "seal failed: disk on fire");
     assert_eq!(heard, SEALED_AND_BACK);
