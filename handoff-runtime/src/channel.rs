@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use handoff_proto::frame::{FrameAccumulator, encode};
 use handoff_proto::{Message, ProtoVersion, WireError};
@@ -22,7 +23,8 @@ const INBOUND_BYTES: usize = 16 << 10;
 /// A control connection.
 #[derive(Debug)]
 pub(crate) struct Channel {
-    stream: UnixStream,
+    /// Shared with whoever waits for it: its number stays ours until they have seen that it is closed.
+    stream: Arc<UnixStream>,
     inbound: Inbound,
     accumulator: FrameAccumulator,
     outbound: VecDeque<Outbound>,
@@ -62,7 +64,7 @@ impl Channel {
     /// Takes over a connected socket.
     pub(crate) fn new(stream: UnixStream) -> Self {
         Self {
-            stream,
+            stream: Arc::new(stream),
             inbound: Inbound::default(),
             accumulator: FrameAccumulator::new(),
             outbound: VecDeque::new(),
@@ -160,6 +162,11 @@ impl Channel {
                 Err(error) => return Received::Malformed(error),
             }
         }
+    }
+
+    /// The socket, to wait for what it brings while another thread uses the channel.
+    pub(crate) fn polled(&self) -> Arc<UnixStream> {
+        Arc::clone(&self.stream)
     }
 
     /// Who is at the other end.

@@ -12,6 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use handoff_proto::{Message, Side};
@@ -45,7 +46,7 @@ pub(crate) struct StagedControl {
 /// A socket that listens at its path.
 #[derive(Debug)]
 pub(crate) struct ControlSocket {
-    socket: OwnedFd,
+    socket: Arc<OwnedFd>,
     inode: Inode,
     path: PathBuf,
 }
@@ -72,7 +73,7 @@ impl StagedControl {
         fs::rename(&self.staging.0, &self.path)
             .map_err(|error| Error::io(format!("publish control socket {}", self.path.display()), error))?;
         self.staging.forget();
-        Ok(ControlSocket { socket: self.socket, inode: self.inode, path: self.path })
+        Ok(ControlSocket { socket: Arc::new(self.socket), inode: self.inode, path: self.path })
     }
 }
 
@@ -91,7 +92,7 @@ impl ControlSocket {
         let failed = |error: io::Error| Error::io(format!("accept on {}", self.path.display()), error);
         for _ in 0..STRANGERS_PER_CALL_MAX {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let socket = match retry_on_intr(|| accept_with(&self.socket, flags)) {
+            let socket = match retry_on_intr(|| accept_with(&*self.socket, flags)) {
                 Ok(socket) => socket,
                 Err(Errno::AGAIN) => return Ok(None),
                 Err(Errno::CONNABORTED) => continue,
@@ -104,6 +105,11 @@ impl ControlSocket {
             }
         }
         Ok(None)
+    }
+
+    /// The socket, to wait for clients while another thread accepts them.
+    pub(crate) fn polled(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.socket)
     }
 
     /// Where it is published.

@@ -1,12 +1,15 @@
 //! The incumbent: answers on the control socket, runs the daemon's hooks, and performs what its machine decides.
 //!
 //! All decisions of the protocol are the machine's (`handoff_proto::incumbent`); here is no branch on its state. One poll
-//! loop on the caller's thread, one worker thread for the hooks. While nothing happens the loop sleeps without any timer.
+//! loop, and one thread more for the hooks; which of the two runs the loop stands in `crew`. While nothing happens it sleeps
+//! without any timer.
 
+mod crew;
 mod driver;
 mod effects;
 mod lock_slot;
 mod path_watch;
+mod watch;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +22,7 @@ use crate::crash;
 use crate::drainable::Drainable;
 use crate::error::{Error, Result};
 use crate::listeners;
-use crate::worker::IdleWorker;
+pub(crate) use crew::IdleWorker;
 
 /// A daemon that owns its data and can be handed over.
 ///
@@ -91,7 +94,8 @@ impl Incumbent {
     /// the build that can read it. Anything else: the loop can't go on; the lock is kept until the process exits, because the
     /// store may be open.
     pub fn serve<D: Drainable + 'static>(self, drainable: D) -> Result<Served> {
-        let served = driver::Driver::start(self, Arc::new(drainable)).run();
+        let (driver, bench, worker) = driver::Driver::new(self, Arc::new(drainable));
+        let served = worker.serve(driver, bench);
         listeners::forget();
         served
     }

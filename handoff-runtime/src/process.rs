@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
+use std::sync::Arc;
 
 use handoff_proto::ProcessId;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -25,7 +26,7 @@ const STAT_BYTES_MAX: usize = 2048;
 #[derive(Debug)]
 pub struct Process {
     id: ProcessId,
-    pidfd: OwnedFd,
+    pidfd: Arc<OwnedFd>,
     /// Kept, because the kernel tells it once.
     status: Option<ExitStatus>,
 }
@@ -70,6 +71,14 @@ impl Process {
     /// # Errors
     /// The system's: no descriptor is left, or `/proc` can't be read.
     pub(crate) fn open(pid: u32) -> Result<Option<Self>> {
+        Ok(Self::open_with_parent(pid)?.map(|(process, _)| process))
+    }
+
+    /// The same, with the pid of its parent, which is read in the same moment.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) fn open_with_parent(pid: u32) -> Result<Option<(Self, u32)>> {
         let doing = || format!("open process {pid}");
         let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
         let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
@@ -78,16 +87,16 @@ impl Process {
             Err(Errno::SRCH | Errno::INVAL) => return Ok(None),
             Err(error) => return Err(Error::io(doing(), error)),
         };
-        let start_time = match start_time_of(pid) {
-            Ok(start_time) => start_time,
+        let Descent { parent, start_time } = match descent_of(pid) {
+            Ok(descent) => descent,
             Err(error) if is_gone(&error) => return Ok(None),
             Err(error) => return Err(Error::io(doing(), error)),
         };
-        // Alive after the start time was read: it was this process's, not a later one's.
+        // Alive after this was read: it was this process's, not a later one's.
         if is_dead(&pidfd).map_err(|error| Error::io(doing(), error))? {
             return Ok(None);
         }
-        Ok(Some(Self { id: ProcessId { pid, start_time }, pidfd, status: None }))
+        Ok(Some((Self { id: ProcessId { pid, start_time }, pidfd: Arc::new(pidfd), status: None }, parent)))
     }
 
     /// A child that was just started and can't have been reaped.
@@ -95,9 +104,9 @@ impl Process {
     /// # Errors
     /// Its start time can't be read, for want of a descriptor for instance. It is ended then.
     pub(crate) fn started(pid: u32, pidfd: OwnedFd) -> Result<Self> {
-        let mut process = Self { id: ProcessId { pid, start_time: 0 }, pidfd, status: None };
-        match start_time_of(pid) {
-            Ok(start_time) => process.id.start_time = start_time,
+        let mut process = Self { id: ProcessId { pid, start_time: 0 }, pidfd: Arc::new(pidfd), status: None };
+        match descent_of(pid) {
+            Ok(descent) => process.id.start_time = descent.start_time,
             Err(error) => {
                 process.kill()?;
                 process.wait()?;
@@ -105,6 +114,11 @@ impl Process {
             }
         }
         Ok(process)
+    }
+
+    /// The pidfd, to wait for its death while another thread lets go of it.
+    pub(crate) fn polled(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.pidfd)
     }
 
     /// Its pid together with its start time.
@@ -165,16 +179,8 @@ impl Process {
         }
     }
 
-    /// The pid of its parent.
-    ///
-    /// # Errors
-    /// `/proc` can't be read.
-    pub(crate) fn parent(&self) -> Result<u32> {
-        parent_of(self.id.pid).map_err(|source| self.error("look at", source))
-    }
-
     fn signal(&self, signal: Signal) -> Result<()> {
-        match pidfd_send_signal(&self.pidfd, signal) {
+        match pidfd_send_signal(&*self.pidfd, signal) {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
             Err(error) => Err(self.error("send a signal to", error)),
         }
@@ -214,20 +220,25 @@ fn exit_status(status: &WaitIdStatus) -> ExitStatus {
     ExitStatus::from_raw(raw)
 }
 
-/// Field 22 of `/proc/PID/stat` (proc_pid_stat(5)): clock ticks after boot.
-fn start_time_of(pid: u32) -> io::Result<u64> {
+/// Where a process comes from.
+struct Descent {
+    parent: u32,
+    /// Clock ticks after boot.
+    start_time: u64,
+}
+
+/// Fields 4 and 22 of `/proc/PID/stat` (proc_pid_stat(5)).
+fn descent_of(pid: u32) -> io::Result<Descent> {
     let stat = read_stat(Path::new(&format!("/proc/{pid}/stat")))?;
-    let field = fields_behind_name(stat.as_bytes()).and_then(|mut fields| fields.nth(19));
-    let parsed = field.and_then(|field| std::str::from_utf8(field).ok()).and_then(|field| field.parse().ok());
+    let parsed = fields_behind_name(stat.as_bytes()).and_then(|mut fields| {
+        let parent = u32::try_from(number(fields.nth(1)?)?).ok()?;
+        Some(Descent { parent, start_time: number(fields.nth(17)?)? })
+    });
     parsed.ok_or_else(|| io::Error::new(ErrorKind::InvalidData, format!("/proc/{pid}/stat has no start time")))
 }
 
-/// Field 4 of `/proc/PID/stat`.
-fn parent_of(pid: u32) -> io::Result<u32> {
-    let stat = fs::read(format!("/proc/{pid}/stat"))?;
-    let field = fields_behind_name(&stat).and_then(|mut fields| fields.nth(1));
-    let parsed = field.and_then(|field| std::str::from_utf8(field).ok()).and_then(|field| field.parse().ok());
-    parsed.ok_or_else(|| io::Error::new(ErrorKind::InvalidData, format!("/proc/{pid}/stat has no parent")))
+fn number(field: &[u8]) -> Option<u64> {
+    std::str::from_utf8(field).ok()?.parse().ok()
 }
 
 fn every_thread_is_stopped(pid: u32) -> io::Result<bool> {

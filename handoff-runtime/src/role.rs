@@ -15,10 +15,9 @@ use crate::crash::{self, fail_here, points};
 use crate::drainable::{ReadinessSnapshot, SealReport};
 use crate::environment::{self, StartedAs};
 use crate::error::{Error, Result};
-use crate::incumbent::Incumbent;
+use crate::incumbent::{IdleWorker, Incumbent};
 use crate::listeners::InheritedListeners;
 use crate::successor::Driver;
-use crate::worker::IdleWorker;
 
 /// The longest build id that a successor may greet with, in bytes. A lease keeps its first 64.
 const BUILD_ID_BYTES_MAX: usize = 64 * 1024;

@@ -67,6 +67,11 @@ impl<T: Copy + Eq + Debug> Timers<T> {
         self.armed.iter().find(|&&(_, armed)| armed == timer).map(|&(at, _)| at)
     }
 
+    /// When the earliest timer runs out, in nanoseconds of CLOCK_MONOTONIC.
+    pub(crate) fn next_ns(&self) -> Option<u64> {
+        self.armed.first().map(|&(at, _)| at)
+    }
+
     /// The loop wakes up. Whether it is late itself: the earliest timer ran out a while ago and nobody looked. Ask right
     /// after each wait, before anything is taken.
     pub(crate) fn woke_late(&mut self) -> bool {

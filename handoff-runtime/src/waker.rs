@@ -23,6 +23,11 @@ impl Waker {
         Ok(Self { event: Arc::new(event) })
     }
 
+    /// The descriptor, to wait for it.
+    pub(crate) fn polled(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.event)
+    }
+
     /// Makes the descriptor readable until the next [`drain`](Self::drain).
     pub(crate) fn wake(&self) {
         // A wake-up that is lost is a loop that sleeps on: a passing failure must not cost it.

@@ -1,15 +1,13 @@
-//! The thread that runs the daemon's hooks, one at a time, so that the loop goes on meanwhile.
+//! The daemon's hooks as jobs, one at a time.
 //!
-//! It exists before its process owns the data: a successor that can't have it must fail while somebody else serves, and
-//! between Prepare and Commit nothing is spawned. A hook that panics is a hook that failed. Knows nothing of the protocol.
+//! A hook that panics is a hook that failed. Knows nothing of the protocol, and of no thread: who has the [`Bench`] performs.
 
 use std::any::Any;
+use std::collections::VecDeque;
 use std::error::Error as StdError;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
 use handoff_proto::incumbent::{Drain, Input, Progress, ResumeEnd, Seal};
@@ -17,30 +15,16 @@ use handoff_proto::incumbent::{Drain, Input, Progress, ResumeEnd, Seal};
 use crate::crash::{fail_here, points};
 use crate::crash_here;
 use crate::drainable::{DrainContext, Drainable, HookError, Resume, SealContext, StateNotReadable};
-use crate::error::{Error, Result};
 use crate::waker::Waker;
 
-/// The loop's end of the thread. Dropping it lets the thread end when the hook that runs has returned.
-pub(crate) struct Worker {
-    jobs: Sender<Order>,
-    ended: Receiver<Input>,
+/// What is to be run, and how far it is.
+pub(crate) struct Jobs {
+    queue: VecDeque<Order>,
     progress: Arc<Mutex<Option<Progress>>>,
     cancelled: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
 }
 
-/// The thread without a daemon whose hooks it could run, and what wakes the loop. Dropping it ends the thread.
-#[derive(Debug)]
-pub(crate) struct IdleWorker {
-    employer: Sender<Arc<dyn Drainable>>,
-    jobs: Sender<Order>,
-    ended: Receiver<Input>,
-    progress: Arc<Mutex<Option<Progress>>>,
-    thread: JoinHandle<()>,
-    waker: Waker,
-}
-
-/// What the thread runs.
+/// What is run.
 pub(crate) enum Job {
     /// The drain hook, which should return by then.
     Drain { deadline: Instant },
@@ -52,52 +36,25 @@ pub(crate) enum Job {
     Errand(Box<dyn FnOnce() + Send>),
 }
 
-/// The thread is gone although hooks can't end it.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Gone;
-
-impl IdleWorker {
-    /// Starts the thread.
-    ///
-    /// # Errors
-    /// No thread or no descriptor can be had.
-    pub(crate) fn start() -> Result<Self> {
-        let waker = Waker::new().map_err(|error| Error::io("make an eventfd for the control loop", error))?;
-        let (employer, employed) = channel();
-        let (jobs, queue) = channel();
-        let (results, ended) = channel();
+impl Jobs {
+    /// Nothing is to be run. Whoever performs does it at the bench, which wakes `waker` when there is progress to be
+    /// [taken](Self::take_progress).
+    pub(crate) fn new(drainable: Arc<dyn Drainable>, waker: Waker) -> (Self, Bench) {
         let progress = Arc::default();
-        let (shared, loops) = (Arc::clone(&progress), waker.clone());
-        let work = move || {
-            if let Ok(drainable) = employed.recv() {
-                work(&queue, &results, &Bench { drainable, waker: loops, progress: shared });
-            }
-        };
-        let thread = Builder::new().name("handoff-hooks".into()).spawn(work);
-        let thread = thread.map_err(|error| Error::io("start the thread of the hooks", error))?;
-        Ok(Self { employer, jobs, ended, progress, thread, waker })
+        let bench = Bench { drainable, waker, progress: Arc::clone(&progress) };
+        (Self { queue: VecDeque::new(), progress, cancelled: Arc::default() }, bench)
     }
 
-    /// Gives it a daemon. The waker is woken whenever there is something to [`take`](Worker::take).
-    pub(crate) fn employ(self, drainable: Arc<dyn Drainable>) -> (Worker, Waker) {
-        let Self { employer, jobs, ended, progress, thread, waker } = self;
-        // A thread that is gone shows at the first job.
-        let _ = employer.send(drainable);
-        (Worker { jobs, ended, progress, cancelled: Arc::default(), thread }, waker)
-    }
-}
-
-impl Worker {
-    /// Starts a job; at most one hook runs at a time.
-    pub(crate) fn run(&mut self, job: Job) -> std::result::Result<(), Gone> {
+    /// Orders a hook to be run; at most one at a time.
+    pub(crate) fn run(&mut self, job: Job) {
         // A fresh flag for each hook: one that is late must not look at the next one's.
         self.cancelled = Arc::default();
-        self.give(job)
+        self.give(job);
     }
 
     /// Queues an errand behind what runs.
-    pub(crate) fn run_errand(&mut self, errand: impl FnOnce() + Send + 'static) -> std::result::Result<(), Gone> {
-        self.give(Job::Errand(Box::new(errand)))
+    pub(crate) fn run_errand(&mut self, errand: impl FnOnce() + Send + 'static) {
+        self.give(Job::Errand(Box::new(errand)));
     }
 
     /// Tells the hook that runs that the handover is off.
@@ -105,58 +62,43 @@ impl Worker {
         self.cancelled.store(true, Ordering::Release);
     }
 
-    /// The newest progress, then the end of a hook.
-    pub(crate) fn take(&mut self) -> std::result::Result<Option<Input>, Gone> {
-        if let Some(progress) = lock(&self.progress).take() {
-            return Ok(Some(Input::SealProgress(progress)));
-        }
-        match self.ended.try_recv() {
-            Ok(ended) => Ok(Some(ended)),
-            Err(TryRecvError::Empty) => Ok(None),
-            Err(TryRecvError::Disconnected) => Err(Gone),
-        }
+    /// The newest progress that was not taken yet.
+    pub(crate) fn take_progress(&self) -> Option<Input> {
+        lock(&self.progress).take().map(Input::SealProgress)
     }
 
-    /// Ends the thread, and waits for it: no hook may be running.
-    pub(crate) fn finish(self) {
-        drop(self.jobs);
-        if self.thread.join().is_err() {
-            tracing::error!("the thread of the hooks has panicked");
-        }
+    /// What is to be performed next.
+    pub(crate) fn next(&mut self) -> Option<Order> {
+        self.queue.pop_front()
     }
 
-    fn give(&self, job: Job) -> std::result::Result<(), Gone> {
-        self.jobs.send(Order { job, cancelled: Arc::clone(&self.cancelled) }).map_err(|_| Gone)
+    fn give(&mut self, job: Job) {
+        self.queue.push_back(Order { job, cancelled: Arc::clone(&self.cancelled) });
     }
 }
 
-struct Order {
+/// A job, and whether it was called off meanwhile.
+pub(crate) struct Order {
     job: Job,
     cancelled: Arc<AtomicBool>,
 }
 
-/// What the thread works with.
-struct Bench {
+/// What jobs are performed with.
+pub(crate) struct Bench {
     drainable: Arc<dyn Drainable>,
     waker: Waker,
     progress: Arc<Mutex<Option<Progress>>>,
 }
 
-fn work(queue: &Receiver<Order>, results: &Sender<Input>, bench: &Bench) {
-    while let Ok(order) = queue.recv() {
-        if let Some(ended) = bench.perform(order) {
-            // The last progress is out of date now.
-            lock(&bench.progress).take();
-            if results.send(ended).is_err() {
-                return;
-            }
-            bench.waker.wake();
-        }
-    }
-}
-
 impl Bench {
-    fn perform(&self, Order { job, cancelled }: Order) -> Option<Input> {
+    /// Performs a job to its end; how a hook ended, if it was one. What it reported last is out of date then.
+    pub(crate) fn perform(&self, order: Order) -> Option<Input> {
+        let ended = self.run(order)?;
+        lock(&self.progress).take();
+        Some(ended)
+    }
+
+    fn run(&self, Order { job, cancelled }: Order) -> Option<Input> {
         match job {
             Job::Drain { deadline } => {
                 let cx = DrainContext::new(deadline, cancelled);
@@ -232,7 +174,7 @@ fn is_not_readable(error: &(dyn StdError + 'static)) -> bool {
 }
 
 /// A panic of a hook as an error.
-fn caught<T>(hook: impl FnOnce() -> std::result::Result<T, HookError>) -> std::result::Result<T, HookError> {
+fn caught<T>(hook: impl FnOnce() -> Result<T, HookError>) -> Result<T, HookError> {
     catch_unwind(AssertUnwindSafe(hook))
         .unwrap_or_else(|panic| Err(format!("panicked: {}", panic_text(&*panic)).into()))
 }
@@ -261,20 +203,20 @@ mod tests {
     struct Hooks(Mutex<Vec<HookError>>);
 
     impl Drainable for Hooks {
-        fn drain(&self, cx: &DrainContext) -> std::result::Result<DrainReport, HookError> {
+        fn drain(&self, cx: &DrainContext) -> Result<DrainReport, HookError> {
             while !cx.cancelled() {
                 std::thread::yield_now();
             }
             panic!("drain {}", "gave up")
         }
 
-        fn seal(&self, cx: &SealContext) -> std::result::Result<SealReport, HookError> {
+        fn seal(&self, cx: &SealContext) -> Result<SealReport, HookError> {
             assert!(!cx.cancelled(), "the cancel was for the hook before");
             (0..1000).for_each(|n| cx.progress(n, 1000, u64::from(n)));
             Ok(SealReport::default())
         }
 
-        fn resume_after_abort(&self, _: &Resume) -> std::result::Result<(), HookError> {
+        fn resume_after_abort(&self, _: &Resume) -> Result<(), HookError> {
             lock(&self.0).pop().map_or(Ok(()), Err)
         }
 
@@ -283,33 +225,39 @@ mod tests {
         }
     }
 
-    fn start(errors: Vec<HookError>) -> (Worker, Waker) {
-        IdleWorker::start().unwrap().employ(Arc::new(Hooks(Mutex::new(errors))))
-    }
-
-    fn next(worker: &mut Worker, waker: &Waker) -> Input {
-        loop {
-            if let Some(input) = worker.take().unwrap() {
-                return input;
-            }
-            poll::wait(&mut [PollFd::new(waker, PollFlags::IN)], Some(Duration::from_secs(30))).unwrap();
-            waker.drain();
-        }
+    fn start(errors: Vec<HookError>) -> (Jobs, Bench, Waker) {
+        let waker = Waker::new().unwrap();
+        let (jobs, bench) = Jobs::new(Arc::new(Hooks(Mutex::new(errors))), waker.clone());
+        (jobs, bench, waker)
     }
 
     #[test]
     fn a_cancel_reaches_the_hook_that_runs_and_a_panic_is_a_failure() {
-        let (mut worker, waker) = start(Vec::new());
-        worker.run(Job::Drain { deadline: Instant::now() }).unwrap();
-        worker.cancel();
-        assert_eq!(next(&mut worker, &waker), Input::DrainEnded(Err("panicked: drain gave up".into())));
-        worker.run(Job::Seal).unwrap();
-        let mut reports = 0;
-        while let Input::SealProgress(_) = next(&mut worker, &waker) {
-            reports += 1;
-        }
+        let (mut jobs, bench, waker) = start(Vec::new());
+        jobs.run(Job::Drain { deadline: Instant::now() });
+        let order = jobs.next().unwrap();
+        let ended = std::thread::scope(|scope| {
+            let hook = scope.spawn(|| bench.perform(order));
+            jobs.cancel();
+            hook.join().unwrap()
+        });
+        assert_eq!(ended, Some(Input::DrainEnded(Err("panicked: drain gave up".into()))));
+
+        jobs.run(Job::Seal);
+        let order = jobs.next().unwrap();
+        let (ended, reports) = std::thread::scope(|scope| {
+            let hook = scope.spawn(|| bench.perform(order));
+            let mut reports = 0;
+            while !hook.is_finished() {
+                let mut fds = [PollFd::new(&waker, PollFlags::IN)];
+                poll::wait(&mut fds, Some(Duration::from_millis(1))).unwrap();
+                reports += u32::from(jobs.take_progress().is_some());
+            }
+            (hook.join().unwrap(), reports)
+        });
+        assert!(matches!(ended, Some(Input::SealEnded(Ok(_)))));
         assert!(reports <= 1000);
-        worker.finish();
+        assert_eq!(jobs.take_progress(), None, "the last one is out of date");
     }
 
     #[test]
@@ -319,14 +267,22 @@ mod tests {
         struct Wrapped(#[source] StateNotReadable);
 
         let not_readable = || StateNotReadable { reason: "format 9".into() };
-        let (mut worker, waker) = start(vec![Wrapped(not_readable()).into(), not_readable().into(), "disk".into()]);
+        let (mut jobs, bench, _) = start(vec![Wrapped(not_readable()).into(), not_readable().into(), "disk".into()]);
         let mut resume = || {
-            worker.run(Job::Resume(Resume::new(true, 1))).unwrap();
-            next(&mut worker, &waker)
+            jobs.run(Job::Resume(Resume::new(true, 1)));
+            bench.perform(jobs.next().unwrap()).unwrap()
         };
         assert_eq!(resume(), Input::ResumeEnded(ResumeEnd::Failed("disk".into())));
         assert!(matches!(resume(), Input::ResumeEnded(ResumeEnd::NotReadable(_))));
         assert!(matches!(resume(), Input::ResumeEnded(ResumeEnd::NotReadable(_))));
         assert_eq!(resume(), Input::ResumeEnded(ResumeEnd::Serving));
+    }
+
+    #[test]
+    fn an_errand_has_no_end_to_tell() {
+        let (mut jobs, bench, _) = start(Vec::new());
+        jobs.run_errand(|| {});
+        assert_eq!(bench.perform(jobs.next().unwrap()), None);
+        assert!(jobs.next().is_none());
     }
 }

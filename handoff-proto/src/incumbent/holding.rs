@@ -89,9 +89,6 @@ impl Incumbent {
     }
 
     fn start_drain(&mut self, handover: Handover, prepare: Prepare, out: &mut Effects) {
-        // The hook first: all else happens beside it.
-        self.daemon = Daemon::Drained;
-        out.push(Effect::RunDrain { grace: prepare.grace });
         handover.reached(Milestone::Prepared, out);
         out.push(Effect::Arm(Timer::Deadline, prepare.deadline));
         out.push(Effect::Arm(Timer::Late, prepare.deadline.saturating_add(self.config.timing.limbo_slack)));
@@ -102,6 +99,9 @@ impl Incumbent {
         {
             out.push(Effect::WatchSuccessor { pid, parent });
         }
+        // The hook last: until then the daemon serves.
+        self.daemon = Daemon::Drained;
+        out.push(Effect::RunDrain { grace: prepare.grace });
         self.state = State::Draining(handover, prepare.early);
     }
 

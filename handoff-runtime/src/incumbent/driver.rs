@@ -1,29 +1,30 @@
-//! The loop: waits for descriptors and timers, and feeds the machine what they bring.
+//! What an incumbent works on: feeds the machine what clients, hooks and time bring.
 //!
 //! All input that has arrived is fed before a timer is obeyed. Whatever one client sends in one go is bounded, so that
-//! nobody keeps the loop to himself.
+//! nobody keeps the loop to himself. Which thread waits for it stands in `crew`.
 
 use std::collections::VecDeque;
-use std::os::fd::AsFd;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use handoff_proto::incumbent::{Config, Incumbent as IncumbentMachine, Input, Leaving, SessionId, Timer};
 use handoff_proto::{Machine, Message, ProcessId, Side};
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::PollFlags;
 
+use super::crew::{Hooks, IdleWorker};
 use super::lock_slot::LockSlot;
 use super::path_watch::PathWatch;
+use super::watch::{Found, Until, Watch, What};
 use super::{Incumbent, Served};
 use crate::channel::{Channel, Received};
 use crate::control::ControlSocket;
 use crate::drainable::Drainable;
 use crate::error::{Error, Result};
 use crate::process::Process;
-use crate::sys::poll;
 use crate::timers::Timers;
 use crate::waker::Waker;
-use crate::worker::{Gone, Worker};
+use crate::worker::{Bench, Jobs};
 
 /// What one session may bring in one turn.
 const MESSAGES_PER_TURN_MAX: usize = 64;
@@ -44,7 +45,10 @@ pub(super) struct Driver {
     pub(super) path_watch: PathWatch,
     accepting: Accepting,
     pub(super) lock: Arc<Mutex<LockSlot>>,
-    pub(super) worker: Worker,
+    pub(super) jobs: Jobs,
+    pub(super) hooks: Hooks,
+    /// What a thread is waiting for now.
+    pub(super) watched: Option<Watch>,
     waker: Waker,
     pub(super) drainable: Arc<dyn Drainable>,
     pub(super) successor: Option<Process>,
@@ -53,8 +57,16 @@ pub(super) struct Driver {
     /// What local effects have brought: the machine's next inputs.
     pub(super) results: VecDeque<Input>,
     pub(super) left: Option<Leaving>,
-    pub(super) worker_gone: Option<Gone>,
+    failure: Failure,
     poll_failures: u32,
+}
+
+/// Why the loop can't go on.
+enum Failure {
+    None,
+    Found(Error),
+    /// The caller has it.
+    Told,
 }
 
 /// One client.
@@ -93,27 +105,17 @@ pub(super) enum Alarm {
     Accept,
 }
 
-/// What the last wait has found.
-#[derive(Default)]
-struct Ready {
-    accept: bool,
-    worker: bool,
-    path: bool,
-    successor: bool,
-    asked: bool,
-    sessions: Vec<SessionId>,
-}
-
 impl Driver {
     /// Makes everything that a handover needs ahead of it. Nothing here can fail: this process serves already.
-    pub(super) fn start(incumbent: Incumbent, drainable: Arc<dyn Drainable>) -> Self {
+    pub(super) fn new(incumbent: Incumbent, drainable: Arc<dyn Drainable>) -> (Self, Bench, IdleWorker) {
         let Incumbent { control, lock, build_id, timing, worker } = incumbent;
         let owner = lock.lease().owner;
         let me = ProcessId { pid: owner.pid, start_time: owner.start_time };
         let config = Config { me, epoch: lock.epoch(), build_id: build_id.clone(), timing };
         // From here on a failure keeps the lock: the slot's drop does.
         let lock = Arc::new(Mutex::new(LockSlot::new(lock)));
-        let (worker, waker) = worker.employ(Arc::clone(&drainable));
+        let waker = worker.waker();
+        let (jobs, bench) = Jobs::new(Arc::clone(&drainable), waker.clone());
         let path_watch = PathWatch::new(control.path());
         let mut driver = Self {
             machine: IncumbentMachine::new(config),
@@ -124,7 +126,9 @@ impl Driver {
             path_watch,
             accepting: Accepting::Open,
             lock,
-            worker,
+            jobs,
+            hooks: Hooks::Idle,
+            watched: None,
             waker,
             drainable,
             successor: None,
@@ -132,40 +136,43 @@ impl Driver {
             build_id,
             results: VecDeque::new(),
             left: None,
-            worker_gone: None,
+            failure: Failure::None,
             poll_failures: 0,
         };
         driver.reserve_epochs();
         driver.path_changed();
-        driver
+        (driver, bench, worker)
     }
 
-    /// Serves until the machine leaves.
-    pub(super) fn run(mut self) -> Result<Served> {
-        loop {
-            let ready = self.wait()?;
-            self.turn(ready);
-            if let Some(gone) = self.worker_gone.take() {
-                return Err(Error::Usage(format!("the thread of the hooks is lost: {gone:?}")));
-            }
-            if let Some(leaving) = self.left.take() {
-                return self.leave(leaving);
-            }
+    /// Whether nothing more is to be done.
+    pub(super) fn is_over(&self) -> bool {
+        self.left.is_some() || !matches!(self.failure, Failure::None)
+    }
+
+    /// How it ended, if it did.
+    pub(super) fn take_end(&mut self) -> Option<Result<Served>> {
+        if let failure @ Failure::Found(_) = &mut self.failure
+            && let Failure::Found(error) = std::mem::replace(failure, Failure::Told)
+        {
+            return Some(Err(error));
+        }
+        self.left.as_ref().map(|leaving| match leaving {
+            Leaving::Committed => Ok(Served::Committed),
+            Leaving::Superseded => Ok(Served::Superseded),
+            Leaving::NotReadable(reason) => Err(Error::StateNotReadable { reason: reason.clone() }),
+        })
+    }
+
+    /// The hooks' thread is gone: nobody could drain.
+    pub(super) fn hooks_are_gone(&mut self) {
+        self.hooks = Hooks::Gone;
+        if !self.is_over() {
+            self.failure = Failure::Found(Error::Usage("the thread of the hooks is lost".into()));
         }
     }
 
     pub(super) fn lock_slot(&self) -> MutexGuard<'_, LockSlot> {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn leave(self, leaving: Leaving) -> Result<Served> {
-        // No hook runs when the machine leaves.
-        self.worker.finish();
-        match leaving {
-            Leaving::Committed => Ok(Served::Committed),
-            Leaving::Superseded => Ok(Served::Superseded),
-            Leaving::NotReadable(reason) => Err(Error::StateNotReadable { reason }),
-        }
     }
 
     /// Keeps a later claim from having to wait for the disk. Off the pause: nobody waits for this.
@@ -177,55 +184,52 @@ impl Driver {
                 tracing::warn!(error, "epochs could not be reserved ahead");
             }
         };
-        if let Err(gone) = self.worker.run_errand(errand) {
-            self.worker_gone = Some(gone);
-        }
+        self.jobs.run_errand(errand);
     }
 
-    fn wait(&mut self) -> Result<Ready> {
-        let timeout = if self.has_unread() { Some(Duration::ZERO) } else { self.timers.timeout() };
+    /// What is to be waited for now.
+    pub(super) fn watch(&self) -> Watch {
+        let until = if self.has_unread() { Until::Now } else { self.timers.next_ns().map_or(Until::Never, Until::At) };
+        let mut watch = Watch::new(until);
+        watch.add(What::Waker, self.waker.polled(), PollFlags::IN);
         let accept_events = match self.accepting {
             Accepting::Open => PollFlags::IN,
             Accepting::Resting => PollFlags::empty(),
         };
-        let mut fds = vec![PollFd::new(&self.waker, PollFlags::IN), PollFd::new(&self.control, accept_events)];
-        let sessions_from = fds.len();
+        watch.add(What::Clients, self.control.polled(), accept_events);
         for session in &self.sessions {
             let write = if session.channel.wants_write() { PollFlags::OUT } else { PollFlags::empty() };
-            fds.push(PollFd::new(&session.channel, PollFlags::IN | write));
+            watch.add(What::Session(session.id), session.channel.polled(), PollFlags::IN | write);
         }
-        let path_at = push(&mut fds, self.path_watch.as_fd());
-        let successor_at = push(&mut fds, self.successor.as_ref().map(AsFd::as_fd));
-        let asked_at = push(&mut fds, self.asked.as_ref().map(AsFd::as_fd));
-        let waited = poll::wait(&mut fds, timeout);
-        // After a failure everything is looked at: no call here blocks.
-        let is_ready = |at: usize| waited.is_err() || !fds[at].revents().is_empty();
-        let ready = Ready {
-            worker: is_ready(0),
-            accept: self.accepting == Accepting::Open && is_ready(1),
-            path: path_at.is_some_and(is_ready),
-            successor: successor_at.is_some_and(|at| !fds[at].revents().is_empty()),
-            asked: asked_at.is_some_and(is_ready),
-            sessions: (self.sessions.iter().zip(sessions_from..))
-                .filter(|(session, at)| session.reading == Reading::AtOnce || is_ready(*at))
-                .map(|(session, _)| session.id)
-                .collect(),
-        };
-        drop(fds);
-        self.count_failure(waited)?;
-        Ok(ready)
+        if let Some(inotify) = self.path_watch.polled() {
+            watch.add(What::Path, inotify, PollFlags::IN);
+        }
+        if let Some(successor) = &self.successor {
+            watch.add(What::Successor(successor.pid()), successor.polled(), PollFlags::IN);
+        }
+        if let Some(asked) = &self.asked {
+            watch.add(What::Asked, asked.polled(), PollFlags::IN);
+        }
+        watch
     }
 
-    fn count_failure(&mut self, waited: std::io::Result<()>) -> Result<()> {
-        match waited {
-            Ok(()) => self.poll_failures = 0,
-            Err(error) if self.poll_failures < POLL_FAILURES_MAX => {
+    /// Wakes who waits, if he waits for something else than he should by now.
+    pub(super) fn wake_watcher(&self) {
+        let is_late = |watched: &Watch| self.is_over() || !watched.covers(&self.watch());
+        if self.watched.as_ref().is_some_and(is_late) {
+            self.waker.wake();
+        }
+    }
+
+    fn count_failure(&mut self, error: Option<io::Error>) {
+        match error {
+            None => self.poll_failures = 0,
+            Some(error) if self.poll_failures < POLL_FAILURES_MAX => {
                 tracing::warn!(%error, "the control loop could not wait");
                 self.poll_failures += 1;
             }
-            Err(error) => return Err(Error::io("wait in the control loop", error)),
+            Some(error) => self.failure = Failure::Found(Error::io("wait in the control loop", error)),
         }
-        Ok(())
     }
 
     fn has_unread(&self) -> bool {
@@ -233,29 +237,40 @@ impl Driver {
     }
 
     /// Feeds what has arrived, and only then what has run out.
-    fn turn(&mut self, ready: Ready) {
+    pub(super) fn turn(&mut self, found: io::Result<Found>) {
+        // After a failure everything is looked at, as no call here blocks; but nobody is taken for dead.
+        let (found, exited, error) = match found {
+            Ok(found) => {
+                let exited = self.successor.as_ref().is_some_and(|it| found.has(What::Successor(it.pid())));
+                (found, exited, None)
+            }
+            Err(error) => (self.watch().all(), false, Some(error)),
+        };
+        self.count_failure(error);
         if self.timers.woke_late() {
             self.feed(Input::WokeLate);
         }
-        if ready.worker {
-            self.take_hooks();
+        if found.has(What::Waker) {
+            self.take_progress();
         }
-        for id in ready.sessions {
+        let is_ready = |session: &&Session| session.reading == Reading::AtOnce || found.has(What::Session(session.id));
+        let ready: Vec<SessionId> = self.sessions.iter().filter(is_ready).map(|session| session.id).collect();
+        for id in ready {
             self.serve_session(id);
         }
         self.close_unwritable();
-        if ready.successor {
+        if exited {
             self.successor = None;
             self.feed(Input::SuccessorExited);
         }
-        if ready.asked {
+        if found.has(What::Asked) {
             self.take_answer();
         }
-        if ready.path {
+        if found.has(What::Path) {
             self.path_watch.drain();
             self.path_changed();
         }
-        if ready.accept {
+        if self.accepting == Accepting::Open && found.has(What::Clients) {
             self.accept();
         }
         while let Some(alarm) = self.timers.pop_expired() {
@@ -276,17 +291,10 @@ impl Driver {
         }
     }
 
-    fn take_hooks(&mut self) {
+    fn take_progress(&mut self) {
         self.waker.drain();
-        loop {
-            match self.worker.take() {
-                Ok(Some(input)) => self.feed(input),
-                Ok(None) => return,
-                Err(gone) => {
-                    self.worker_gone = Some(gone);
-                    return;
-                }
-            }
+        if let Some(progress) = self.jobs.take_progress() {
+            self.feed(progress);
         }
     }
 
@@ -385,11 +393,4 @@ impl Driver {
         self.asked = None;
         self.feed(Input::PathAnswered(answer));
     }
-}
-
-/// Adds a descriptor if there is one, and says where.
-fn push<'fd>(fds: &mut Vec<PollFd<'fd>>, fd: Option<std::os::fd::BorrowedFd<'fd>>) -> Option<usize> {
-    let fd = fd?;
-    fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
-    Some(fds.len() - 1)
 }

@@ -29,11 +29,11 @@ impl Driver {
             Effect::SendListeners(session) => self.send_listeners(session),
             Effect::Close(session, why) => self.close(session, why),
 
-            Effect::RunDrain { grace } => self.start_hook(Job::Drain { deadline: deadline_in(grace) }),
-            Effect::RunSeal => self.start_hook(Job::Seal),
-            Effect::CancelHook => self.worker.cancel(),
+            Effect::RunDrain { grace } => self.jobs.run(Job::Drain { deadline: deadline_in(grace) }),
+            Effect::RunSeal => self.jobs.run(Job::Seal),
+            Effect::CancelHook => self.jobs.cancel(),
             Effect::RunResume { state_may_have_changed, epoch } => {
-                self.start_hook(Job::Resume(Resume::new(state_may_have_changed, epoch)));
+                self.jobs.run(Job::Resume(Resume::new(state_may_have_changed, epoch)));
             }
 
             Effect::StampLease(id) => self.bring(|driver| Input::Stamped(driver.lock_slot().stamp(id))),
@@ -70,12 +70,6 @@ impl Driver {
     fn bring(&mut self, act: impl FnOnce(&mut Self) -> Input) {
         let result = act(self);
         self.results.push_back(result);
-    }
-
-    fn start_hook(&mut self, job: Job) {
-        if let Err(gone) = self.worker.run(job) {
-            self.worker_gone = Some(gone);
-        }
     }
 
     fn send(&mut self, session: SessionId, version: ProtoVersion, message: &Message) {
@@ -188,12 +182,9 @@ fn unwritable(writing: &mut Writing, error: &WireError) {
 
 /// Only the supervisor's own child can be a successor that we may ever end: a pid in a message proves nothing.
 fn child_of(pid: u32, parent: u32) -> Result<Process, String> {
-    let process = Process::open(pid).map_err(|error| error.to_string())?.ok_or("there is no such process")?;
-    match process.parent() {
-        Ok(found) if found == parent => Ok(process),
-        Ok(found) => Err(format!("it is a child of {found}, not of the supervisor {parent}")),
-        Err(error) => Err(error.to_string()),
-    }
+    let opened = Process::open_with_parent(pid).map_err(|error| error.to_string())?;
+    let (process, found) = opened.ok_or("there is no such process")?;
+    if found == parent { Ok(process) } else { Err(format!("it is a child of {found}, not of the supervisor {parent}")) }
 }
 
 /// The target of the events of a handover; with the names below it is an interface (`docs/operating.md`).

@@ -4,8 +4,9 @@
 //! there, and nothing that happens beside it wakes the loop.
 
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 
@@ -14,7 +15,7 @@ const EVENTS_BYTES: usize = 1024;
 /// A watch of one path. Without one (no inotify instance is left) a removed path is published again after the next handover.
 #[derive(Debug)]
 pub(super) struct PathWatch {
-    inotify: Option<OwnedFd>,
+    inotify: Option<Arc<OwnedFd>>,
 }
 
 impl PathWatch {
@@ -24,7 +25,7 @@ impl PathWatch {
         if let Err(error) = &inotify {
             tracing::warn!(%error, "the control path can't be watched");
         }
-        let watch = Self { inotify: inotify.ok() };
+        let watch = Self { inotify: inotify.ok().map(Arc::new) };
         watch.again(path);
         watch
     }
@@ -33,7 +34,7 @@ impl PathWatch {
     pub(super) fn again(&self, path: &Path) {
         let flags = WatchFlags::ATTRIB | WatchFlags::MOVE_SELF | WatchFlags::DELETE_SELF | WatchFlags::DONT_FOLLOW;
         if let Some(fd) = &self.inotify
-            && let Err(error) = inotify::add_watch(fd, path, flags)
+            && let Err(error) = inotify::add_watch(&**fd, path, flags)
         {
             tracing::warn!(path = %path.display(), %error, "the control path can't be watched");
         }
@@ -51,8 +52,9 @@ impl PathWatch {
         }
     }
 
-    pub(super) fn as_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.inotify.as_ref().map(AsFd::as_fd)
+    /// What becomes readable when something has happened.
+    pub(super) fn polled(&self) -> Option<Arc<OwnedFd>> {
+        self.inotify.clone()
     }
 }
 
@@ -68,7 +70,8 @@ mod tests {
     use crate::sys::poll;
 
     fn has_seen(watch: &PathWatch) -> bool {
-        let mut fds = [PollFd::from_borrowed_fd(watch.as_fd().unwrap(), PollFlags::IN)];
+        let fd = watch.polled().unwrap();
+        let mut fds = [PollFd::new(&fd, PollFlags::IN)];
         poll::wait(&mut fds, Some(Duration::ZERO)).unwrap();
         !fds[0].revents().is_empty()
     }

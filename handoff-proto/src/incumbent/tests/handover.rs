@@ -12,8 +12,10 @@ fn both_versions_hand_over() {
         let mut rig = Rig::greeted(version);
         assert!(rig.prepare(A, 1).contains(&Effect::StampLease(id(1))));
         let effects = rig.step(Input::Stamped(Ok(())));
-        assert_eq!(effects[0], Effect::RunDrain { grace: Duration::from_secs(5) });
-        assert!(effects.contains(&Effect::WatchSuccessor { pid: SUCCESSOR_PID, parent: SUPERVISOR_PID }));
+        let run = Effect::RunDrain { grace: Duration::from_secs(5) };
+        let watch = Effect::WatchSuccessor { pid: SUCCESSOR_PID, parent: SUPERVISOR_PID };
+        let place = |wanted: &Effect| effects.iter().position(|effect| effect == wanted).unwrap();
+        assert!(place(&watch) < place(&run), "the daemon serves while the drain is prepared");
         assert!(effects.contains(&Effect::Arm(Timer::Deadline, Duration::from_secs(30))));
         assert!(effects.contains(&Effect::Arm(Timer::Late, Duration::from_secs(33))));
 

@@ -1,0 +1,172 @@
+//! The two threads of an incumbent, and which of them waits for clients and time.
+//!
+//! ```text
+//!                            the hooks' thread         the caller's thread
+//!   nothing happens          waits                     sleeps
+//!   a hook is to be run      runs it                   waits: an abort is seen at once
+//!   the hook has ended       says so to the machine,   waits on
+//!                            runs what comes next
+//!   woken by something else  as it was                 leaves the waiting to the other, if no hook runs
+//! ```
+//!
+//! So the order to drain, the drain, the seal and the word that it is done are one thread's: changing threads between them
+//! would cost more than all that is done there. Both threads work on the one driver, behind a mutex that nobody holds while
+//! he waits, or runs a hook.
+//!
+//! The hooks' thread exists before its process owns the data: a successor that can't have it must fail while somebody else
+//! serves, and between Prepare and Commit nothing is spawned.
+
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
+
+use super::Served;
+use super::driver::Driver;
+use crate::error::{Error, Result};
+use crate::waker::Waker;
+use crate::worker::Bench;
+
+/// What both threads share.
+struct Crew {
+    driver: Mutex<Driver>,
+    /// Something is there for the other thread to do.
+    changed: Condvar,
+}
+
+/// What the hooks' thread does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hooks {
+    Idle,
+    Running,
+    /// It is gone, although hooks can't end it.
+    Gone,
+}
+
+/// The hooks' thread without a daemon, and what wakes the loop. Dropping it ends the thread.
+#[derive(Debug)]
+pub(crate) struct IdleWorker {
+    employer: Sender<Employment>,
+    thread: JoinHandle<()>,
+    waker: Waker,
+}
+
+struct Employment {
+    crew: Arc<Crew>,
+    bench: Bench,
+}
+
+impl IdleWorker {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// No thread or no descriptor can be had.
+    pub(crate) fn start() -> Result<Self> {
+        let waker = Waker::new().map_err(|error| Error::io("make an eventfd for the control loop", error))?;
+        let (employer, employed) = channel();
+        let work = move || {
+            if let Ok(Employment { crew, bench }) = employed.recv() {
+                crew.run_hooks(&bench);
+            }
+        };
+        let thread = Builder::new().name("handoff-hooks".into()).spawn(work);
+        let thread = thread.map_err(|error| Error::io("start the thread of the hooks", error))?;
+        Ok(Self { employer, thread, waker })
+    }
+
+    /// Wakes whoever waits for the loop.
+    pub(super) fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    /// Serves until the machine leaves.
+    pub(super) fn serve(self, driver: Driver, bench: Bench) -> Result<Served> {
+        let crew = Arc::new(Crew { driver: Mutex::new(driver), changed: Condvar::new() });
+        if self.employer.send(Employment { crew: Arc::clone(&crew), bench }).is_err() {
+            crew.lock().hooks_are_gone();
+        }
+        let served = crew.stand_by();
+        crew.changed.notify_all();
+        // No hook runs when the machine has left; after a failure one may, and for how long it knows alone.
+        let has_left = crew.lock().left.is_some();
+        if has_left && self.thread.join().is_err() {
+            tracing::error!("the thread of the hooks has panicked");
+        }
+        served
+    }
+}
+
+impl Crew {
+    /// The caller's thread: waits while a hook runs.
+    fn stand_by(&self) -> Result<Served> {
+        let mut driver = self.lock();
+        loop {
+            if let Some(end) = driver.take_end() {
+                return end;
+            }
+            driver = match driver.hooks {
+                Hooks::Running => self.watch(driver),
+                Hooks::Idle | Hooks::Gone => self.changed.wait(driver).unwrap_or_else(PoisonError::into_inner),
+            };
+            if driver.hooks == Hooks::Idle {
+                self.changed.notify_all();
+            }
+        }
+    }
+
+    /// The hooks' thread: runs them, and waits in between.
+    fn run_hooks(&self, bench: &Bench) {
+        let _gone = SaysThatItIsGone(self);
+        let mut driver = self.lock();
+        while !driver.is_over() {
+            driver = if let Some(order) = driver.jobs.next() {
+                driver.hooks = Hooks::Running;
+                if driver.watched.is_none() {
+                    self.changed.notify_all();
+                }
+                drop(driver);
+                let ended = bench.perform(order);
+                let mut driver = self.lock();
+                driver.hooks = Hooks::Idle;
+                if let Some(ended) = ended {
+                    driver.feed(ended);
+                }
+                driver.wake_watcher();
+                driver
+            } else if driver.watched.is_some() {
+                self.changed.wait(driver).unwrap_or_else(PoisonError::into_inner)
+            } else {
+                self.watch(driver)
+            };
+        }
+    }
+
+    /// Waits once, and deals with what has come.
+    fn watch<'a>(&'a self, mut driver: MutexGuard<'a, Driver>) -> MutexGuard<'a, Driver> {
+        let watch = driver.watch();
+        driver.watched = Some(watch.clone());
+        drop(driver);
+        let found = watch.wait();
+        let mut driver = self.lock();
+        driver.watched = None;
+        // With this, what the other thread has closed meanwhile is closed.
+        drop(watch);
+        driver.turn(found);
+        driver
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Driver> {
+        self.driver.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Lets the caller not sleep for ever for a thread that has panicked.
+struct SaysThatItIsGone<'a>(&'a Crew);
+
+impl Drop for SaysThatItIsGone<'_> {
+    fn drop(&mut self) {
+        let mut driver = self.0.lock();
+        driver.hooks_are_gone();
+        driver.wake_watcher();
+        self.0.changed.notify_all();
+    }
+}
