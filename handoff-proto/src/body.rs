@@ -19,7 +19,8 @@ pub(crate) fn append(out: &mut Vec<u8>, message: &Message) -> postcard::Result<(
         Message::SealComplete { handoff_id, last_revision_per_shard, data_dir_fingerprint } => {
             append_part(out, &(6u32, handoff_id))?;
             append_list(out, last_revision_per_shard);
-            append_part(out, data_dir_fingerprint)
+            out.extend_from_slice(data_dir_fingerprint);
+            Ok(())
         }
         Message::Ready { handoff_id, listening_on, healthz_ok, advertised_revision_per_shard } => {
             append_part(out, &(9u32, handoff_id, listening_on, healthz_ok))?;
@@ -36,7 +37,9 @@ pub(crate) fn append(out: &mut Vec<u8>, message: &Message) -> postcard::Result<(
         } => {
             append_part(out, &(15u32, handoff_id, mode))?;
             append_list(out, sealed_revision_per_shard);
-            append_part(out, &(data_dir_fingerprint, epoch, deadline_ns))
+            out.extend_from_slice(data_dir_fingerprint);
+            append_varints(out, &[*epoch, *deadline_ns]);
+            Ok(())
         }
         Message::StatusReport(StatusReport { phase, shard_count, open_conns, last_revision_per_shard, epoch }) => {
             append_part(out, &(21u32, phase, shard_count, open_conns))?;
@@ -73,6 +76,11 @@ fn append_list(out: &mut Vec<u8>, values: &[u64]) {
 fn append_varints(out: &mut Vec<u8>, values: &[u64]) {
     let mut bytes = [0; CHUNK * VARINT_BYTES_MAX];
     for values in values.chunks(CHUNK) {
+        // Numbers of one byte come in crowds: young stores, idle shards.
+        if values.iter().all(|&value| value < 1 << 7) {
+            out.extend(values.iter().map(|&value| value as u8));
+            continue;
+        }
         let mut length = 0;
         for &value in values {
             if let Some(room) = bytes[length..].first_chunk_mut() {
@@ -83,21 +91,17 @@ fn append_varints(out: &mut Vec<u8>, values: &[u64]) {
     }
 }
 
-/// Writes a varint and gives its length. Only the shortest and the longest are told apart by a branch: what lies between comes
-/// in no order that a processor could foresee.
+/// Writes a varint and gives its length. Only the longest are told apart by a branch: all others come in no order that a
+/// processor could foresee.
 #[inline]
 fn put_varint(out: &mut [u8; VARINT_BYTES_MAX], value: u64) -> usize {
-    if value < 1 << 7 {
-        out[0] = value as u8;
-        return 1;
-    }
     // The low 56 bits, seven to a byte: halves apart by four bits, quarters by two, eighths by one.
     let halves = (value & 0x0fff_ffff) | (value & 0x00ff_ffff_f000_0000) << 4;
     let quarters = (halves & 0x0000_3fff_0000_3fff) | (halves & 0x0fff_c000_0fff_c000) << 2;
     let eighths = (quarters & 0x007f_007f_007f_007f) | (quarters & 0x3f80_3f80_3f80_3f80) << 1;
     // Each byte but the last has its top bit set.
     if value < 1 << 56 {
-        let unused_bits = eighths.leading_zeros() & !7;
+        let unused_bits = (eighths | 1).leading_zeros() & !7;
         let follows = 0x0080_8080_8080_8080 >> unused_bits;
         out[..8].copy_from_slice(&(eighths | follows).to_le_bytes());
         return 8 - unused_bits as usize / 8;
