@@ -59,6 +59,9 @@ mod environment;
 pub mod error;
 mod incumbent;
 mod listeners;
+#[cfg(feature = "measure")]
+#[doc(hidden)]
+pub mod measure;
 mod outcome;
 mod ownership;
 mod process;
