@@ -215,7 +215,10 @@ impl World {
                     moves.push(Move::StartHandover);
                 }
             }
-            Some((slot, process)) if process.life == Life::Frozen => moves.push(Move::EndFrozenDaemon(slot)),
+            Some((slot, process)) if process.life == Life::Frozen || self.nobody_is_at_work() => {
+                moves.push(Move::EndFrozenDaemon(slot));
+            }
+            // Whoever told it to stand still is about to decide.
             Some(_) => {}
             // While the lock is held it would leave at once and be started again.
             None if self.lock.is_none() => moves.extend(self.free_place().map(Move::StartCold)),
