@@ -6,6 +6,7 @@
 mod commit;
 mod daemons;
 mod datagrams;
+mod failing_syscalls;
 mod interop;
 mod matrix;
 mod recovery;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
     let trials = [
         commit::all(),
         datagrams::all(),
+        failing_syscalls::all(),
         interop::all(),
         matrix::all(),
         recovery::all(),
