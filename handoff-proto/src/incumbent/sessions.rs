@@ -128,7 +128,10 @@ impl Incumbent {
         match standing {
             Standing::Greeting => self.greet(id, message, out),
             Standing::Greeted { version, last } => {
-                self.restart_patience(id, out);
+                match message {
+                    Message::Heartbeat { .. } => self.bear_with(id, out),
+                    _ => self.restart_patience(id, out),
+                }
                 self.receive_greeted(Link { session: id, version }, last, message, out);
             }
         }
@@ -154,6 +157,16 @@ impl Incumbent {
             out.push(Effect::Arm(Timer::Session(id), self.config.timing.deadline_max));
         } else if self.silence == super::Running::Armed {
             out.push(Effect::Arm(Timer::Silence, self.config.timing.liveness));
+        }
+    }
+
+    /// Who says nothing but that it is alive wants to know whether we are: a supervisor between two handovers. Its session may
+    /// stay for as long as nobody needs the room, and no timer wakes us for it.
+    fn bear_with(&mut self, id: SessionId, out: &mut Effects) {
+        if self.is_handover_session(id) {
+            self.restart_patience(id, out);
+        } else {
+            out.push(Effect::Disarm(Timer::Session(id)));
         }
     }
 

@@ -198,11 +198,23 @@ fn crowds_never_keep_a_supervisor_out() {
 #[test]
 fn an_idle_session_may_wait_as_long_as_a_handover() {
     let mut rig = Rig::greeted(2);
-    let effects = rig.receive(A, Message::Heartbeat { ts_ms: 0 });
+    let effects = rig.receive(A, Message::Status);
     assert!(effects.contains(&Effect::Arm(Timer::Session(A), Timing::default().deadline_max)));
     assert_eq!(closes(&rig.step(Input::Fired(Timer::Session(A)))), [(A, Why::Silent)]);
     let mut rig = Rig::draining(2);
     assert!(closes(&rig.step(Input::Fired(Timer::Session(A)))).is_empty(), "other timers judge a handover");
+}
+
+#[test]
+fn a_supervisor_that_watches_costs_no_timer() {
+    let mut rig = Rig::greeted(2);
+    let effects = rig.receive(A, Message::Heartbeat { ts_ms: 0 });
+    assert_eq!(effects, [Effect::Disarm(Timer::Session(A)), Effect::SendHeartbeat(A, 2)]);
+    let effects = rig.receive(A, Message::Status);
+    assert!(effects.contains(&Effect::Arm(Timer::Session(A), Timing::default().deadline_max)), "until it asks more");
+    let mut rig = Rig::draining(2);
+    let effects = rig.receive(A, Message::Heartbeat { ts_ms: 0 });
+    assert!(!effects.contains(&Effect::Disarm(Timer::Session(A))), "in a handover its silence counts");
 }
 
 #[test]
