@@ -21,7 +21,7 @@ pub(super) fn history(args: &HistoryArgs) -> Result<ExitCode, String> {
     client::wait_for_answer(&state_dir, SUPERVISOR_WITHIN);
     let recent = History::new(state_dir.join("history")).newest(args.newest).map_err(|error| error.to_string())?;
     if recent.damaged > 0 {
-        output::error(&format!("{} lines of the history are unreadable and left out", recent.damaged));
+        output::error(&format!("history: unreadable lines are left out: {}", recent.damaged));
     }
     if let Some(path) = &args.plot {
         std::fs::write(path, plot::svg(&recent.entries)).map_err(|error| format!("{}: {error}", path.display()))?;

@@ -5,7 +5,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread;
-use std::time::Instant;
 
 use handoff_journal::{HistoryEntry, HistoryTimings};
 use handoff_proto::HandoffId;
@@ -60,7 +59,6 @@ pub(super) struct Handover {
     pub(super) old_pid: u32,
     old_build: Option<String>,
     new_build: Option<String>,
-    ordered: Instant,
     ordered_unix_ms: u64,
     moments: Moments,
     cancel: Cancel,
@@ -92,7 +90,7 @@ impl Handover {
         old: Old,
         wire: Wire,
     ) -> Result<Self> {
-        let (ordered, moments) = (Instant::now(), Moments::new(now_ns()));
+        let moments = Moments::new(now_ns());
         let cancel = Cancel::new().map_err(|error| Error::io("prepare a handover", error))?;
         let worker = Worker { supervisor: Arc::clone(supervisor), spec: spec.clone(), cancel: cancel.clone(), wire };
         thread::Builder::new()
@@ -105,7 +103,6 @@ impl Handover {
             old_pid: old.pid,
             old_build: old.build,
             new_build: None,
-            ordered,
             ordered_unix_ms: unix_ms(),
             moments,
             cancel,
@@ -153,16 +150,20 @@ impl Handover {
             _ => {}
         }
         self.phase = phase_after(milestone).filter(|phase| *phase != self.phase)?;
-        Some(self.event())
+        Some(self.event(self.moments.after_ms(at_ns)))
     }
 
-    /// The phase that it is in, for the client.
-    pub(super) fn event(&self) -> Event {
+    /// That it has begun, for the client.
+    pub(super) fn first_event(&self) -> Event {
+        self.event(0)
+    }
+
+    fn event(&self, after_ms: u64) -> Event {
         Event::Phase {
             phase: self.phase.to_owned(),
             handoff_id: self.handoff_id.map(|id| id.to_string()),
             successor_pid: self.successor_pid,
-            after_ms: u64::try_from(self.ordered.elapsed().as_millis()).unwrap_or(u64::MAX),
+            after_ms,
         }
     }
 

@@ -35,6 +35,11 @@ impl Moments {
         self.reached.iter().find(|(milestone, _)| *milestone == wanted).map(|&(_, at_ns)| at_ns)
     }
 
+    /// How long after the order this moment is, in milliseconds.
+    pub(super) fn after_ms(&self, at_ns: u64) -> u64 {
+        at_ns.saturating_sub(self.ordered_ns) / 1_000_000
+    }
+
     /// The parts of a handover that has ended at this moment.
     pub(super) fn spans(&self, ended_ns: u64) -> Vec<PhaseSpan> {
         let undone_ns = self.at_ns(Milestone::UndoStarted);

@@ -124,7 +124,7 @@ impl Runner {
             (NOT_TRIED, error.to_string())
         })?;
         info!(binary = %handover.spec.binary.display(), old_pid, "handover ordered");
-        self.admin.tell(client, &handover.event());
+        self.admin.tell(client, &handover.first_event());
         self.core.handover = Some(handover);
         Ok(())
     }
