@@ -6,7 +6,7 @@
 mod commit;
 mod daemons;
 mod datagrams;
-mod failing_syscalls;
+mod eyes;
 mod interop;
 mod matrix;
 mod recovery;
@@ -47,6 +47,8 @@ fn main() -> ExitCode {
         ChildRole { name: "daemon-ours", main: |_| daemons::exit_code(daemons::ours::main()) },
         ChildRole { name: "daemon-scripted", main: |_| daemons::exit_code(daemons::scripted::main()) },
         ChildRole { name: "daemon-theirs", main: |_| daemons::exit_code(daemons::theirs::main()) },
+        ChildRole { name: eyes::shards::ROLE, main: |_| daemons::exit_code(eyes::shards::main()) },
+        ChildRole { name: eyes::BEQUEATHER, main: eyes::bequeath },
         ChildRole { name: recovery::daemon::ROLE, main: recovery::daemon::main },
         ChildRole { name: recovery::leftovers::LOCKER, main: recovery::leftovers::locker },
         ChildRole { name: robust::STRANGER, main: robust::stranger },
@@ -55,7 +57,7 @@ fn main() -> ExitCode {
     let trials = [
         commit::all(),
         datagrams::all(),
-        failing_syscalls::all(),
+        eyes::all(),
         interop::all(),
         matrix::all(),
         recovery::all(),
