@@ -138,6 +138,11 @@ impl DataDirLock {
         Ok(Unlocked { pair: self.pair })
     }
 
+    /// Writes the pidfile, for people; best effort.
+    pub fn announce(&self) {
+        self.pair.write_pidfile();
+    }
+
     /// Reserves epochs ahead and syncs the reservation, unless enough are left. Call it when nobody waits: it spares a later
     /// [`claim`](Claim::claim) the sync.
     ///
@@ -207,7 +212,18 @@ impl Claim {
     /// [`LockError::Lease`] if neither the lock file nor `.handoff.epoch` tells which epochs were used, [`LockError::Io`] if
     /// the lease or the reservation can't be written. The lock is released.
     #[allow(clippy::result_large_err)]
-    pub fn claim(mut self, handoff_id: Option<[u8; 16]>) -> Result<DataDirLock, (Unlocked, LockError)> {
+    pub fn claim(self, handoff_id: Option<[u8; 16]>) -> Result<DataDirLock, (Unlocked, LockError)> {
+        let lock = self.claim_quietly(handoff_id)?;
+        lock.announce();
+        Ok(lock)
+    }
+
+    /// The same, without the pidfile: for who is waited for, and [announces](DataDirLock::announce) it later.
+    ///
+    /// # Errors
+    /// As [`claim`](Self::claim).
+    #[allow(clippy::result_large_err)]
+    pub fn claim_quietly(mut self, handoff_id: Option<[u8; 16]>) -> Result<DataDirLock, (Unlocked, LockError)> {
         match self.try_claim(handoff_id) {
             Ok((lease, mark)) => Ok(DataDirLock { pair: self.pair, lease, mark }),
             Err(error) => Err((self.unlock(), error)),
@@ -232,7 +248,6 @@ impl Claim {
             since_unix_ms: unix_ms(),
         };
         self.pair.own(&self.found, mark, lease.clone())?;
-        self.pair.write_pidfile();
         Ok((lease, mark))
     }
 

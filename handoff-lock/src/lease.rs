@@ -5,6 +5,7 @@
 //! Invariants: a slot is decoded only if its checksum fits, so a torn write never yields a mixture of two leases; a slot of
 //! a newer format is an error, never "no lease".
 
+use std::io;
 use std::sync::OnceLock;
 
 use crate::sys;
@@ -25,9 +26,19 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// The calling process.
+    /// The calling process. What the system does not tell is 0.
     pub fn current() -> Self {
-        Self { pid: std::process::id(), start_time: sys::own_start_time(), boot_id: this_boot() }
+        let start_time = sys::own_start_time().unwrap_or_default().unwrap_or(0);
+        Self { pid: std::process::id(), start_time, boot_id: this_boot() }
+    }
+
+    /// Asks the system who the calling process is, so that it need not be asked again.
+    ///
+    /// # Errors
+    /// The system would tell, but not now. A lease of nobody in particular would be nobody's to anyone who compares.
+    pub(crate) fn ask() -> io::Result<()> {
+        sys::own_start_time()?;
+        ask_for_boot().map(drop)
     }
 }
 
@@ -67,22 +78,31 @@ impl Lease {
     /// Where the system does not name its boots, every lease counts as one of this boot: an owner too many is asked about,
     /// but none is overlooked.
     pub fn of_this_boot(&self) -> bool {
-        self.owner.boot_id == this_boot()
+        let this_boot = this_boot();
+        this_boot == UNKNOWN_BOOT || self.owner.boot_id == this_boot
     }
 
     /// Whether the lease is certain to be the last one written: a lease of an earlier boot may have been lost by a power
     /// failure, as leases are not synced.
     pub(crate) fn is_certainly_last(&self) -> bool {
-        self.of_this_boot() && self.owner.boot_id != UNKNOWN_BOOT
+        self.owner.boot_id != UNKNOWN_BOOT && self.owner.boot_id == this_boot()
     }
 }
 
 const UNKNOWN_BOOT: [u8; 16] = [0; 16];
 
-/// The boot id does not change while the process lives, so it is read once.
 fn this_boot() -> [u8; 16] {
+    ask_for_boot().unwrap_or(UNKNOWN_BOOT)
+}
+
+/// The boot id does not change while the process lives, so one answer is enough.
+fn ask_for_boot() -> io::Result<[u8; 16]> {
     static BOOT_ID: OnceLock<[u8; 16]> = OnceLock::new();
-    *BOOT_ID.get_or_init(|| sys::boot_id().unwrap_or(UNKNOWN_BOOT))
+    if let Some(known) = BOOT_ID.get() {
+        return Ok(*known);
+    }
+    let boot_id = sys::boot_id()?.unwrap_or(UNKNOWN_BOOT);
+    Ok(*BOOT_ID.get_or_init(|| boot_id))
 }
 
 /// Bytes of one slot. Less than a sector, so that the two slots never share one.

@@ -176,8 +176,8 @@ impl Pair {
             }
         }
         let file = open_file(&dir, &data_dir.join(LOCK_FILE))?;
-        // Asked now, so that a claim, which may be on somebody's pause, need not.
-        Owner::current();
+        // Asked now, so that a claim, which may be on somebody's pause, need not, and can't be one of nobody.
+        Owner::ask().map_err(|error| LockError::io("/proc/self/stat", error))?;
         Ok(Self { data_dir: data_dir.into(), path: path.into(), filesystems, holding: Holding::Nothing, dir, file })
     }
 

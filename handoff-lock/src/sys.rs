@@ -143,18 +143,19 @@ extern "C" fn after_fork_in_child() {
     GATE.store(false, Ordering::Release);
 }
 
-/// When the calling process started; 0 if the system does not tell. Asked once per process.
-pub(crate) fn own_start_time() -> u64 {
+/// When the calling process started; `None` if the system does not tell. Answered once per process.
+///
+/// # Errors
+/// The system would tell, but not now.
+pub(crate) fn own_start_time() -> io::Result<Option<u64>> {
     static OF_PID: AtomicU32 = AtomicU32::new(0);
     static START_TIME: AtomicU64 = AtomicU64::new(0);
     let pid = std::process::id();
-    if OF_PID.load(Ordering::Acquire) == pid {
-        return START_TIME.load(Ordering::Relaxed);
+    if OF_PID.load(Ordering::Acquire) != pid {
+        START_TIME.store(start_time_of_self()?.unwrap_or(0), Ordering::Relaxed);
+        OF_PID.store(pid, Ordering::Release);
     }
-    let start_time = start_time_of_self().unwrap_or(0);
-    START_TIME.store(start_time, Ordering::Relaxed);
-    OF_PID.store(pid, Ordering::Release);
-    start_time
+    Ok(Some(START_TIME.load(Ordering::Relaxed)).filter(|start_time| *start_time != 0))
 }
 
 /// Lets a bounded moment pass. For what the kernel offers no wait for: a flock that another process frees.

@@ -38,7 +38,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             (Incumbent::bind_cold_start(&control, lock)?.with_build_id(BUILD_ID.to_vec()), counter)
         }
         Role::Successor(successor) => {
-            let mut begun = successor.handshake(BUILD_ID.to_vec())?.wait_for_begin()?;
+            let mut greeted = successor.handshake(BUILD_ID.to_vec())?;
+            greeted.prepare(&data_dir, &control)?; // the incumbent serves on until we are warmed
+            greeted.warmed()?;
+            let mut begun = greeted.wait_for_begin()?;
             let listener = begun.take_listener("http").ok_or("no listener is named http")?;
             let lock = begun.lock(&data_dir)?; // before it, the data is the incumbent's
             let counter = Counter::open(&data_dir, listener)?;

@@ -65,6 +65,11 @@ impl StagedControl {
         Ok(Self { socket, inode, path: path.to_owned(), staging })
     }
 
+    /// Where it is to be published.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Renames it into place; from here on new clients come to it.
     ///
     /// # Errors

@@ -56,7 +56,7 @@ impl Incumbent {
         let ready = IdleWorker::start()
             .and_then(|worker| publish_and_activate(control_socket, &mut lock).map(|control| (control, worker)));
         match ready {
-            Ok((control, worker)) => Ok(Self::taken_over(control, lock, worker)),
+            Ok((control, worker)) => Ok(Self::taken_over(control, lock, Vec::new(), worker)),
             Err(error) => {
                 lock.forget();
                 Err(error)
@@ -64,9 +64,9 @@ impl Incumbent {
         }
     }
 
-    /// A successor that has taken over: its control socket is published, its lease says Active.
-    pub(crate) fn taken_over(control: ControlSocket, lock: DataDirLock, worker: IdleWorker) -> Self {
-        Self { control, lock, build_id: Vec::new(), timing: crash::initial_timing(), worker }
+    /// A successor that has taken over: its control socket is published, its lease says Active under this build id.
+    pub(crate) fn taken_over(control: ControlSocket, lock: DataDirLock, build_id: Vec<u8>, worker: IdleWorker) -> Self {
+        Self { control, lock, build_id, timing: crash::initial_timing(), worker }
     }
 
     /// Says what names this build; supervisors and `handoff status` show it, the lease keeps its first 64 bytes.

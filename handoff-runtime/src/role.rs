@@ -58,6 +58,7 @@ pub enum Role {
 ///     }
 ///     Role::Successor(successor) => {
 ///         let mut greeted = successor.handshake(b"build 42".to_vec())?;
+///         greeted.prepare(data_dir, control)?;
 ///         load_what_needs_no_data();
 ///         greeted.warmed()?;
 ///         let mut begun = greeted.wait_for_begin()?;
@@ -127,7 +128,7 @@ impl Successor {
         let worker = IdleWorker::start()?;
         let (driver, handoff_id) = Driver::handshake(self.control, build_id, self.timing)?;
         injected(fail_here!(points::N_AFTER_HANDSHAKE))?;
-        Ok(HandshookSuccessor { driver, inherited: self.inherited, handoff_id, worker })
+        Ok(HandshookSuccessor { driver, inherited: self.inherited, handoff_id, worker, prepared: None })
     }
 }
 
@@ -138,6 +139,7 @@ pub struct HandshookSuccessor {
     inherited: InheritedListeners,
     handoff_id: HandoffId,
     worker: IdleWorker,
+    prepared: Option<Unlocked>,
 }
 
 impl HandshookSuccessor {
@@ -149,6 +151,18 @@ impl HandshookSuccessor {
     /// The names of the listeners that were passed.
     pub fn listener_names(&self) -> Vec<String> {
         self.inherited.names()
+    }
+
+    /// Opens the lock's files, and binds the control socket beside its path, while the old process serves: the pause is
+    /// shorter by that. Give it what [`lock`](BegunSuccessor::lock) and
+    /// [`announce_and_bind`](BegunSuccessor::announce_and_bind) will be given; without it they do the same in their turn.
+    /// Nothing is locked, written, or to be found by anybody yet.
+    ///
+    /// # Errors
+    /// As `lock` and `announce_and_bind`, for what can't be opened or bound. Exit: the old process has not stopped.
+    pub fn prepare(&mut self, data_dir: &Path, control_socket: &Path) -> Result<()> {
+        self.prepared = Some(Unlocked::open(data_dir)?);
+        self.driver.stage_control(control_socket)
     }
 
     /// Says that all is loaded that can be loaded without the data. Only then does the supervisor let the old process
@@ -172,8 +186,8 @@ impl HandshookSuccessor {
             last_revision_per_shard: sealed.last_revision_per_shard,
             data_dir_fingerprint: sealed.data_dir_fingerprint,
         });
-        let Self { driver, inherited, handoff_id, worker } = self;
-        Ok(BegunSuccessor { driver, inherited, handoff_id, worker, mode, sealed })
+        let Self { driver, inherited, handoff_id, worker, prepared } = self;
+        Ok(BegunSuccessor { driver, inherited, handoff_id, worker, prepared, mode, sealed })
     }
 }
 
@@ -185,6 +199,7 @@ pub struct BegunSuccessor {
     inherited: InheritedListeners,
     handoff_id: HandoffId,
     worker: IdleWorker,
+    prepared: Option<Unlocked>,
     mode: BeginMode,
     sealed: Option<SealReport>,
 }
@@ -236,7 +251,10 @@ impl BegunSuccessor {
     /// [`Error::Aborted`]: the handover is off, the deadline has passed, or somebody else's turn has come; nothing was
     /// touched. [`Error::Lock`]: the lock failed. [`Error::Usage`]: it was called before. After the first two, exit.
     pub fn lock(&mut self, data_dir: &Path) -> Result<DataDirLock> {
-        self.take(Unlocked::open(data_dir)?)
+        match self.prepared.take().filter(|prepared| prepared.data_dir() == data_dir) {
+            Some(prepared) => self.take(prepared),
+            None => self.take(Unlocked::open(data_dir)?),
+        }
     }
 
     /// The same on any file system. The caller vouches that no other host uses the directory, or that flock excludes it.
@@ -274,7 +292,7 @@ impl BegunSuccessor {
             return Err(error);
         }
         let serving = self.driver.announce(readiness, control_socket, lock)?;
-        Ok(Incumbent::taken_over(serving.control, serving.lock, self.worker).with_build_id(serving.build_id))
+        Ok(Incumbent::taken_over(serving.control, serving.lock, serving.build_id, self.worker))
     }
 }
 

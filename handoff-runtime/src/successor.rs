@@ -2,7 +2,8 @@
 //!
 //! The library thread waits for the supervisor and for time, sends the heartbeats, and never touches the disk. The
 //! daemon's thread runs the errands (the lock, the lease, the control socket) inside its own blocking calls, so a slow disk
-//! delays no heartbeat and no errand costs a change of thread. Whoever has an input takes the mutex, steps the machine and
+//! delays no heartbeat and no errand costs a change of thread. For its turn the daemon's thread waits in the library thread's
+//! place, so that the order to begin costs none either. Whoever has an input takes the mutex, steps the machine and
 //! performs the effects at once; only an errand is run outside of the mutex.
 //!
 //! No decision of the protocol is taken here, and nothing here ends the process.
@@ -13,7 +14,6 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -57,22 +57,31 @@ impl Driver {
     pub(crate) fn handshake(control: UnixStream, build_id: Vec<u8>, timing: Timing) -> Result<(Self, HandoffId)> {
         let failed = |error: io::Error| Error::io("prepare the channel to the supervisor", error);
         let channel = Channel::new(control);
-        let polled = channel.as_fd().try_clone_to_owned().map_err(failed)?;
+        let polled = channel.polled();
         let machine = Machine::new(std::process::id(), build_id.clone(), timing);
         let mut core = Core::new(machine, channel);
         core.step(Input::Daemon(Call::Handshake));
-        let shared =
-            Arc::new(Shared { core: Mutex::new(core), changed: Condvar::new(), waker: Waker::new().map_err(failed)? });
+        let shared = Arc::new(Shared {
+            core: Mutex::new(core),
+            changed: Condvar::new(),
+            waker: Waker::new().map_err(failed)?,
+            polled,
+        });
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("handoff-successor".into())
-            .spawn(move || converse(&theirs, polled))
+            .spawn(move || converse(&theirs))
             .map_err(|error| Error::io("start the thread that talks to the supervisor", error))?;
         let mut driver = Self { shared, thread: Some(thread), hands: Hands::new(build_id) };
         match driver.answer()? {
             Answer::Greeted { handoff_id, .. } => Ok((driver, handoff_id)),
             other => Err(out_of_turn(&other)),
         }
+    }
+
+    /// Binds the control socket beside its path, for [`announce`](Self::announce) to find.
+    pub(crate) fn stage_control(&mut self, control_socket: &Path) -> Result<()> {
+        self.hands.stage_ahead(control_socket)
     }
 
     /// Tells that all is loaded that needs no data.
@@ -82,7 +91,9 @@ impl Driver {
 
     /// Waits for the turn: how the data was left, and what was sealed if that is known.
     pub(crate) fn wait_for_begin(&mut self) -> Result<(BeginMode, Option<Sealed>)> {
-        match self.call(Call::WaitForBegin)? {
+        self.shared.lock().step(Input::Daemon(Call::WaitForBegin));
+        self.shared.listen_until_answered();
+        match self.answer()? {
             Answer::Begun { mode, sealed } => Ok((mode, sealed)),
             other => Err(out_of_turn(&other)),
         }
@@ -197,11 +208,29 @@ struct Shared {
     changed: Condvar,
     /// The library thread has something new to wait for.
     waker: Waker,
+    /// The supervisor's socket, to wait for it without the mutex.
+    polled: Arc<UnixStream>,
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The daemon's thread waits for the supervisor itself, in the library thread's place: its turn comes in the pause, and a
+    /// change of threads would be the longest part of it.
+    fn listen_until_answered(&self) {
+        let _given_back = TakenOver::by_the_daemon(self);
+        loop {
+            let mut core = self.lock();
+            core.turn();
+            if !core.errands.is_empty() || !core.answers.is_empty() || core.thread == Thread::Ended {
+                return;
+            }
+            let Some(wait) = core.wait() else { return };
+            drop(core);
+            sleep(None, &self.polled, &wait);
+        }
     }
 
     fn wake_if_due(&self, core: &mut Core) {
@@ -226,6 +255,14 @@ struct Core {
     wake_due: bool,
     outbound: Outbound,
     thread: Thread,
+    listener: Listener,
+}
+
+/// Which thread waits for the supervisor and for time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Listener {
+    Library,
+    Daemon,
 }
 
 /// Whether the supervisor still takes what it is sent.
@@ -254,6 +291,7 @@ impl Core {
             wake_due: false,
             outbound: Outbound::Works,
             thread: Thread::Running,
+            listener: Listener::Library,
         }
     }
 
@@ -344,6 +382,16 @@ impl Core {
         self.handoff_id.map(tracing::field::display)
     }
 
+    /// What to wait for now; `None`: nothing can come any more.
+    fn wait(&self) -> Option<Wait> {
+        let interest = match &self.channel {
+            None => PollFlags::empty(),
+            Some(channel) if channel.wants_write() => PollFlags::IN | PollFlags::OUT,
+            Some(_) => PollFlags::IN,
+        };
+        (!self.machine.is_over()).then(|| Wait { interest, timeout: self.timers.timeout() })
+    }
+
     /// Takes all that has arrived, and then time.
     fn turn(&mut self) {
         let is_late = self.timers.woke_late();
@@ -381,36 +429,29 @@ impl Core {
 }
 
 /// The library thread. Ends when neither the wire nor time can change anything any more.
-fn converse(shared: &Shared, socket: OwnedFd) {
+fn converse(shared: &Shared) {
     let _ended = TellsThatItEnded(shared);
     signals::leave_to_other_threads();
-    let mut socket = Some(socket);
     while let Some(wait) = next_wait(shared) {
-        if wait.interest.is_empty() {
-            socket = None;
-        }
-        sleep(shared, socket.as_ref(), &wait);
+        sleep(Some(&shared.waker), &shared.polled, &wait);
         shared.waker.drain();
     }
 }
 
-/// What the library thread waits for; no interest in the socket once it is hung up.
+/// What is waited for; no interest in the socket once it is hung up.
 struct Wait {
     interest: PollFlags,
     timeout: Option<Duration>,
 }
 
-/// One turn of the loop; `None`: it was the last.
+/// One turn of the library thread, once it is its turn; `None`: it was the last.
 fn next_wait(shared: &Shared) -> Option<Wait> {
-    let mut core = shared.lock();
+    let core = shared.lock();
+    let elsewhere = |core: &mut Core| core.listener == Listener::Daemon;
+    let mut core = shared.changed.wait_while(core, elsewhere).unwrap_or_else(PoisonError::into_inner);
     core.turn();
     core.wake_due = false;
-    let interest = match &core.channel {
-        None => PollFlags::empty(),
-        Some(channel) if channel.wants_write() => PollFlags::IN | PollFlags::OUT,
-        Some(_) => PollFlags::IN,
-    };
-    let wait = (!core.machine.is_over()).then(|| Wait { interest, timeout: core.timers.timeout() });
+    let wait = core.wait();
     let is_awaited = !core.errands.is_empty() || !core.answers.is_empty();
     // Free before the daemon's thread wakes up and wants it.
     drop(core);
@@ -420,11 +461,35 @@ fn next_wait(shared: &Shared) -> Option<Wait> {
     wait
 }
 
-fn sleep(shared: &Shared, socket: Option<&OwnedFd>, wait: &Wait) {
-    let mut fds = vec![PollFd::new(&shared.waker, PollFlags::IN)];
-    fds.extend(socket.map(|socket| PollFd::new(socket, wait.interest)));
+fn sleep(waker: Option<&Waker>, socket: &UnixStream, wait: &Wait) {
+    let mut fds: Vec<_> = waker.map(|waker| PollFd::new(waker, PollFlags::IN)).into_iter().collect();
+    if !wait.interest.is_empty() {
+        fds.push(PollFd::new(socket, wait.interest));
+    }
     if let Err(error) = poll::wait(&mut fds, wait.timeout) {
         tracing::warn!(%error, "poll failed; looking at everything again");
+    }
+}
+
+/// The daemon's thread waits for the supervisor as long as this lives.
+struct TakenOver<'a>(&'a Shared);
+
+impl<'a> TakenOver<'a> {
+    fn by_the_daemon(shared: &'a Shared) -> Self {
+        shared.lock().listener = Listener::Daemon;
+        shared.waker.wake();
+        Self(shared)
+    }
+}
+
+impl Drop for TakenOver<'_> {
+    fn drop(&mut self) {
+        let mut core = self.0.lock();
+        core.listener = Listener::Library;
+        // It looks at everything when it comes back.
+        core.wake_due = false;
+        drop(core);
+        self.0.changed.notify_all();
     }
 }
 

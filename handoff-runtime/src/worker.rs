@@ -72,6 +72,11 @@ impl Jobs {
         self.queue.pop_front()
     }
 
+    /// Whether nothing is to be performed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
     fn give(&mut self, job: Job) {
         self.queue.push_back(Order { job, cancelled: Arc::clone(&self.cancelled) });
     }

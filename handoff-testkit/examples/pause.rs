@@ -44,7 +44,9 @@ fn daemon() -> Result<(), AnyError> {
     let incumbent = match detect_role()? {
         Role::ColdStart { .. } => Incumbent::bind_cold_start(&control_socket, DataDirLock::acquire(&data_dir)?)?,
         Role::Successor(successor) => {
-            let mut begun = successor.handshake(Vec::new())?.wait_for_begin()?;
+            let mut greeted = successor.handshake(Vec::new())?;
+            greeted.prepare(&data_dir, &control_socket)?;
+            let mut begun = greeted.wait_for_begin()?;
             let lock = begun.lock(&data_dir)?;
             let ready = ReadinessSnapshot { healthz_ok: true, ..ReadinessSnapshot::default() };
             begun.announce_and_bind(ready, &control_socket, lock)?

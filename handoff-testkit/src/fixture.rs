@@ -1,8 +1,8 @@
 //! The three roles as real processes, in a directory of their own.
 //!
-//! Everything that a fixture starts is the calling program itself, run again: call [`crate::init`] first in `main`. Every
-//! process carries the fixture's mark in its environment, so that [`Fixture::processes`] finds what is left of it, and dropping
-//! the fixture ends all of them.
+//! Everything that a fixture starts is, unless told otherwise, the calling program itself, run again: call [`crate::init`] first
+//! in `main`. Every process carries the fixture's mark in its environment, so that [`Fixture::processes`] finds what is left of
+//! it, and dropping the fixture ends all of them.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -35,6 +35,7 @@ pub struct Setup {
     config: String,
     data_dir: Option<PathBuf>,
     within: PathBuf,
+    program: Option<PathBuf>,
 }
 
 impl Setup {
@@ -49,6 +50,7 @@ impl Setup {
             config: String::new(),
             data_dir: None,
             within: std::env::temp_dir(),
+            program: None,
         }
     }
 
@@ -124,6 +126,13 @@ impl Setup {
         self
     }
 
+    /// Runs this program as `handoff`, and not the calling one in that role.
+    #[must_use]
+    pub fn program(mut self, path: impl Into<PathBuf>) -> Self {
+        self.program = Some(path.into());
+        self
+    }
+
     /// Starts the supervisor and waits until the daemon serves.
     ///
     /// # Errors
@@ -143,7 +152,8 @@ impl Setup {
         let data_dir = self.data_dir.clone().unwrap_or_else(|| dir.path().join("data"));
         fs::write(dir.path().join("handoff.toml"), self.to_toml(&data_dir))?;
         let mark = dir.path().file_name().unwrap_or_default().to_owned();
-        Ok(Fixture { dir, data_dir, mark, supervisor_env: self.supervisor_env, supervisor: None })
+        let Self { program, supervisor_env, .. } = self;
+        Ok(Fixture { dir, data_dir, mark, program, supervisor_env, supervisor: None })
     }
 
     fn to_toml(&self, data_dir: &Path) -> String {
@@ -171,6 +181,7 @@ pub struct Fixture {
     dir: tempfile::TempDir,
     data_dir: PathBuf,
     mark: OsString,
+    program: Option<PathBuf>,
     supervisor_env: Vec<(String, String)>,
     supervisor: Option<Child>,
 }
@@ -223,7 +234,10 @@ impl Fixture {
     /// # Errors
     /// When the program's own path can't be found.
     pub fn command(&self, args: &[&str]) -> io::Result<Command> {
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = match &self.program {
+            Some(program) => Command::new(program),
+            None => Command::new(std::env::current_exe()?),
+        };
         command.args(args).env(crate::ROLE_VARIABLE, "handoff").env(MARK, &self.mark).stdin(Stdio::null());
         Ok(command)
     }

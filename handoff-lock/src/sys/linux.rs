@@ -12,8 +12,11 @@ use rustix::fs::{fstat, fstatfs, major, minor};
 use crate::filesystem::refused_by_magic;
 
 /// The id of this boot of the machine.
-pub(crate) fn boot_id() -> Option<[u8; 16]> {
-    parse_boot_id(&fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?)
+///
+/// # Errors
+/// There is one, and it can't be read now.
+pub(crate) fn boot_id() -> io::Result<Option<[u8; 16]>> {
+    Ok(if_there("/proc/sys/kernel/random/boot_id")?.and_then(|text| parse_boot_id(&text)))
 }
 
 /// When a process started, in clock ticks after boot; `None` if there is no such process.
@@ -22,8 +25,11 @@ pub(crate) fn start_time(pid: u32) -> Option<u64> {
 }
 
 /// The same of the calling process, also where `/proc` is that of another pid namespace.
-pub(crate) fn start_time_of_self() -> Option<u64> {
-    parse_stat(&read_lossy("/proc/self/stat")?).map(|stat| stat.start_time)
+///
+/// # Errors
+/// It can't be read now.
+pub(crate) fn start_time_of_self() -> io::Result<Option<u64>> {
+    Ok(if_there("/proc/self/stat")?.and_then(|text| parse_stat(&text)).map(|stat| stat.start_time))
 }
 
 /// Whether a process has ended and only waits for its parent: it holds no lock any more.
@@ -167,7 +173,16 @@ fn parse_boot_id(text: &str) -> Option<[u8; 16]> {
 }
 
 fn read_lossy(path: &str) -> Option<String> {
-    fs::read(path).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    if_there(path).ok().flatten()
+}
+
+/// `None` where `/proc` is not mounted, or hides it.
+fn if_there(path: &str) -> io::Result<Option<String>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn read_in_large_pieces(path: &str) -> io::Result<String> {
@@ -185,6 +200,13 @@ fn read_in_large_pieces(path: &str) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_there_is_told_from_what_can_not_be_read() {
+        assert!(if_there("/proc/self/nothing").unwrap().is_none());
+        assert!(if_there("/proc/self").is_err());
+        assert!(start_time_of_self().unwrap().is_some_and(|time| Some(time) == start_time(std::process::id())));
+    }
 
     #[test]
     fn a_line_of_the_lock_table_names_pid_and_inode() {

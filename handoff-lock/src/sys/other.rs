@@ -6,7 +6,11 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// The id of this boot of the machine.
-pub(crate) fn boot_id() -> Option<[u8; 16]> {
+pub(crate) fn boot_id() -> io::Result<Option<[u8; 16]>> {
+    Ok(ask_for_boot_id())
+}
+
+fn ask_for_boot_id() -> Option<[u8; 16]> {
     #[cfg(target_vendor = "apple")]
     {
         let text = sysctl::<64>(c"kern.bootsessionuuid")?;
@@ -40,8 +44,8 @@ pub(crate) fn start_time(_pid: u32) -> Option<u64> {
 }
 
 /// The same of the calling process.
-pub(crate) fn start_time_of_self() -> Option<u64> {
-    start_time(std::process::id())
+pub(crate) fn start_time_of_self() -> io::Result<Option<u64>> {
+    Ok(start_time(std::process::id()))
 }
 
 /// Whether a process has ended and only waits for its parent; this system is not asked.

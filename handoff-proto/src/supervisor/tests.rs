@@ -607,6 +607,21 @@ fn an_incumbent_that_was_not_heard_to_serve_stays_in_the_journal() {
 }
 
 #[test]
+fn an_incumbent_that_never_says_hello_stays_in_the_journal() {
+    let mut desk = Desk::new(plan());
+    desk.give(Input::ConnectFailed("nobody listens".into()));
+    assert!(!desk.done.iter().any(|effect| matches!(effect, Effect::Record(_) | Effect::RecordUndone)));
+
+    let mut desk = Desk::new(plan());
+    desk.give(Input::Connected(O)).give(Input::Fired(Timer::Hello));
+    assert!(desk.did(&Effect::Record(Phase::ResumingAfterAbort)) && !desk.did(&Effect::RecordUndone));
+
+    let mut desk = Desk::new(plan());
+    desk.give(Input::Connected(O)).give(Input::IncumbentGone);
+    assert!(desk.did(&Effect::RecordUndone));
+}
+
+#[test]
 fn an_unreadable_lease_does_not_kill_at_once() {
     let mut desk = Desk::begun();
     desk.give(Input::Fired(Timer::SuccessorSilent)).give(Input::SuccessorStopped(Stopped::Yes));

@@ -43,6 +43,8 @@ pub(super) struct Driver {
     next_session: u64,
     pub(super) control: ControlSocket,
     pub(super) path_watch: PathWatch,
+    /// The lock is ours, and with it the path.
+    pub(super) owns_path: bool,
     accepting: Accepting,
     pub(super) lock: Arc<Mutex<LockSlot>>,
     pub(super) jobs: Jobs,
@@ -124,6 +126,7 @@ impl Driver {
             next_session: 0,
             control,
             path_watch,
+            owns_path: true,
             accepting: Accepting::Open,
             lock,
             jobs,
@@ -139,7 +142,7 @@ impl Driver {
             failure: Failure::None,
             poll_failures: 0,
         };
-        driver.reserve_epochs();
+        driver.catch_up();
         driver.path_changed();
         (driver, bench, worker)
     }
@@ -175,12 +178,14 @@ impl Driver {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a later claim from having to wait for the disk. Off the pause: nobody waits for this.
-    fn reserve_epochs(&mut self) {
+    /// What a new owner of the lock owes, and nobody waits for: to name itself to people, and to keep a later claim from
+    /// having to wait for the disk.
+    fn catch_up(&mut self) {
         let slot = Arc::clone(&self.lock);
         let errand = move || {
-            let reserved = slot.lock().unwrap_or_else(PoisonError::into_inner).reserve_epochs();
-            if let Err(error) = reserved {
+            let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+            slot.announce();
+            if let Err(error) = slot.reserve_epochs() {
                 tracing::warn!(error, "epochs could not be reserved ahead");
             }
         };
@@ -201,7 +206,8 @@ impl Driver {
             let write = if session.channel.wants_write() { PollFlags::OUT } else { PollFlags::empty() };
             watch.add(What::Session(session.id), session.channel.polled(), PollFlags::IN | write);
         }
-        if let Some(inotify) = self.path_watch.polled() {
+        // Beside a hook, and once the lock is given away, the path is looked at later: it is the successor's to take.
+        if let Some(inotify) = self.path_watch.polled().filter(|_| self.owns_path && self.is_idle()) {
             watch.add(What::Path, inotify, PollFlags::IN);
         }
         if let Some(successor) = &self.successor {
@@ -211,6 +217,11 @@ impl Driver {
             watch.add(What::Asked, asked.polled(), PollFlags::IN);
         }
         watch
+    }
+
+    /// No hook runs or is about to.
+    fn is_idle(&self) -> bool {
+        self.hooks == Hooks::Idle && self.jobs.is_empty()
     }
 
     /// Wakes who waits, if he waits for something else than he should by now.

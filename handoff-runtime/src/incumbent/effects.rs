@@ -7,6 +7,7 @@ use handoff_proto::incumbent::{Effect, Input, Milestone, SessionId, Why};
 use handoff_proto::{HandoffId, Message, Phase, ProtoVersion, StatusReport, WireError, revisions};
 
 use super::driver::{Alarm, Driver, Writing};
+use super::lock_slot::LockSlot;
 use crate::channel::FDS_PER_MESSAGE_MAX;
 use crate::control;
 use crate::crash_here;
@@ -37,15 +38,15 @@ impl Driver {
             }
 
             Effect::StampLease(id) => self.bring(|driver| Input::Stamped(driver.lock_slot().stamp(id))),
-            Effect::ReleaseLock => self.bring(|driver| Input::Released(driver.lock_slot().seal())),
+            Effect::ReleaseLock => self.bring(|driver| Input::Released(driver.move_lock(LockSlot::seal))),
             Effect::ReadLease => self.bring(|driver| Input::LeaseRead(driver.lock_slot().read_lease())),
             Effect::FindHolder => self.bring(|driver| Input::HolderFound(driver.lock_slot().holder())),
             Effect::TryLock => self.bring(|driver| Input::LockTried(driver.lock_slot().try_lock())),
-            Effect::ClaimLease => self.bring(|driver| Input::Claimed(driver.lock_slot().claim())),
+            Effect::ClaimLease => self.bring(|driver| Input::Claimed(driver.move_lock(LockSlot::claim))),
             Effect::ActivateLease => {
                 self.bring(|driver| Input::Activated(driver.lock_slot().activate(&driver.build_id)));
             }
-            Effect::Unlock => self.lock_slot().unlock(),
+            Effect::Unlock => self.move_lock(LockSlot::unlock),
 
             Effect::WatchSuccessor { pid, parent } => self.watch_successor(pid, parent),
             Effect::ForgetSuccessor => self.successor = None,
@@ -70,6 +71,16 @@ impl Driver {
     fn bring(&mut self, act: impl FnOnce(&mut Self) -> Input) {
         let result = act(self);
         self.results.push_back(result);
+    }
+
+    /// Takes the lock, or gives it away; the control path goes with it.
+    fn move_lock<T>(&mut self, act: impl FnOnce(&mut LockSlot) -> T) -> T {
+        let mut slot = self.lock_slot();
+        let done = act(&mut slot);
+        let is_held = slot.is_held();
+        drop(slot);
+        self.owns_path = is_held;
+        done
     }
 
     fn send(&mut self, session: SessionId, version: ProtoVersion, message: &Message) {

@@ -45,6 +45,18 @@ impl LockSlot {
         self.held()?.activate(build_id).map_err(text)
     }
 
+    /// Whether this process owns the data.
+    pub(super) fn is_held(&self) -> bool {
+        matches!(self.condition, Condition::Held(_))
+    }
+
+    /// Names this process to people.
+    pub(super) fn announce(&self) {
+        if let Condition::Held(lock) = &self.condition {
+            lock.announce();
+        }
+    }
+
     /// Reserves epochs ahead, durably.
     pub(super) fn reserve_epochs(&mut self) -> Result<(), String> {
         self.held()?.reserve_epochs().map_err(text)

@@ -60,11 +60,14 @@ impl Watch {
         self.sources.push(Source { what, fd, events });
     }
 
-    /// Whether who waits for this would also see what the other one is for, and in time.
+    /// Whether who waits for this would also see what the other one is for, and in time, and keeps open nothing that was
+    /// closed. An eye on the path too many does no harm.
     pub(super) fn covers(&self, other: &Self) -> bool {
-        let is_same = |(a, b): (&Source, &Source)| a.what == b.what && a.events == b.events && number(a) == number(b);
-        let (ours, theirs) = (&self.sources, &other.sources);
-        self.until <= other.until && ours.len() == theirs.len() && ours.iter().zip(theirs).all(is_same)
+        let has = |watch: &Self, wanted: &Source| watch.sources.iter().any(|source| source.is_same(wanted));
+        let is_closed = |ours: &Source| ours.what != What::Path && !has(other, ours);
+        self.until <= other.until
+            && other.sources.iter().all(|theirs| has(self, theirs))
+            && !self.sources.iter().any(is_closed)
     }
 
     /// All of it.
@@ -90,6 +93,11 @@ impl Watch {
 }
 
 impl Source {
+    fn is_same(&self, other: &Self) -> bool {
+        let number = |source: &Self| source.fd.as_fd().as_raw_fd();
+        self.what == other.what && self.events == other.events && number(self) == number(other)
+    }
+
     fn polled(&self) -> PollFd<'_> {
         PollFd::from_borrowed_fd(self.fd.as_fd(), self.events)
     }
@@ -99,10 +107,6 @@ impl Found {
     pub(super) fn has(&self, what: What) -> bool {
         self.0.contains(&what)
     }
-}
-
-fn number(source: &Source) -> i32 {
-    source.fd.as_fd().as_raw_fd()
 }
 
 #[cfg(test)]
@@ -128,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn covers_what_comes_later_and_from_the_same_descriptors() {
+    fn covers_what_comes_later_and_from_descriptors_of_its_own() {
         let (one, other) = (Waker::new().unwrap(), Waker::new().unwrap());
         let sleeping = watch(Until::At(10), &[&one]);
         for (until, wakers, is_covered) in [
@@ -143,5 +147,8 @@ mod tests {
         ] {
             assert_eq!(sleeping.covers(&watch(until, &wakers)), is_covered);
         }
+        let mut with_path = watch(Until::At(10), &[&one]);
+        with_path.add(What::Path, other.polled(), PollFlags::IN);
+        assert!(with_path.covers(&sleeping) && !sleeping.covers(&with_path));
     }
 }

@@ -61,6 +61,13 @@ impl Hands {
         self.control_path = control_path.to_owned();
     }
 
+    /// Binds the control socket when nobody waits for it.
+    pub(super) fn stage_ahead(&mut self, control_path: &Path) -> Result<()> {
+        self.control = Control::Nothing;
+        self.control = Control::Staged(StagedControl::bind(control_path)?);
+        Ok(())
+    }
+
     /// The lock, for the daemon.
     pub(super) fn take_lock(&mut self) -> Result<DataDirLock> {
         match std::mem::replace(&mut self.hold, Hold::Nothing) {
@@ -130,7 +137,7 @@ impl Hands {
 
     fn claim_lease(&mut self, handoff_id: [u8; 16]) -> Result<Outcome> {
         let Hold::Claim(claim) = std::mem::replace(&mut self.hold, Hold::Nothing) else { return Err(missing("lock")) };
-        let lock = claim.claim(Some(handoff_id)).map_err(|(_, error)| error)?;
+        let lock = claim.claim_quietly(Some(handoff_id)).map_err(|(_, error)| error)?;
         let epoch = lock.lease().epoch;
         self.hold = Hold::Lock(lock);
         Ok(Outcome::Claimed { epoch })
@@ -146,7 +153,14 @@ impl Hands {
     }
 
     fn stage_control(&mut self) -> Result<Outcome> {
-        self.control = Control::Staged(StagedControl::bind(&self.control_path)?);
+        match &self.control {
+            Control::Staged(staged) if staged.path() == self.control_path => {}
+            Control::Nothing | Control::Staged(_) | Control::Published(_) => {
+                // The name that it was staged under is free before it is bound again.
+                self.control = Control::Nothing;
+                self.control = Control::Staged(StagedControl::bind(&self.control_path)?);
+            }
+        }
         Ok(Outcome::Done)
     }
 

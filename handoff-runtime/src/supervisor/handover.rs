@@ -4,7 +4,7 @@
 //! given to the machine before that peer's death, and everything that has arrived before any timer.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -14,7 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use handoff_journal::{Details, Journal, JournalError, StateJournal};
 use handoff_lock::{Lease, LockError, WatchedLease};
 use handoff_proto::supervisor::{Effect, Input, LeaseReading, Milestone, Outcome, Ownership, Plan, Stopped, Timer};
-use handoff_proto::{HandoffId, Machine, Message, Phase, ProtoVersion, WireError, supervisor as machine};
+use handoff_proto::{HandoffId, Machine, Message, Phase, ProtoVersion, WireError, short_name, supervisor as machine};
 use rustix::event::{PollFd, PollFlags};
 
 use crate::channel::{Channel, Received};
@@ -405,11 +405,13 @@ impl<'a> Run<'a> {
             Going::WithNext => channel.send_with_next(version, &message),
         };
         match sent {
+            Ok(()) => {}
             // That the peer is gone shows by itself, with what it had said before.
-            Ok(()) | Err(WireError::Io(_)) => {}
+            Err(WireError::Io(error)) if is_gone(&error) => {}
+            // It waits for what it was not told.
             Err(error) => self.results.push_back(match who {
-                Who::Incumbent => Input::IncumbentMalformed(error.to_string()),
-                Who::Successor => Input::SuccessorMalformed(error.to_string()),
+                Who::Incumbent => Input::IncumbentMalformed(untold(&message, &error)),
+                Who::Successor => Input::SuccessorMalformed(untold(&message, &error)),
             }),
         }
     }
@@ -563,4 +565,12 @@ fn describe(status: ExitStatus) -> String {
 fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::NotConnected)
+}
+
+fn untold(message: &Message, error: &WireError) -> String {
+    format!("{} can't be sent to it: {error}", short_name(message))
 }

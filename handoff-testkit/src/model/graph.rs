@@ -3,6 +3,9 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::num::NonZero;
+use std::panic::resume_unwind;
+use std::thread;
 
 use stateright::Model;
 
@@ -48,26 +51,15 @@ impl Graph {
     fn explore_while(model: HandoverModel, goes_on: fn(&BTreeMap<Broken, u32>) -> bool) -> Self {
         let mut walk = Walk::default();
         for world in model.init_states() {
-            walk.reach(0, world);
+            walk.reach(0, world.fingerprint(), world);
         }
-        while goes_on(&walk.broken)
-            && let Some((from, world)) = walk.open.pop_front()
-        {
-            if let Some(broken) = world.broken() {
-                walk.broken.entry(broken).or_insert(from);
-                // What comes after it is not judged.
-                walk.serving.push(from);
-                continue;
-            }
-            if world.is_serving() {
-                walk.serving.push(from);
-            }
-            for next in world.moves(&model.0) {
-                let to = walk.reach(from, world.after(next));
-                walk.edges += 1;
-                if next.is_progress() && to != from {
-                    walk.progress.push((to, from));
+        while goes_on(&walk.broken) && !walk.open.is_empty() {
+            let batch: Vec<_> = walk.open.drain(..walk.open.len().min(BATCH)).collect();
+            for expanded in walk.expand(&model, &batch) {
+                if !goes_on(&walk.broken) {
+                    break;
                 }
+                walk.take(expanded);
             }
         }
         walk.close(model)
@@ -143,9 +135,93 @@ struct Walk {
     edges: usize,
 }
 
+/// How many states are looked at between two times that what was found is put together. The order in which states are found
+/// does not depend on how many threads look.
+const BATCH: usize = 8192;
+
+/// What one state leads to.
+struct Expanded {
+    from: u32,
+    what: What,
+}
+
+enum What {
+    /// What comes after it is not judged.
+    Broken(Broken),
+    Goes {
+        is_serving: bool,
+        on: Vec<Next>,
+    },
+}
+
+struct Next {
+    /// Whether it happens by itself.
+    is_progress: bool,
+    to: To,
+}
+
+enum To {
+    Known(u32),
+    New(u64, World),
+}
+
 impl Walk {
-    fn reach(&mut self, from: u32, world: World) -> u32 {
-        let print = world.fingerprint();
+    /// Looks at these states, on all cores; the result is in the states' order.
+    fn expand(&self, model: &HandoverModel, batch: &[(u32, World)]) -> Vec<Expanded> {
+        let threads = thread::available_parallelism().map_or(1, NonZero::get);
+        thread::scope(|scope| {
+            let expand = move |part: &[(u32, World)]| {
+                part.iter().map(|(from, world)| self.look(model, *from, world)).collect::<Vec<_>>()
+            };
+            let parts = batch.chunks(batch.len().div_ceil(threads).max(1));
+            let workers: Vec<_> = parts.map(|part| scope.spawn(move || expand(part))).collect();
+            let join =
+                |worker: thread::ScopedJoinHandle<'_, _>| worker.join().unwrap_or_else(|panic| resume_unwind(panic));
+            workers.into_iter().flat_map(join).collect()
+        })
+    }
+
+    fn look(&self, model: &HandoverModel, from: u32, world: &World) -> Expanded {
+        let next = |next: Move| {
+            let after = world.after(next);
+            let print = after.fingerprint();
+            let to = self.seen.get(&print).map_or_else(|| To::New(print, after), |at| To::Known(*at));
+            Next { is_progress: next.is_progress(), to }
+        };
+        let what = match world.broken() {
+            Some(broken) => What::Broken(broken),
+            None => {
+                What::Goes { is_serving: world.is_serving(), on: world.moves(&model.0).into_iter().map(next).collect() }
+            }
+        };
+        Expanded { from, what }
+    }
+
+    fn take(&mut self, Expanded { from, what }: Expanded) {
+        match what {
+            What::Broken(broken) => {
+                self.broken.entry(broken).or_insert(from);
+                self.serving.push(from);
+            }
+            What::Goes { is_serving, on } => {
+                if is_serving {
+                    self.serving.push(from);
+                }
+                for Next { is_progress, to } in on {
+                    let to = match to {
+                        To::Known(at) => at,
+                        To::New(print, world) => self.reach(from, print, world),
+                    };
+                    self.edges += 1;
+                    if is_progress && to != from {
+                        self.progress.push((to, from));
+                    }
+                }
+            }
+        }
+    }
+
+    fn reach(&mut self, from: u32, print: u64, world: World) -> u32 {
         match self.seen.entry(print) {
             Entry::Occupied(known) => *known.get(),
             Entry::Vacant(unknown) => {

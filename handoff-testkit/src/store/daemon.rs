@@ -163,6 +163,7 @@ fn cold_start(options: &Options, mut inherited: InheritedListeners) -> Result<()
 
 fn take_over(options: &Options, successor: Successor) -> Result<(), Box<dyn Error>> {
     let mut successor = successor.handshake(options.build_id.clone().into())?;
+    successor.prepare(&options.data_dir, &options.control_socket)?;
     let daemon = start(options)?;
     successor.warmed()?;
     let mut begun = successor.wait_for_begin()?;

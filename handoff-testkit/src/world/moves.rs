@@ -190,14 +190,19 @@ impl World {
             }
             Job::Recovering(job) => {
                 let fires = |timer: &&_| match timer {
+                    // Whoever takes that long for its next step is frozen, and that costs a fault.
                     handoff_proto::recovery::Timer::Patience => {
-                        self.lock.is_some_and(|slot| !self.processes[slot].runs())
+                        self.lock.is_some_and(|slot| !self.processes[slot].runs()) && self.nobody_is_at_work()
                     }
                     _ => true,
                 };
                 moves.extend(job.drive.armed().iter().filter(fires).map(|timer| Move::FiresInRecovery(*timer)));
             }
         }
+    }
+
+    fn nobody_is_at_work(&self) -> bool {
+        (0..SLOTS).map(Actor::Process).all(|actor| !self.runs(actor) || self.class(actor).is_none())
     }
 
     fn idle_moves(&self, limits: &Limits, moves: &mut Vec<Move>) {
@@ -210,7 +215,10 @@ impl World {
                     moves.push(Move::StartHandover);
                 }
             }
-            Some((slot, process)) if process.life == Life::Frozen => moves.push(Move::EndFrozenDaemon(slot)),
+            Some((slot, process)) if process.life == Life::Frozen || self.nobody_is_at_work() => {
+                moves.push(Move::EndFrozenDaemon(slot));
+            }
+            // Whoever told it to stand still is about to decide.
             Some(_) => {}
             // While the lock is held it would leave at once and be started again.
             None if self.lock.is_none() => moves.extend(self.free_place().map(Move::StartCold)),

@@ -7,6 +7,7 @@ mod commit;
 mod daemons;
 mod datagrams;
 mod eyes;
+mod failing_syscalls;
 mod interop;
 mod matrix;
 mod recovery;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         commit::all(),
         datagrams::all(),
         eyes::all(),
+        failing_syscalls::all(),
         interop::all(),
         matrix::all(),
         recovery::all(),
