@@ -13,6 +13,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use libtest_mimic::Trial;
+use rustix::process::{Signal, kill_process};
 
 use crate::stage::{Stage, within_patience};
 use crate::strace::{Strace, is_dead, lines_of, sends};
@@ -306,7 +307,7 @@ fn hand_over_to_a_traced(
     let _ = fs::remove_file(&used);
     let _ = fs::remove_file(&file);
     // Its file must not be open for writing when it is started: the traced one of the last handover may just start a child.
-    let strace = format!("strace -D -f -xx -s 16 -o '{}' {}", file.display(), options.join(" "));
+    let strace = format!("strace -D -I 2 -f -xx -s 16 -o '{}' {}", file.display(), options.join(" "));
     let text = format!(
         "#!/bin/sh\n[ -e '{used}' ] && exec '{program}' \"$@\"\n: > '{used}'\nexec {strace} '{program}' \"$@\"\n",
         used = used.display()
@@ -314,6 +315,13 @@ fn hand_over_to_a_traced(
     fs::write(&script, text)?;
     fs::set_permissions(&script, PermissionsExt::from_mode(0o755))?;
     let upgrade = stage.upgrade(&[&script.to_string_lossy()])?;
+    // It counts for each thread, and would strike again when this process is the incumbent of the next handover.
+    let let_go = within_patience(|| {
+        let straces = stage.straces();
+        // It may have ended by itself.
+        straces.iter().filter(|strace| kill_process(**strace, Signal::INT).is_ok()).count() == 0
+    });
+    check(let_go, "strace lets go")?;
     let Ok(mut lines) = lines_of(&file) else {
         println!("skipped: strace is not installed, or may not trace here");
         return Ok(None);

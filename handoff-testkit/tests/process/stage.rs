@@ -8,6 +8,7 @@ use handoff_testkit::fixture::{Fixture, Setup, Upgrade};
 use handoff_testkit::leaks::{descriptor_count, stray_files};
 use handoff_testkit::load::{Load, LoadSpec};
 use handoff_testkit::oracle::Verdict;
+use rustix::process::Pid;
 
 use crate::{Outcome, check};
 
@@ -119,10 +120,15 @@ impl Stage {
 
     /// The processes of the service, without those that look on.
     pub(crate) fn family(&self) -> Vec<u32> {
-        let is_strace = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|it| it == "strace\n");
-        let mut family: Vec<u32> = self.fixture.processes().into_iter().filter(|pid| !is_strace(pid)).collect();
+        let mut family: Vec<u32> = self.fixture.processes().into_iter().filter(|pid| !is_strace(*pid)).collect();
         family.sort_unstable();
         family
+    }
+
+    /// Those that look on.
+    pub(crate) fn straces(&self) -> Vec<Pid> {
+        let straces = self.fixture.processes().into_iter().filter(|pid| is_strace(*pid));
+        straces.filter_map(|pid| i32::try_from(pid).ok().and_then(Pid::from_raw)).collect()
     }
 
     /// The next handover commits, and costs the supervisor no descriptor.
@@ -165,6 +171,10 @@ impl Stage {
         let verdict: Verdict = self.fixture.verify(&self.fixture.path().join("acks"))?;
         check(verdict.is_clean(), format!("{verdict:?} of {counts:?}"))
     }
+}
+
+fn is_strace(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "strace\n")
 }
 
 /// The builds that a supervisor keeps are numbered.
