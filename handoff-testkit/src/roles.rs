@@ -29,16 +29,24 @@ const OWN: &[ChildRole] = &[
     ChildRole { name: "verify", main: |args| crate::oracle::main(args) },
 ];
 
+#[cfg(feature = "bench")]
+use crate::bench::ROLES as BENCH;
+#[cfg(not(feature = "bench"))]
+const BENCH: &[ChildRole] = &[];
+
 /// Call it first in `main`, before any thread. Returns at once in the parent; in a child it plays the child's role and ends
-/// the process: `handoff` is the program of that name, `matrix-daemon` the matrix's built-in daemon, `store` the reference daemon, `verify` the oracle.
+/// the process: `handoff` is the program of that name, `matrix-daemon` the matrix's built-in daemon, `store` the reference daemon, `verify` the oracle, `bench`
+/// the measurement.
 pub fn init() {
     init_with(&[]);
 }
 
 /// The same with roles of the caller's own, which go before those of the same name.
 pub fn init_with(more: &[ChildRole]) {
+    #[cfg(feature = "bench")]
+    crate::bench::enter();
     let Some(wanted) = std::env::var_os(ROLE_VARIABLE) else { return };
-    let Some(role) = more.iter().chain(OWN).find(|role| wanted == role.name) else {
+    let Some(role) = more.iter().chain(OWN).chain(BENCH).find(|role| wanted == role.name) else {
         eprintln!("{ROLE_VARIABLE}={}: there is no such role", wanted.display());
         process::exit(2);
     };

@@ -23,6 +23,12 @@ pub(super) struct Args {
     /// Makes every fsync and fdatasync of every side slower by this time, such as 5ms
     #[arg(long, value_name = "D", value_parser = duration)]
     pub(super) fsync_delay: Option<Duration>,
+    /// Measure instead what a handover costs as listeners, shards, connections, the log and the handovers grow
+    #[arg(long, conflicts_with_all = ["fsync_delay", "svg"])]
+    pub(super) growth: bool,
+    /// With --growth: leave out the sizes above this one
+    #[arg(long, default_value_t = usize::MAX, hide_default_value = true, value_name = "N", requires = "growth")]
+    pub(super) sizes_up_to: usize,
     /// Write the figures to this file
     #[arg(long, value_name = "FILE")]
     pub(super) json: Option<PathBuf>,

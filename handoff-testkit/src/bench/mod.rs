@@ -18,6 +18,7 @@
 //! - A figure whose clients lost something is no figure: the report counts it.
 
 mod args;
+mod growth;
 pub mod micro;
 mod picture;
 mod report;
@@ -42,31 +43,32 @@ use report::{Machine, Report};
 pub type AnyError = Box<dyn std::error::Error>;
 
 /// What the program plays in the children that it starts.
-const ROLES: &[ChildRole] = &[
+pub(crate) const ROLES: &[ChildRole] = &[
     ChildRole { name: sides::peer::SUPERVISOR, main: |_| sides::played(sides::peer::supervise()) },
     ChildRole { name: sides::peer::DAEMON, main: |_| sides::played(sides::peer::serve()) },
     ChildRole { name: sides::floor::SUPERVISOR, main: |_| sides::played(sides::floor::supervise()) },
     ChildRole { name: sides::floor::DAEMON, main: |_| sides::played(sides::floor::serve()) },
     ChildRole { name: sides::restart::SUPERVISOR, main: |_| sides::played(sides::restart::supervise()) },
+    ChildRole { name: "bench", main: |args| main(args) },
+    ChildRole { name: growth::ROLE, main: |_| sides::played(growth::serve()) },
     ChildRole { name: micro::ROLE, main: |args| sides::played(micro::main(&args)) },
     ChildRole { name: sides::restart::DAEMON, main: |_| sides::played(sides::restart::serve()) },
 ];
 
-/// Call it first in `main` of a program that calls [`main`], in place of [`crate::init`].
-pub fn init() {
+/// What [`crate::init`] must do ahead of everything else, so that it holds for all that the process does.
+pub(crate) fn enter() {
     slow_sync::enter();
-    crate::init_with(ROLES);
 }
 
-/// The program; `args` begin with its name. Call [`init`] before.
+/// The program; `args` begin with its name. Call [`crate::init`] before.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args = match args::parse(args) {
         Ok(args) => args,
         Err(answer) => return answer,
     };
-    match run(&args) {
-        Ok(report) => {
-            print!("{}", report.table());
+    match if args.growth { run_growth(&args) } else { run(&args) } {
+        Ok(table) => {
+            print!("{table}");
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -76,22 +78,38 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn run(args: &Args) -> io::Result<Report> {
+/// Returns the table.
+fn run(args: &Args) -> io::Result<String> {
     let machine = Machine::before();
     let mut dirs = Vec::with_capacity(args.dirs.len());
     for dir in &args.dirs {
         dirs.push(rounds::measure(dir, args)?);
     }
     let report = Report::new(args, machine.after(), dirs);
-    if let Some(path) = &args.json {
-        let mut text = serde_json::to_string_pretty(&report.to_json())?;
-        text.push('\n');
-        std::fs::write(path, text).map_err(|error| named(path, &error))?;
-    }
+    write_json(args, &report.to_json())?;
     if let Some(path) = &args.svg {
         std::fs::write(path, picture::draw(&report)).map_err(|error| named(path, &error))?;
     }
-    Ok(report)
+    Ok(report.table())
+}
+
+fn run_growth(args: &Args) -> io::Result<String> {
+    let mut table = String::new();
+    let mut json = serde_json::Map::new();
+    for dir in &args.dirs {
+        let growth = growth::measure(dir, args)?;
+        table.push_str(&format!("\n{}\n{}", dir.display(), growth.table()));
+        json.insert(dir.to_string_lossy().into_owned(), growth.to_json());
+    }
+    write_json(args, &serde_json::json!({ "growth": json }))?;
+    Ok(table)
+}
+
+fn write_json(args: &Args, json: &serde_json::Value) -> io::Result<()> {
+    let Some(path) = &args.json else { return Ok(()) };
+    let mut text = serde_json::to_string_pretty(json)?;
+    text.push('\n');
+    std::fs::write(path, text).map_err(|error| named(path, &error))
 }
 
 fn named(path: &std::path::Path, error: &io::Error) -> io::Error {

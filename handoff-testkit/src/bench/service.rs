@@ -159,7 +159,10 @@ fn start_piped(role: &str, home: &Path, connections: usize, variable: Option<(St
 }
 
 /// The order as `handoff upgrade` gives it, without the start of another process.
-fn order_from_handoff(fixture: &Fixture) -> io::Result<Handover> {
+///
+/// # Errors
+/// It was not committed.
+pub(super) fn order_from_handoff(fixture: &Fixture) -> io::Result<Handover> {
     let path = fixture.state_dir().join("admin.sock");
     let ordered = Instant::now();
     let mut admin = UnixStream::connect(path)?;
@@ -193,7 +196,11 @@ fn gone() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, "the supervisor has ended; what it said stands above")
 }
 
-fn wait_until_gone(pid: u32) -> io::Result<()> {
+/// Waits for the end of a process, its child or not.
+///
+/// # Errors
+/// It stays.
+pub(super) fn wait_until_gone(pid: u32) -> io::Result<()> {
     let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(|| io::Error::other("no pid"))?;
     let process = match pidfd_open(raw, PidfdFlags::empty()) {
         Ok(process) => process,

@@ -6,6 +6,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    handoff_testkit::bench::init();
+    handoff_testkit::init();
     handoff_testkit::bench::main(std::env::args_os())
 }

@@ -3,6 +3,7 @@
 //! The program plays the daemons and the program `handoff` too: [`handoff_testkit::init_with`] comes first in `main`, which is
 //! why this test has a `main` of its own. It takes the arguments of `cargo test`.
 
+mod bench;
 mod commit;
 mod daemons;
 mod datagrams;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
     ]);
     let arguments = libtest_mimic::Arguments::from_args();
     let trials = [
+        bench::all(),
         commit::all(),
         datagrams::all(),
         eyes::all(),
