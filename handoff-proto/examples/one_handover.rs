@@ -60,6 +60,8 @@ struct World {
     lease: LeaseView,
     /// What is to be told to the machines, in order.
     inputs: VecDeque<Input>,
+    /// What an effect of the step at hand came to: it is told before anything else.
+    results: Vec<Input>,
     kept: Vec<u8>,
     accumulator: FrameAccumulator,
     messages: usize,
@@ -77,6 +79,7 @@ impl World {
             n: Successor::new(N.pid, b"build 2".to_vec(), timing),
             lease: LeaseView { epoch: 1, owner: O, state: LeaseState::Active, handoff_id: None },
             inputs: VecDeque::with_capacity(16),
+            results: Vec::with_capacity(8),
             kept: Vec::with_capacity(256),
             accumulator: FrameAccumulator::new(),
             messages: 0,
@@ -102,6 +105,9 @@ impl World {
                     self.perform_successors(effect);
                 }
             }
+        }
+        while let Some(result) = self.results.pop() {
+            self.inputs.push_front(result);
         }
     }
 
@@ -147,7 +153,7 @@ impl World {
             // Timers never run out here, and what is noted is noted for nobody.
             _ => return,
         };
-        self.inputs.push_back(Input::Supervisor(answer));
+        self.results.push(Input::Supervisor(answer));
     }
 
     fn perform_incumbents(&mut self, effect: incumbent::Effect) {
@@ -157,13 +163,15 @@ impl World {
                 let (_, message) = self.sent(version, &message);
                 return self.inputs.push_back(Input::Supervisor(supervisor::Input::FromIncumbent(message)));
             }
+            // Hooks end when they end, behind what has arrived meanwhile.
             Effect::RunDrain { .. } => {
-                incumbent::Input::DrainEnded(Ok(Drain { open_conns_remaining: 8, accept_closed: true }))
+                let drained = Ok(Drain { open_conns_remaining: 8, accept_closed: true });
+                return self.inputs.push_back(Input::Incumbent(incumbent::Input::DrainEnded(drained)));
             }
-            Effect::RunSeal => incumbent::Input::SealEnded(Ok(Seal {
-                last_revision_per_shard: REVISIONS.to_vec(),
-                data_dir_fingerprint: [9; 32],
-            })),
+            Effect::RunSeal => {
+                let sealed = Ok(Seal { last_revision_per_shard: REVISIONS.to_vec(), data_dir_fingerprint: [9; 32] });
+                return self.inputs.push_back(Input::Incumbent(incumbent::Input::SealEnded(sealed)));
+            }
             Effect::StampLease(id) => {
                 self.lease.handoff_id = Some(id);
                 incumbent::Input::Stamped(Ok(()))
@@ -183,7 +191,7 @@ impl World {
             }
             _ => return,
         };
-        self.inputs.push_back(Input::Incumbent(answer));
+        self.results.push(Input::Incumbent(answer));
     }
 
     fn perform_successors(&mut self, effect: successor::Effect) {
@@ -200,7 +208,7 @@ impl World {
             Effect::Do(errand) => successor::Input::Did(self.run(errand)),
             _ => return,
         };
-        self.inputs.push_back(Input::Successor(answer));
+        self.results.push(Input::Successor(answer));
     }
 
     /// A daemon that does one thing after the other.
@@ -237,4 +245,9 @@ impl World {
             Errand::Unlock | Errand::StageControl | Errand::PublishControl => successor::Outcome::Done,
         }
     }
+}
+
+#[test]
+fn one_handover_commits() {
+    assert!(hand_over() > 10);
 }
