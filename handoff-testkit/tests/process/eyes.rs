@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Output, Stdio};
+use std::time::Duration;
 
 use handoff_testkit::fixture::{Fixture, Setup};
 use handoff_testkit::load::{Load, LoadSpec};
@@ -24,6 +25,7 @@ trials![
     status_in_the_middle_of_a_seal,
     an_aborted_handover_is_told_with_its_phase_and_its_reason,
     handovers_under_load_are_in_the_history_as_they_were_reported,
+    a_handover_whose_supervisor_died_is_in_the_history,
     a_torn_history_is_mended,
     a_history_that_cannot_be_written_costs_an_entry,
     a_full_disk_costs_an_entry,
@@ -154,6 +156,24 @@ fn handovers_under_load_are_in_the_history_as_they_were_reported() -> Outcome {
     // What is written down outlives the one who wrote it.
     fixture.stop()?;
     check(history(&fixture, "2")?.len() == 2, "no supervisor need run")
+}
+
+fn a_handover_whose_supervisor_died_is_in_the_history() -> Outcome {
+    for (point, committed) in [("s-after-drained-recv", false), ("s-after-ready-recv", true)] {
+        let mut fixture = shards::setup()?.supervisor_env("HANDOFF_CRASH_AT", point).start()?;
+        let pid = fixture.incumbent_pid()?;
+        check(fixture.upgrade(&[])?.code == Some(3), "nobody is left to answer")?;
+        check(fixture.wait_for_supervisor(Duration::from_secs(30))?.code() == Some(99), "it died at the point")?;
+        check(history(&fixture, "9")?.is_empty(), "nobody could write it down")?;
+        fixture.start_supervisor()?;
+        let entries = history(&fixture, "9")?;
+        let entry = entries.first().ok_or("an entry")?;
+        check(entries.len() == 1 && entry["committed"] == committed, format!("{point}: {entries:?}"))?;
+        check(entry["old_pid"] == pid && entry["new_pid"].is_u64(), entry.to_string())?;
+        let told = entry["abort_reason"].as_str().is_some_and(|why| why.contains("the supervisor ended"));
+        check(told != committed && entry["aborted_in"].is_string() != committed, entry.to_string())?;
+    }
+    Ok(())
 }
 
 fn a_torn_history_is_mended() -> Outcome {

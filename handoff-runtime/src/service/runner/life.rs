@@ -3,9 +3,10 @@
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use handoff_journal::{HistoryEntry, Phase, StateJournal};
 use tracing::{error, info, warn};
 
-use super::{ACCEPT_PAUSE, Runner, Timer, child_env};
+use super::{ACCEPT_PAUSE, Runner, Timer, child_env, report_lost};
 use crate::outcome::Recovery;
 use crate::process::Process;
 use crate::service::builds::Aborted;
@@ -26,7 +27,11 @@ const UNHEARD_MAX: u32 = 3;
 impl Runner {
     /// Goes on where the service before this one has ended, or begins.
     pub(super) fn take_over(&mut self, found: Recovery) {
-        let Recovery { serving, retiring, .. } = found;
+        let Recovery { serving, retiring, interrupted, .. } = found;
+        if let Some(interrupted) = interrupted {
+            let entry = cut_short(&interrupted, serving.as_ref().map(Process::pid));
+            report_lost(self.core.history.append(&HistoryEntry { epoch: self.epoch(), ..entry }));
+        }
         let (daemon, left) = match self.core.known.take() {
             Some(known) => (known.daemon, known.retiring),
             None => {
@@ -275,5 +280,30 @@ impl Runner {
             daemon: core.daemon.living().map(|living| living.process.id()),
             retiring: core.retiring.iter().map(Retiring::id).collect(),
         });
+    }
+}
+
+/// What the history keeps of a handover whose supervisor has died: of its times nothing is known.
+fn cut_short(state: &StateJournal, serving: Option<u32>) -> HistoryEntry {
+    let committed = serving.is_some() && serving == state.successor_pid;
+    let phase = match state.phase {
+        Phase::Negotiating => "negotiating",
+        Phase::Draining => "draining",
+        Phase::Sealing => "sealing",
+        Phase::AwaitingReady => "awaiting_ready",
+        Phase::Committed => "committed",
+        Phase::ResumingAfterAbort => "resuming_after_abort",
+    };
+    let why = "the supervisor ended in the middle of it";
+    HistoryEntry {
+        handoff_id: Some(state.handoff_id),
+        committed,
+        abort_reason: (!committed).then(|| why.to_owned()),
+        aborted_in: (!committed).then(|| phase.to_owned()),
+        old_pid: Some(state.incumbent_pid),
+        new_pid: state.successor_pid,
+        binary: state.details.binary.as_ref().map(|path| path.display().to_string()),
+        started_at_unix_ms: state.started_at_unix_ms,
+        ..HistoryEntry::default()
     }
 }

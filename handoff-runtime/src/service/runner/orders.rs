@@ -224,7 +224,7 @@ impl Runner {
         })
     }
 
-    fn epoch(&self) -> Option<u64> {
+    pub(super) fn epoch(&self) -> Option<u64> {
         self.lease().map(|lease| lease.epoch)
     }
 
