@@ -82,7 +82,8 @@ pub(crate) fn stranger(args: Vec<OsString>) -> ExitCode {
     let [_, path, says] = &args[..] else { return ExitCode::from(2) };
     let heard = UnixStream::connect(path).and_then(|mut client| {
         client.set_read_timeout(Some(Duration::from_secs(30)))?;
-        client.write_all(says.as_encoded_bytes())?;
+        // Who is sent away before it has spoken may still hear why.
+        let _ = client.write_all(says.as_encoded_bytes());
         let mut heard = [0; 4096];
         let count = client.read(&mut heard)?;
         Ok(String::from_utf8_lossy(&heard[..count]).into_owned())
