@@ -116,6 +116,12 @@ impl Process {
         Ok(process)
     }
 
+    /// The same process, if it lives.
+    pub(crate) fn if_alive(&self) -> Option<Self> {
+        let is_alive = is_dead(&self.pidfd).is_ok_and(|is_dead| !is_dead);
+        is_alive.then(|| Self { id: self.id, pidfd: Arc::clone(&self.pidfd), status: None })
+    }
+
     /// The pidfd, to wait for its death while another thread lets go of it.
     pub(crate) fn polled(&self) -> Arc<OwnedFd> {
         Arc::clone(&self.pidfd)

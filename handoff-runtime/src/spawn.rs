@@ -6,14 +6,12 @@
 
 use std::env;
 use std::ffi::{CString, OsStr, OsString};
-use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags, fstat};
 use rustix::io::retry_on_intr;
 use rustix::process::{Resource, getrlimit};
 
@@ -56,8 +54,10 @@ pub(crate) fn spawn(
         pid_variable: LISTEN_PID,
         fds: &fds,
     };
-    let (pid, pidfd) =
-        start(&order).map_err(|(step, source)| failed(why_not_started(step, &source, fds.len()), source))?;
+    let (pid, pidfd) = start(&order).map_err(|(step, source)| match (step, check(&program)) {
+        (Step::Exec, Err(source)) => failed(why_not_opened(&source), source),
+        (_, _) => failed(why_not_started(step, &source, fds.len()), source),
+    })?;
     Process::started(pid, pidfd)
 }
 
@@ -70,19 +70,20 @@ fn find(binary: &Path) -> PathBuf {
 
 /// Pins the file. O_PATH, because a program may be executable and not readable.
 fn open(path: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let file = File::from(retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty()))?);
-    let metadata = file.metadata()?;
-    if metadata.is_dir() {
-        return Err(ErrorKind::IsADirectory.into());
+    Ok(retry_on_intr(|| rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()))?)
+}
+
+/// What the system does not say of a file that it did not execute.
+fn check(program: &OwnedFd) -> io::Result<()> {
+    let file = fstat(program)?;
+    match FileType::from_raw_mode(file.st_mode) {
+        FileType::RegularFile if file.st_mode & 0o111 == 0 => {
+            Err(io::Error::new(ErrorKind::PermissionDenied, "it is not executable; chmod +x it"))
+        }
+        FileType::RegularFile => Ok(()),
+        FileType::Directory => Err(ErrorKind::IsADirectory.into()),
+        _ => Err(io::Error::new(ErrorKind::InvalidInput, "it is no regular file")),
     }
-    if !metadata.is_file() {
-        return Err(io::Error::new(ErrorKind::InvalidInput, "it is no regular file"));
-    }
-    if metadata.permissions().mode() & 0o111 == 0 {
-        return Err(io::Error::new(ErrorKind::PermissionDenied, "it is not executable; chmod +x it"));
-    }
-    Ok(file.into())
 }
 
 /// The environment of the program without `LISTEN_PID`, which it writes by itself.
@@ -169,6 +170,7 @@ mod tests {
     use std::fs;
     use std::net::TcpListener;
     use std::os::fd::AsRawFd;
+    use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixStream;
     use std::process::{Command, ExitStatus};
 
@@ -437,5 +439,39 @@ mod tests {
             let threads = [(); 4].map(|()| scope.spawn(start_ten));
             threads.into_iter().for_each(|thread| thread.join().unwrap());
         });
+    }
+
+    /// Fills 6 GiB; see `docs/performance.md`.
+    #[test]
+    #[ignore = "measures, and wants 6 GiB: cargo test --release -p handoff-runtime --lib -- --ignored --nocapture large_process"]
+    fn starting_from_a_large_process() {
+        let medians = || {
+            let by = |start: &dyn Fn()| {
+                let times = std::iter::repeat_with(|| {
+                    let before = std::time::Instant::now();
+                    start();
+                    before.elapsed()
+                });
+                let mut times: Vec<_> = times.take(21).collect();
+                times.sort();
+                times[times.len() / 2]
+            };
+            let ours = by(&|| {
+                let mut process = spawn(Path::new("/bin/true"), &[], &[], &[], None).unwrap();
+                assert!(process.wait().unwrap().is_some_and(|status| status.success()));
+            });
+            let forked = by(&|| {
+                let mut command = Command::new("/bin/true");
+                // Something to do between the two makes the standard library fork.
+                crate::sys::spawn::place_at_exec(&mut command, Vec::new());
+                assert!(command.status().unwrap().success());
+            });
+            format!("spawn {ours:?}, fork {forked:?}")
+        };
+        println!("small: {}", medians());
+        let mut large = vec![0u8; 6 << 30];
+        large.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
+        println!("6 GiB: {}", medians());
+        assert_eq!(large[4096], 1);
     }
 }

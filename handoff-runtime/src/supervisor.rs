@@ -20,14 +20,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use handoff_journal::Journal;
 use handoff_lock::WatchedLease;
-use handoff_proto::Timing;
 use handoff_proto::supervisor::Watchdog;
+use handoff_proto::{HandoffId, Timing};
 
 use crate::control::check_socket_path;
 use crate::crash;
 use crate::error::{Error, Result};
 use crate::listeners::check_name;
 use crate::outcome::{HandoffOutcome, Recovery, SpawnSpec};
+use crate::process::Process;
 use crate::progress::{Cancel, Progress};
 
 /// Hands one daemon over, again and again.
@@ -54,6 +55,10 @@ struct Desk {
     journal: Option<Journal>,
     /// Kept, so that a look in the pause opens no file.
     lease: Option<WatchedLease>,
+    /// Who served after the handover before, so that its place in `/proc` need not be looked at again.
+    serving: Option<Process>,
+    /// The next handover's id, drawn ahead.
+    next_id: Option<HandoffId>,
 }
 
 #[derive(Debug, Default)]
@@ -154,10 +159,14 @@ impl Supervisor {
         cancel: &Cancel,
     ) -> Result<HandoffOutcome> {
         let mut desk = self.desk()?;
-        let Desk { journal, lease } = &mut *desk;
+        let Desk { journal, lease, serving, next_id } = &mut *desk;
         let journal = self.open_journal(journal)?;
         let lease = self.data_dir.as_ref().map(|dir| lease.get_or_insert_with(|| WatchedLease::new(dir)));
-        handover::Run::new(self, journal, lease, spec, progress, cancel).perform()
+        let handoff_id = next_id.take().unwrap_or_else(HandoffId::new);
+        let tools = handover::Tools { handoff_id, journal, lease, serving };
+        let outcome = handover::Run::new(self, tools, spec, progress, cancel).perform();
+        *next_id = Some(HandoffId::new());
+        outcome
     }
 
     /// Finds out who serves, ends what is left of a handover that nobody will finish, and gets the listeners back from the

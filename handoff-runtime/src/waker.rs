@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::{Errno, read, retry_on_intr, write};
@@ -14,13 +15,15 @@ const TRIES_MAX: u32 = 3;
 #[derive(Debug, Clone)]
 pub(crate) struct Waker {
     event: Arc<OwnedFd>,
+    /// The descriptor is readable: another wake-up would cost a system call and change nothing.
+    awake: Arc<AtomicBool>,
 }
 
 impl Waker {
     /// A waker that nobody has used yet.
     pub(crate) fn new() -> io::Result<Self> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { event: Arc::new(event) })
+        Ok(Self { event: Arc::new(event), awake: Arc::default() })
     }
 
     /// The descriptor, to wait for it.
@@ -30,6 +33,9 @@ impl Waker {
 
     /// Makes the descriptor readable until the next [`drain`](Self::drain).
     pub(crate) fn wake(&self) {
+        if self.awake.swap(true, Ordering::AcqRel) {
+            return;
+        }
         // A wake-up that is lost is a loop that sleeps on: a passing failure must not cost it.
         for _ in 0..TRIES_MAX {
             match retry_on_intr(|| write(&self.event, &1u64.to_ne_bytes())) {
@@ -38,6 +44,7 @@ impl Waker {
                 Err(error) => tracing::warn!(%error, "an eventfd could not be written"),
             }
         }
+        self.awake.store(false, Ordering::Release);
     }
 
     /// Forgets the wake-ups so far. Drain first, then look at what they were for.
@@ -47,6 +54,9 @@ impl Waker {
             Ok(_) | Err(Errno::AGAIN) => {}
             Err(error) => tracing::warn!(%error, "an eventfd could not be read"),
         }
+        // After the read: who wakes between the two writes nothing, and what it is for is looked at next. Before it, that one's
+        // write would be read away, and later ones believe that the descriptor is still readable.
+        self.awake.swap(false, Ordering::AcqRel);
     }
 }
 

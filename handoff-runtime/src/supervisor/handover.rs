@@ -35,9 +35,7 @@ use super::stopwatch::{Stopwatch, crash_at};
 /// One handover.
 pub(super) struct Run<'a> {
     supervisor: &'a Supervisor,
-    journal: Option<&'a mut Journal>,
-    /// Of the daemon's data directory, if that is known.
-    lease: Option<&'a mut WatchedLease>,
+    tools: Tools<'a>,
     spec: SpawnSpec,
     news: News<'a>,
     cancel: &'a Cancel,
@@ -53,6 +51,16 @@ pub(super) struct Run<'a> {
     /// The typed form of what the machine was told as text.
     failure: Option<Error>,
     outcome: Option<Outcome>,
+}
+
+/// What lies ready from the handover before.
+pub(super) struct Tools<'a> {
+    pub(super) handoff_id: HandoffId,
+    pub(super) journal: Option<&'a mut Journal>,
+    /// Of the daemon's data directory, if that is known.
+    pub(super) lease: Option<&'a mut WatchedLease>,
+    /// Who served after the last handover; then, who serves after this one.
+    pub(super) serving: &'a mut Option<Process>,
 }
 
 /// One of the two other processes.
@@ -101,13 +109,12 @@ struct ReadyPeer {
 impl<'a> Run<'a> {
     pub(super) fn new(
         supervisor: &'a Supervisor,
-        journal: Option<&'a mut Journal>,
-        lease: Option<&'a mut WatchedLease>,
+        tools: Tools<'a>,
         spec: SpawnSpec,
         progress: &'a dyn Fn(Progress),
         cancel: &'a Cancel,
     ) -> Self {
-        let handoff_id = HandoffId::new();
+        let handoff_id = tools.handoff_id;
         let binary = std::path::absolute(&spec.binary).unwrap_or_else(|_| spec.binary.clone());
         let record = StateJournal {
             handoff_id,
@@ -119,8 +126,7 @@ impl<'a> Run<'a> {
         };
         Self {
             supervisor,
-            journal,
-            lease,
+            tools,
             spec,
             news: News::new(progress),
             cancel,
@@ -181,6 +187,8 @@ impl<'a> Run<'a> {
             Some(Outcome::Refused { reason }) => return Err(self.failure.unwrap_or(Error::NotTried { reason })),
             None => (false, None, None),
         };
+        let serving = if committed { &self.successor } else { &self.incumbent };
+        *self.tools.serving = serving.as_ref().and_then(|peer| peer.process.if_alive());
         let alive_or_serving = |peer: &Peer| committed || peer.life == Life::Watched;
         Ok(HandoffOutcome {
             handoff_id: self.handoff_id,
@@ -325,7 +333,7 @@ impl<'a> Run<'a> {
             Effect::RecordUndone => self.journal_step(Journal::clear),
             Effect::SyncJournal => self.sync_journal(),
             Effect::ReadLease => {
-                let reading = self.lease.as_mut().map_or(LeaseReading::Nobody, |lease| reading(lease.read()));
+                let reading = self.tools.lease.as_mut().map_or(LeaseReading::Nobody, |lease| reading(lease.read()));
                 self.results.push_back(Input::Lease(reading));
             }
             Effect::AskControlPath => {
@@ -345,7 +353,7 @@ impl<'a> Run<'a> {
     }
 
     fn connect(&mut self) {
-        let input = match connect_to(&self.supervisor.control_path) {
+        let input = match connect_to(&self.supervisor.control_path, self.tools.serving.take()) {
             Ok(peer) => {
                 let id = peer.process.id();
                 self.record.incumbent_pid = id.pid;
@@ -424,7 +432,7 @@ impl<'a> Run<'a> {
 
     fn record(&mut self, phase: Phase) {
         self.record.phase = phase;
-        if let Some(journal) = &mut self.journal
+        if let Some(journal) = &mut self.tools.journal
             && let Err(error) = journal.record(&self.record)
         {
             self.journal_failed(error);
@@ -440,7 +448,7 @@ impl<'a> Run<'a> {
     }
 
     fn journal_step(&mut self, step: impl FnOnce(&mut Journal) -> std::result::Result<(), JournalError>) {
-        if let Some(journal) = &mut self.journal
+        if let Some(journal) = &mut self.tools.journal
             && let Err(error) = step(journal)
         {
             self.journal_failed(error);
@@ -530,11 +538,12 @@ fn channel_events(channel: &Channel) -> PollFlags {
 }
 
 /// The incumbent, and its process by the kernel's word.
-fn connect_to(control_path: &Path) -> Result<Peer> {
+fn connect_to(control_path: &Path, known: Option<Process>) -> Result<Peer> {
     let channel = control::connect(control_path)?;
     let doing = || format!("ask who listens at {}", control_path.display());
     let pid = channel.peer().map_err(|error| Error::io(doing(), error))?.pid;
-    match Process::open(pid)? {
+    let known = known.filter(|known| known.pid() == pid).and_then(|known| known.if_alive());
+    match known.map_or_else(|| Process::open(pid), |known| Ok(Some(known)))? {
         Some(process) => Ok(Peer { process, channel: Some(channel), life: Life::Watched }),
         None => Err(Error::NotTried {
             reason: format!("{}: process {pid} listens there, but is not to be seen from here", control_path.display()),

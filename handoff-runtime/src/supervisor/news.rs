@@ -12,8 +12,8 @@ use crate::timers::now_ns;
 
 use super::stopwatch::{EVENTS, name};
 
-/// How long news may be kept, in nanoseconds: longer than a quick handover takes, shorter than anybody notices.
-const KEPT_NS_MAX: u64 = 5_000_000;
+/// How long news may be kept, in nanoseconds: longer than a quick handover takes, shorter than people notice.
+const KEPT_NS_MAX: u64 = 100_000_000;
 
 /// The news of one handover.
 pub(super) struct News<'a> {

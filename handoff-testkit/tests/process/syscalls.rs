@@ -5,7 +5,7 @@ use handoff_testkit::fixture::Setup;
 use crate::strace::{Strace, sends};
 use crate::{Outcome, check, trials};
 
-trials![no_sync_between_drained_and_ready];
+trials![no_sync_between_drained_and_ready, few_calls_in_the_supervisor];
 
 /// The calls that wait for a disk.
 const SYNCS: [&str; 6] = ["fsync(", "fdatasync(", "sync_file_range(", "syncfs(", "sync(", "msync("];
@@ -13,6 +13,12 @@ const SYNCS: [&str; 6] = ["fsync(", "fdatasync(", "sync_file_range(", "syncfs(",
 /// Everything that a fixture's processes, and all that they start, write to a socket or make durable.
 const OPTIONS: [&str; 6] =
     ["-f", "-xx", "-s", "16", "-e", "trace=fsync,fdatasync,sync_file_range,syncfs,sync,msync,%network"];
+
+/// What a whole handover may sync: the intent before the drain, the end after the commit.
+const SYNCS_MAX: usize = 2;
+
+/// What the supervisor may ask of the system from the connect to the commit.
+const CALLS_MAX: usize = 40;
 
 fn no_sync_between_drained_and_ready() -> Outcome {
     let fixture = Setup::role("daemon-ours")?.listener("http", "127.0.0.1:0").start()?;
@@ -31,7 +37,39 @@ fn no_sync_between_drained_and_ready() -> Outcome {
     let inside: Vec<&String> =
         lines[drained..ready].iter().filter(|line| SYNCS.iter().any(|it| line.contains(it))).collect();
     check(inside.is_empty(), format!("syncs between Drained and Ready: {inside:?}"))?;
+    check(syncs(&lines) <= SYNCS_MAX, format!("{} syncs in one handover", syncs(&lines)))?;
     // The same count finds the journal's own, or it proves nothing.
     check(syncs(&lines[..drained]) > 0, "the journal's intent is synced before the drain")?;
     check(syncs(&lines[ready..]) > 0, "the journal's end is synced after the commit")
+}
+
+/// Counted at a supervisor that has handed over once: it knows the incumbent, and has the lock file open.
+///
+/// What it tells the log and its service is not counted, nor the wait before it: it comes when the handover is decided, or
+/// after a while, which under strace is over sooner than the handover.
+fn few_calls_in_the_supervisor() -> Outcome {
+    let fixture = Setup::role("daemon-ours")?.listener("http", "127.0.0.1:0").start()?;
+    let first = fixture.upgrade(&[])?;
+    check(first.committed(), format!("{first:?}"))?;
+    let options = ["-f", "-xx", "-s", "16"];
+    let Some(trace) = Strace::attach(&fixture.path().join("trace"), &options, &[fixture.supervisor_pid()])? else {
+        return Ok(());
+    };
+    let upgrade = fixture.upgrade(&[])?;
+    let lines = trace.lines()?;
+    check(upgrade.committed(), format!("{upgrade:?}"))?;
+
+    let commit = lines.iter().position(|line| sends(line, 10)).ok_or("Commit was not seen on the wire")?;
+    let thread = lines[commit].split(' ').next().unwrap_or_default();
+    let own: Vec<&String> = lines[..=commit].iter().filter(|line| line.split(' ').next() == Some(thread)).collect();
+    let connect = own.iter().position(|line| line.contains(" socket(")).ok_or("no connect was seen")?;
+    let calls = own[connect..].iter().filter(|line| !line.contains("resumed>") && !line.contains(" write("));
+    // The first is the look whether the incumbent lives.
+    let waited_in_vain = own.iter().filter(|line| line.contains("ppoll") && line.contains("(Timeout)")).skip(1);
+    let count = calls.count() - waited_in_vain.count();
+    check(count <= CALLS_MAX, format!("{count} calls: {own:#?}"))?;
+
+    // The child borrows the memory and the page tables, so a start costs the same however large this process is.
+    let clone = own.iter().find(|line| line.contains(" clone(")).ok_or("no clone was seen")?;
+    check(clone.contains("CLONE_VM") && clone.contains("CLONE_VFORK"), clone.as_str())
 }
