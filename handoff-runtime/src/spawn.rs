@@ -443,7 +443,7 @@ mod tests {
 
     /// Fills 6 GiB; see `docs/performance.md`.
     #[test]
-    #[ignore = "measures, and wants 6 GiB: cargo test --release -p handoff-runtime --lib -- --ignored --nocapture large_process"]
+    #[ignore = "measures, and wants 6 GiB: cargo test -p handoff-runtime --lib -- --ignored --nocapture large_process"]
     fn starting_from_a_large_process() {
         let medians = || {
             let by = |start: &dyn Fn()| {
