@@ -271,7 +271,9 @@ pub(super) fn serve() -> Result<(), AnyError> {
             (inherited.take_unix(HELD), Incumbent::bind_cold_start(&control_socket, lock)?)
         }
         Role::Successor(successor) => {
-            let mut begun = successor.handshake(Vec::new())?.wait_for_begin()?;
+            let mut successor = successor.handshake(Vec::new())?;
+            successor.prepare(&data_dir, &control_socket)?;
+            let mut begun = successor.wait_for_begin()?;
             let held = begun.take_unix_listener(HELD);
             let lock = begun.lock(&data_dir)?;
             let ready = ReadinessSnapshot {

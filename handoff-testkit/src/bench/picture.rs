@@ -47,7 +47,8 @@ fn draw_panel(out: &mut String, top: f64, title: &str, measured: &Measured) {
     let rows: Vec<_> = measured.sides.iter().map(|samples| phases(samples).collect::<Vec<_>>()).collect();
     let totals = rows.iter().map(|row| row.iter().map(|(_, it)| it.p50).sum::<f64>());
     let pauses: Vec<f64> = measured.sides.iter().map(|samples| Summary::of(&samples.pause).p50).collect();
-    let longest = totals.chain(pauses.iter().copied()).fold(1.0, f64::max);
+    let pauses_end = rows.iter().zip(&pauses).map(|(row, pause)| offset_of_pause(row) + pause);
+    let longest = totals.chain(pauses_end).fold(1.0, f64::max);
     let scale = SPAN / longest;
     text(out, 16.0, top + 28.0, "font-size=\"16\" font-weight=\"bold\"", title);
     let bottom = top + HEAD + ROW * rows.len() as f64;

@@ -24,9 +24,9 @@ use crate::store::hooks::Daemon;
 /// The parts of a handover, in the order in which they come, and what they are.
 pub(super) const PHASES: [(&str, &str); 7] = [
     ("stop", "the old process drains, seals and exits"),
-    ("start", "the new process starts; the old one serves"),
+    ("start", "the new process starts; but for a restart, the old one serves"),
     ("drain", "the old process drains"),
-    ("seal", "it seals and lets go of the lock"),
+    ("seal", "it seals and lets go of the lock; the floor drains in it too"),
     ("begin", "the new process locks, opens, is ready"),
     ("after", "commit and what follows"),
     ("around", "greeting and journal, before and after"),
