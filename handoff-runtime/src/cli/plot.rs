@@ -122,8 +122,8 @@ fn passed(entry: &HistoryEntry) -> String {
     let pid = |pid: Option<u32>| pid.map_or_else(|| "?".to_owned(), |pid| pid.to_string());
     let build = Some(remark(entry)).filter(|build| !build.is_empty());
     let build = build.map(|build| format!(", build {build}")).unwrap_or_default();
-    let left = entry.timings_ms.retire.map(|ms| format!(", old one gone after {} ms", number(ms))).unwrap_or_default();
-    format!("pid {} → {}{build}{left}", pid(entry.old_pid), pid(entry.new_pid))
+    let left = entry.timings_ms.retire.map(|ms| format!(", left after {} ms", number(ms))).unwrap_or_default();
+    format!("pid {} → {}{left}{build}", pid(entry.old_pid), pid(entry.new_pid))
 }
 
 fn whole(entry: &HistoryEntry) -> Bar<'_> {
