@@ -110,10 +110,13 @@ fn leftovers_that_nobody_ends_find_another_epoch() {
     assert!(graph.summary().broken.is_empty(), "{}", graph.traces());
 }
 
+/// No promise is broken anywhere; that somebody always comes to serve is open, see `docs/decisions/model.md`.
 #[test]
 #[ignore = "many minutes and several GiB"]
 fn two_handovers_with_any_two_faults() {
-    holds(limits(2, 2));
+    let summary = Graph::explore(HandoverModel(limits(2, 2))).summary();
+    println!("{summary:?}");
+    assert_eq!(summary.broken, []);
 }
 
 #[test]
