@@ -317,11 +317,15 @@ fn hand_over_to_a_traced(
     fs::set_permissions(&script, PermissionsExt::from_mode(0o755))?;
     let upgrade = stage.upgrade(&[&script.to_string_lossy()])?;
     // It counts for each thread, and would strike again when this process is the incumbent of the next handover.
-    let let_go = within_patience(|| {
-        let straces = stage.straces();
-        // It may have ended by itself.
-        straces.iter().filter(|strace| kill_process(**strace, Signal::INT).is_ok()).count() == 0
-    });
+    let ends_by = |signal| {
+        within_patience(|| {
+            let straces = stage.straces();
+            // It may have ended by itself.
+            straces.iter().filter(|strace| kill_process(**strace, signal).is_ok()).count() == 0
+        })
+    };
+    // One whose process was killed has been seen to hang, and a dead process stays until its tracer has looked at it.
+    let let_go = ends_by(Signal::INT) || ends_by(Signal::KILL);
     check(let_go, "strace lets go")?;
     let Ok(mut lines) = lines_of(&file) else {
         println!("skipped: strace is not installed, or may not trace here");
