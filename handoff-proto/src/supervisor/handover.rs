@@ -583,25 +583,14 @@ impl Handover {
 
     /// Ends a handover that has started nothing.
     pub(super) fn refuse(&mut self, reason: String, effects: &mut Vec<Effect>) {
-        match self.step {
+        match &self.incumbent {
             // Nothing was recorded, and what stands there of an earlier handover stays.
-            Step::Connecting => {}
+            None => {}
             // It may hold the lock without a word, from an earlier handover: the journal must know it for one of ours.
-            Step::GreetingIncumbent if self.incumbent_link() != Link::Gone => {
+            Some(peer) if peer.version.is_none() && peer.link != Link::Gone => {
                 effects.push(Effect::Record(Phase::ResumingAfterAbort));
             }
-            Step::GreetingIncumbent
-            | Step::Spawning
-            | Step::GreetingSuccessor
-            | Step::Preparing { .. }
-            | Step::Draining
-            | Step::Sealing { .. }
-            | Step::Looking { .. }
-            | Step::AwaitingReady(_)
-            | Step::AwaitingPath(_)
-            | Step::Undoing(_)
-            | Step::Closing { .. }
-            | Step::Over => effects.push(Effect::RecordUndone),
+            Some(_) => effects.push(Effect::RecordUndone),
         }
         self.step = Step::Over;
         effects.push(Effect::Finish(Outcome::Refused { reason }));
