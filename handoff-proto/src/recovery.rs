@@ -5,15 +5,15 @@
 //!             ┌──────────────── gone, or Active after all ───────────────┐
 //!             ▼                                                          │
 //!  Idle ─▶ Looking ── a successor of the journal, not Active ─▶ Ending: Stopping ─▶ Judging ─▶ Killed
-//!             │ ▲  └─ a leftover of the journal has the lock ────▲           the lease decides
+//!             │ ▲  └─ a leftover of ours has the lock ───────────▲           the lease decides
 //!             │ │ again          10 s ─┐                         │
 //!             │ └── Waiting ◀── somebody has the lock ───────────┘
 //!             ▼
 //!           Over: somebody serves · nobody lives · a stranger has the lock
 //! ```
 //!
-//! A process that the journal does not name is never ended. One that it names is ended only while the lease, looked at when
-//! the process stands still, does not say that it serves.
+//! Ours is whoever the journal names, and whoever was told to leave earlier. No other process is ever ended, and one of ours
+//! only while the lease, looked at when the process stands still, does not say that it serves.
 
 use std::time::Duration;
 
@@ -32,6 +32,10 @@ pub struct Findings {
     pub journal: Option<Journaled>,
     /// The lease, if its owner lives.
     pub lease: Option<LeaseView>,
+    /// The daemon that was started or adopted last, by the service's own record.
+    pub daemon: Option<ProcessId>,
+    /// Those that were told to leave, by the same record: the journal knows only the last handover.
+    pub leaving: Vec<ProcessId>,
     /// Who answers on the control path.
     pub answers: Option<ProcessId>,
     /// Who holds the data-dir lock.
@@ -339,7 +343,13 @@ fn serving(findings: &Findings) -> Option<ProcessId> {
         }
     });
     let owner = findings.lease.map(|lease| lease.owner);
-    active(findings).or(findings.answers).or(owner).or(journaled)
+    active(findings).or(findings.answers).or(owner).or(journaled).or_else(|| starting(findings))
+}
+
+/// A daemon that has not come to its lease yet. One that was replaced is none, even if the record does not say so yet.
+fn starting(findings: &Findings) -> Option<ProcessId> {
+    let replaced = findings.journal.as_ref().filter(|journal| journal.phase == Phase::Committed);
+    findings.daemon.filter(|daemon| replaced.and_then(|journal| journal.incumbent) != Some(*daemon))
 }
 
 fn active(findings: &Findings) -> Option<ProcessId> {
@@ -348,9 +358,8 @@ fn active(findings: &Findings) -> Option<ProcessId> {
 
 /// Nobody who is known serves, and still the lock is held: by one of ours that is stuck, or by a stranger.
 fn held(findings: &Findings, pid: u32, patience: Patience) -> Decision {
-    let ours = findings.journal.as_ref().and_then(|journal| {
-        [journal.incumbent, journal.successor].into_iter().flatten().find(|process| process.pid == pid)
-    });
+    let journaled = findings.journal.iter().flat_map(|journal| [journal.incumbent, journal.successor]).flatten();
+    let ours = journaled.chain(findings.leaving.iter().copied()).find(|process| process.pid == pid);
     match (patience, ours) {
         (Patience::Left, _) => Decision::Wait,
         (Patience::Exhausted, Some(leftover)) => Decision::End(leftover),
@@ -466,6 +475,15 @@ mod tests {
     }
 
     #[test]
+    fn a_daemon_that_only_starts_is_adopted_and_one_that_was_replaced_is_not() {
+        let starting = Findings { daemon: Some(O), lock_holder: Some(O.pid), ..Findings::default() };
+        assert_eq!(verdict(&looked(starting.clone()).1), Some(Verdict::Serving(O)));
+        let replaced =
+            Findings { journal: journal(Phase::Committed, Some(O), None), daemon: Some(O), ..Findings::default() };
+        assert_eq!(verdict(&looked(replaced).1), Some(Verdict::Nobody));
+    }
+
+    #[test]
     fn nobody_is_nobody() {
         assert_eq!(verdict(&looked(Findings::default()).1), Some(Verdict::Nobody));
         let after_all_died = Findings { journal: journal(Phase::Sealing, None, None), ..Findings::default() };
@@ -483,17 +501,28 @@ mod tests {
     }
 
     #[test]
-    fn a_leftover_of_the_journal_that_keeps_the_lock_is_ended() {
+    fn a_leftover_that_keeps_the_lock_is_ended() {
+        let held = Findings { lock_holder: Some(O.pid), ..Findings::default() };
+        let of_the_journal = Findings { journal: journal(Phase::Committed, Some(O), None), ..held.clone() };
+        let told_to_leave_earlier = Findings { leaving: vec![N, O], ..held };
+        for findings in [of_the_journal, told_to_leave_earlier] {
+            let (mut recovery, effects) = looked(findings.clone());
+            assert_eq!(effects, [Effect::Arm(Timer::Again, Timing::default().limbo_poll)]);
+            let _ = recovery.step(Input::Fired(Timer::Patience));
+            let _ = recovery.step(Input::Fired(Timer::Again));
+            assert!(recovery.step(Input::Found(findings)).contains(&Effect::Stop(O)));
+        }
+    }
+
+    #[test]
+    fn one_that_was_told_to_leave_and_serves_after_all_is_adopted() {
         let findings = Findings {
-            journal: journal(Phase::Committed, Some(O), None),
+            lease: Some(lease(O, LeaseState::Active)),
+            leaving: vec![O],
             lock_holder: Some(O.pid),
             ..Findings::default()
         };
-        let (mut recovery, effects) = looked(findings.clone());
-        assert_eq!(effects, [Effect::Arm(Timer::Again, Timing::default().limbo_poll)]);
-        let _ = recovery.step(Input::Fired(Timer::Patience));
-        let _ = recovery.step(Input::Fired(Timer::Again));
-        assert!(recovery.step(Input::Found(findings)).contains(&Effect::Stop(O)));
+        assert_eq!(verdict(&looked(findings).1), Some(Verdict::Serving(O)));
     }
 
     #[test]

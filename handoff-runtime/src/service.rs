@@ -63,7 +63,7 @@ use crate::environment::claim_listeners;
 use crate::listeners::InheritedListeners;
 use crate::outcome::{GivenBack, Recovery};
 use crate::process::Process;
-use crate::supervisor::Supervisor;
+use crate::supervisor::{Remembered, Supervisor};
 use crate::sys::signals::Signals;
 use crate::{Error, Result};
 use admin::AdminSocket;
@@ -134,13 +134,14 @@ fn recover(
     inherited: &InheritedListeners,
     known: Option<&Record>,
 ) -> std::result::Result<Recovery, ServiceError> {
-    let is_known = |process: &Process| known.and_then(|record| record.daemon) == Some(process.id());
+    let remembered = known
+        .map_or_else(Remembered::default, |record| Remembered { daemon: record.daemon, leaving: &record.retiring });
     let mut silent = 0;
     for _ in 0..ASKED_FOR_LISTENERS_MAX {
         if active_owner(config).is_some_and(|owner| !is_ours(owner, config, known)) {
             preflight::check_data_dir_is_free(config)?;
         }
-        let recovery = supervisor.resume_from_journal().or_else(|error| match error {
+        let recovery = supervisor.resume_with(remembered).or_else(|error| match error {
             Error::DataDirHeld { .. } => preflight::check_data_dir_is_free(config).and(Err(error.into())),
             other => Err(ServiceError::from(other)),
         })?;
@@ -148,7 +149,7 @@ fn recover(
             preflight::check_data_dir_is_free(config)?;
             return Ok(recovery);
         };
-        let is_named = recovery.interrupted.is_some() || is_known(serving);
+        let is_named = recovery.interrupted.is_some() || is_written_down(serving.id(), known);
         if !is_named && !listens_on_our_path(serving.pid(), config) {
             preflight::check_data_dir_is_free(config)?;
             return Err(Error::DataDirHeld { pid: serving.pid() }.into());
@@ -192,7 +193,12 @@ fn active_owner(config: &ServiceConfig) -> Option<ProcessId> {
 
 /// Its control path may be its successor's for a moment, after a handover that was undone.
 fn is_ours(owner: ProcessId, config: &ServiceConfig, known: Option<&Record>) -> bool {
-    known.and_then(|record| record.daemon) == Some(owner) || listens_on_our_path(owner.pid, config)
+    is_written_down(owner, known) || listens_on_our_path(owner.pid, config)
+}
+
+/// Who was told to leave may have taken the data back, since everybody newer had died.
+fn is_written_down(process: ProcessId, known: Option<&Record>) -> bool {
+    known.is_some_and(|record| record.daemon == Some(process) || record.retiring.contains(&process))
 }
 
 /// By the kernel's word, so that a frozen daemon is known too.

@@ -1,8 +1,8 @@
 //! The supervisor: it hands a daemon over to a new build, and finds its way again after a restart.
 //!
 //! It decides nothing about the protocol: [`handoff_proto::supervisor`] and [`handoff_proto::recovery`] do, and the modules
-//! below perform their effects. It never blocks on a peer, never ends a process that it did not start or that its journal
-//! does not name, and never reaps a foreign child.
+//! below perform their effects. It never blocks on a peer, never ends a process that it did not start, or that neither
+//! its journal nor its service's record names, and never reaps a foreign child.
 
 mod give_back;
 mod handover;
@@ -30,6 +30,7 @@ use crate::listeners::check_name;
 use crate::outcome::{HandoffOutcome, Recovery, SpawnSpec};
 use crate::process::Process;
 use crate::progress::{Cancel, Progress};
+pub(crate) use recovery::Remembered;
 
 /// Hands one daemon over, again and again.
 ///
@@ -177,9 +178,14 @@ impl Supervisor {
     /// [`Error::HandoffInProgress`]; [`Error::DataDirHeld`] when a process that is not ours to end holds the data: start
     /// nothing then; else the system's.
     pub fn resume_from_journal(&self) -> Result<Recovery> {
+        self.resume_with(Remembered::default())
+    }
+
+    /// The same, with what a service remembers besides: these processes are ours too.
+    pub(crate) fn resume_with(&self, remembered: Remembered<'_>) -> Result<Recovery> {
         let mut desk = self.desk()?;
         let journal = self.open_journal(&mut desk.journal)?;
-        recovery::recover(self, journal)
+        recovery::recover(self, journal, remembered)
     }
 
     fn desk(&self) -> Result<MutexGuard<'_, Desk>> {

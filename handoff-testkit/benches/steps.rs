@@ -88,6 +88,8 @@ fn recovery(criterion: &mut Criterion) {
             successor: Some(process(20)),
         }),
         lease: Some(lease),
+        daemon: Some(process(10)),
+        leaving: Vec::new(),
         answers: Some(process(20)),
         lock_holder: Some(20),
     };

@@ -19,8 +19,21 @@ use crate::timers::Timers;
 
 use super::{Supervisor, give_back};
 
+/// What is remembered besides the journal, which knows only the last handover.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Remembered<'a> {
+    /// The daemon that was started or adopted last.
+    pub(crate) daemon: Option<ProcessId>,
+    /// Those that were told to leave.
+    pub(crate) leaving: &'a [ProcessId],
+}
+
 /// Finds out who serves and puts an end to what nobody will finish.
-pub(super) fn recover(supervisor: &Supervisor, journal: Option<&mut Journal>) -> Result<Recovery> {
+pub(super) fn recover(
+    supervisor: &Supervisor,
+    journal: Option<&mut Journal>,
+    remembered: Remembered<'_>,
+) -> Result<Recovery> {
     let record = journal.as_ref().and_then(|journal| journal.current()).cloned();
     if let Some(record) = &record {
         tracing::info!(handoff_id = %record.handoff_id, phase = ?record.phase, "the journal knows of a handover");
@@ -28,6 +41,7 @@ pub(super) fn recover(supervisor: &Supervisor, journal: Option<&mut Journal>) ->
     let mut run = Run {
         supervisor,
         record: record.as_ref(),
+        remembered,
         machine: machine::Recovery::new(supervisor.timing),
         timers: Timers::new(),
         results: VecDeque::new(),
@@ -118,6 +132,7 @@ impl Supervisor {
 struct Run<'a> {
     supervisor: &'a Supervisor,
     record: Option<&'a StateJournal>,
+    remembered: Remembered<'a>,
     machine: machine::Recovery,
     timers: Timers<Timer>,
     results: VecDeque<Input>,
@@ -182,7 +197,7 @@ impl Run<'_> {
                 continue_process(id)?;
             }
             Effect::Kill(id) => {
-                tracing::warn!(pid = id.pid, "a process of an unfinished handover is ended");
+                tracing::warn!(pid = id.pid, "a process that is left of an earlier handover is ended");
                 self.ending.as_ref().map_or(Ok(()), Process::kill)?;
             }
             Effect::Arm(timer, after) => self.timers.arm(timer, after),
@@ -224,6 +239,11 @@ impl Run<'_> {
             }),
             None => None,
         };
+        let mut leaving = Vec::new();
+        for told in self.remembered.leaving {
+            leaving.extend(alive(Some(*told))?);
+        }
+        let daemon = alive(self.remembered.daemon)?;
         let lease = match self.supervisor.lease() {
             LeaseReading::Found(lease) => alive(Some(lease.owner))?.map(|_| lease),
             LeaseReading::Nobody => None,
@@ -238,7 +258,7 @@ impl Run<'_> {
             Some(data_dir) => handoff_lock::look(data_dir)?.locked_by,
             None => None,
         };
-        Ok(Findings { journal, lease, answers, lock_holder })
+        Ok(Findings { journal, lease, daemon, leaving, answers, lock_holder })
     }
 
     fn who_answers(&self) -> Result<Option<ProcessId>> {

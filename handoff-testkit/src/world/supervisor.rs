@@ -523,7 +523,8 @@ impl World {
             Some(lease) if lease.state == LeaseState::Active => None,
             Some(_) | None => self.who_answers().map(|slot| self.processes[slot].id),
         };
-        Findings { journal, lease, answers, lock_holder: self.lock.map(|slot| self.processes[slot].id.pid) }
+        let lock_holder = self.lock.map(|slot| self.processes[slot].id.pid);
+        Findings { journal, lease, answers, lock_holder, ..Findings::default() }
     }
 
     // ---- what the kernel does for it

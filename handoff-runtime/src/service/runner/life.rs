@@ -41,7 +41,8 @@ impl Runner {
             }
         };
         let serving_id = serving.as_ref().map(Process::id);
-        let still_there = left.into_iter().filter(|id| Some(*id) != serving_id).filter_map(|id| {
+        // A daemon that is not the one that serves was replaced, and nobody came to write it down.
+        let still_there = left.into_iter().chain(daemon).filter(|id| Some(*id) != serving_id).filter_map(|id| {
             let process = Process::open(id.pid).ok().flatten()?;
             (process.id() == id).then_some(process)
         });

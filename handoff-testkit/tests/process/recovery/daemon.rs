@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{env, fs, thread};
 
+use handoff_lock::{Attempt, Unlocked};
 use handoff_runtime::{
     DataDirLock, DrainContext, DrainReport, Drainable, Error, HookError, Incumbent, ReadinessSnapshot, Resume, Role,
     STATE_NOT_READABLE_EXIT_STATUS, SealContext, SealReport, StateNotReadable, StateSnapshot, detect_role,
@@ -22,6 +23,8 @@ const MOOD: &str = "MOOD";
 pub(super) enum Mood {
     /// Nothing.
     Good,
+    /// When it is started for the first time, it takes the bare lock and freezes before it has a lease.
+    FreezesInStart,
     /// As a successor, it opens only when there is a file `open` beside its data.
     OpensSlowly,
     /// As a successor, it freezes under the lock.
@@ -34,20 +37,24 @@ pub(super) enum Mood {
     FreezesInSeal,
     /// It stays when it has been committed away.
     Stays,
+    /// The same, and when there is a file `come-back` beside its data it takes their lock and freezes.
+    ComesBack,
     /// It leaves data that `Old` can't read.
     New,
     /// It can't read what `New` has left.
     Old,
 }
 
-const ALL: [Mood; 9] = [
+const ALL: [Mood; 11] = [
     Mood::Good,
+    Mood::FreezesInStart,
     Mood::OpensSlowly,
     Mood::FreezesUnderTheLock,
     Mood::FreezesActive,
     Mood::FreezesInDrain,
     Mood::FreezesInSeal,
     Mood::Stays,
+    Mood::ComesBack,
     Mood::New,
     Mood::Old,
 ];
@@ -88,6 +95,7 @@ fn run(args: Vec<std::ffi::OsString>) -> Result<()> {
     let hooks = Hooks { daemon: daemon.clone(), mood: mood.unwrap_or(Mood::Good), data_dir: options.data_dir.clone() };
     let (incumbent, listeners) = match detect_role()? {
         Role::ColdStart { mut inherited } => {
+            hooks.before_the_lock()?;
             let lock = DataDirLock::acquire_timeout(&options.data_dir, Duration::from_secs(2))?;
             hooks.check_format()?;
             daemon.open(lock.epoch())?;
@@ -113,10 +121,12 @@ fn run(args: Vec<std::ffi::OsString>) -> Result<()> {
     };
     daemon.listen(listeners)?;
     incumbent.with_build_id(options.build_id.into_bytes()).serve(hooks.clone())?;
-    if hooks.mood == Mood::Stays {
-        loop {
+    match hooks.mood {
+        Mood::Stays => loop {
             thread::park();
-        }
+        },
+        Mood::ComesBack => hooks.come_back()?,
+        _ => {}
     }
     daemon.leave(Duration::from_secs(10));
     Ok(())
@@ -142,6 +152,40 @@ impl Hooks {
             thread::park_timeout(Duration::from_millis(5));
         }
         self.check_format()
+    }
+
+    /// As one that had decided to try the lock stood still meanwhile, found it free, and stands still again before it looks at
+    /// the lease.
+    fn come_back(&self) -> Result<()> {
+        while !self.data_dir.with_file_name("come-back").exists() {
+            thread::park_timeout(Duration::from_millis(5));
+        }
+        self.freeze_with_the_bare_lock()
+    }
+
+    fn before_the_lock(&self) -> Result<()> {
+        let mark = self.data_dir.with_file_name("was-started");
+        if self.mood != Mood::FreezesInStart || mark.exists() {
+            return Ok(());
+        }
+        fs::write(mark, "")?;
+        self.freeze_with_the_bare_lock()
+    }
+
+    fn freeze_with_the_bare_lock(&self) -> Result<()> {
+        let mut unlocked = Unlocked::open(&self.data_dir)?;
+        // One that was killed is gone a moment before its lock is free.
+        let locked = loop {
+            match unlocked.try_lock() {
+                Attempt::Locked(claim) => break claim,
+                Attempt::Held(still) => unlocked = still,
+                Attempt::Failed(_, error) => return Err(error.into()),
+            }
+            thread::park_timeout(Duration::from_millis(5));
+        };
+        self.freeze_if(self.mood);
+        drop(locked);
+        Ok(())
     }
 
     fn check_format(&self) -> Result<()> {

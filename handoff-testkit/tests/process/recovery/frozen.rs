@@ -3,13 +3,14 @@
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use handoff_testkit::fixture::Setup;
 use libtest_mimic::Trial;
 use rustix::process::Signal;
 
 use super::daemon::{Mood, build};
-use super::scene::{Cost, Result, Scene, ended, fixed_address, run, signal};
+use super::scene::{Cost, PATIENCE, Result, Scene, ended, fixed_address, is_frozen, run, signal};
 use super::trial;
 use crate::{Outcome, check};
 
@@ -17,6 +18,7 @@ pub(super) fn all() -> Vec<Trial> {
     vec![
         trial("incumbent_freezes_while_idle", incumbent_freezes_while_idle),
         trial("incumbent_stands_still_without_a_supervisor", incumbent_stands_still_without_a_supervisor),
+        trial("daemon_stands_still_in_its_start_without_a_supervisor", daemon_stands_still_in_its_start),
         trial("incumbent_that_lives_is_left_alone", incumbent_that_lives_is_left_alone),
         trial("incumbent_freezes_in_drain", || incumbent_freezes(Mood::FreezesInDrain)),
         trial("incumbent_freezes_in_seal", || incumbent_freezes(Mood::FreezesInSeal)),
@@ -58,6 +60,28 @@ fn incumbent_stands_still_without_a_supervisor() -> Outcome {
     scene.serves()?;
     check(scene.fixture.incumbent_pid()? == pid, format!("it goes on:\n{}", scene.fixture.log()))?;
     scene.end(Cost::Nothing)
+}
+
+/// It has the lock and no lease yet: only the service's own record says whose it is.
+fn daemon_stands_still_in_its_start() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let first = build(dir.path(), "first", Mood::FreezesInStart, "")?;
+    let mut fixture = Setup::new(first).listener("http", fixed_address()?).config(LONG).prepare()?;
+    let mut supervisor = run(&fixture, &[])?;
+    let until = Instant::now() + PATIENCE;
+    let daemon = loop {
+        let holder = handoff_lock::look(fixture.data_dir()).ok().and_then(|look| look.locked_by);
+        match holder.filter(|pid| is_frozen(*pid)) {
+            Some(pid) => break pid,
+            None => check(Instant::now() < until, format!("nobody freezes:\n{}", fixture.log()))?,
+        }
+        std::thread::park_timeout(Duration::from_millis(2));
+    };
+    signal(supervisor.id(), Signal::KILL)?;
+    ended(&mut supervisor)?;
+    fixture.start_supervisor()?;
+    check(fixture.incumbent_pid()? == daemon, format!("it is adopted:\n{}", fixture.log()))?;
+    Scene::on(fixture)?.end(Cost::Nothing)
 }
 
 fn incumbent_that_lives_is_left_alone() -> Outcome {

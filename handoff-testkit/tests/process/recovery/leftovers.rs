@@ -26,6 +26,7 @@ pub(super) fn all() -> Vec<Trial> {
         }),
         trial("old_generations_do_not_outlive_a_restart", || old_generations(Mood::Stays, "", Supervisor::IsKilled)),
         trial("a_leftover_of_the_journal_loses_the_lock", a_leftover_of_the_journal_loses_the_lock),
+        trial("one_that_was_told_to_leave_loses_the_lock", one_that_was_told_to_leave_loses_the_lock),
         trial("a_stranger_with_the_lock_is_named", a_stranger_with_the_lock_is_named),
         trial("sigterm_in_a_handover_leaves_nothing", sigterm_in_a_handover_leaves_nothing),
     ]
@@ -127,6 +128,32 @@ fn a_leftover_of_the_journal_loses_the_lock() -> Outcome {
     fixture.start_supervisor()?;
     check(waiting.join().map_err(|_| "a panic")??.is_none(), "the leftover is ended")?;
     Scene::on(fixture)?.end(Cost::Nothing)
+}
+
+/// Two handovers later the journal does not name it any more; the service's own record does.
+fn one_that_was_told_to_leave_loses_the_lock() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let setup = Setup::new(build(dir.path(), "first", Mood::ComesBack, "")?).listener("http", fixed_address()?);
+    let mut scene = Scene::start(setup.config("watchdog = \"3s\"").config("retire = \"1h\""))?;
+    let oldest = scene.fixture.incumbent_pid()?;
+    for _ in 0..2 {
+        scene.upgrade()?;
+    }
+    scene.fixture.kill_supervisor()?;
+    for newer in scene.fixture.processes().into_iter().filter(|pid| *pid != oldest) {
+        signal(newer, Signal::KILL)?;
+    }
+    scene.only(1)?;
+    std::fs::write(scene.fixture.data_dir().with_file_name("come-back"), "")?;
+    scene.wait_for_a_frozen_process()?;
+    let holder = handoff_lock::look(scene.fixture.data_dir())?.locked_by;
+    check(holder == Some(oldest), format!("{oldest} has the lock, not {holder:?}"))?;
+    std::fs::remove_file(scene.fixture.data_dir().with_file_name("come-back"))?;
+    scene.configure("retire", SOON)?;
+    scene.fixture.start_supervisor()?;
+    scene.serves()?;
+    check(!scene.fixture.processes().contains(&oldest), format!("it is ended:\n{}", scene.fixture.log()))?;
+    scene.end(Cost::OpenConnections)
 }
 
 fn a_stranger_with_the_lock_is_named() -> Outcome {

@@ -115,12 +115,8 @@ impl Scene {
 
     /// Waits until one of the processes stands still.
     pub(super) fn wait_for_a_frozen_process(&self) -> Outcome {
-        let is_stopped = |pid: u32| {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
-        };
         let until = Instant::now() + PATIENCE;
-        while !self.fixture.processes().into_iter().any(is_stopped) {
+        while !self.fixture.processes().into_iter().any(is_frozen) {
             check(Instant::now() < until, format!("nobody freezes:\n{}", self.fixture.log()))?;
             std::thread::park_timeout(Duration::from_millis(2));
         }
@@ -202,6 +198,12 @@ pub(super) fn run(fixture: &Fixture, env: &[(&str, &str)]) -> io::Result<Child> 
     let mut command = fixture.command(&["run", "--config"])?;
     command.arg(fixture.path().join("handoff.toml")).stdout(log.try_clone()?).stderr(log);
     command.envs(env.iter().copied()).spawn()
+}
+
+/// Whether it stands still, by the kernel's word.
+pub(super) fn is_frozen(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
 }
 
 /// Waits for the end of a child.
