@@ -101,7 +101,8 @@ impl Service {
         let mut state_dir = existing.map_or_else(|| StateDir::create(&config.state_dir, visitors, silence), Ok)?;
         let supervisor = supervisor(&config)?;
         let recovery = recover(&supervisor, &config, &inherited, known.as_ref())?;
-        let (listeners, supervisor) = listeners(&config, &mut inherited, supervisor)?;
+        let in_the_way = in_the_way(known.as_ref(), &recovery);
+        let (listeners, supervisor) = listeners(&config, &mut inherited, supervisor, in_the_way)?;
         let signals = Signals::block(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])
             .map_err(|error| Error::io("block signals", error))?;
         let admin = AdminSocket::bind(&config.admin_socket(), &config.allowed_uids)
@@ -229,17 +230,43 @@ fn supervisor(config: &ServiceConfig) -> Result<Supervisor> {
     })
 }
 
+/// Those that were told to leave, when nobody serves: they may still have the addresses, and nobody else has them to give.
+fn in_the_way(known: Option<&Record>, recovery: &Recovery) -> Vec<Process> {
+    if recovery.serving.is_some() {
+        return Vec::new();
+    }
+    let mut leaving = known.map_or_else(Vec::new, |record| record.still_to_leave(None));
+    let last = recovery.retiring.as_ref().and_then(Process::if_alive);
+    leaving.extend(last.filter(|one| leaving.iter().all(|other| other.id() != one.id())));
+    leaving
+}
+
+/// Ends those that are in the way; false if nobody was, or one of them serves after all.
+fn make_way(in_the_way: Vec<Process>, config: &ServiceConfig) -> bool {
+    let serves = active_owner(config);
+    if in_the_way.is_empty() || in_the_way.iter().any(|process| Some(process.id()) == serves) {
+        return false;
+    }
+    let pids: Vec<_> = in_the_way.iter().map(Process::pid).collect();
+    tracing::warn!(?pids, "an address is in use, and processes that were told to leave have not left: they are ended");
+    retire::end_all(in_the_way, config.retire)
+        .inspect_err(|error| tracing::warn!(%error, "an old process could not be ended"))
+        .is_ok()
+}
+
 /// The service's sockets: those that a living daemon gave back, and those of the configuration that it does not have. The
-/// supervisor gets the latter too.
+/// supervisor gets the latter too. An address that is in use is tried again when those in the way are gone.
 fn listeners(
     config: &ServiceConfig,
     inherited: &mut InheritedListeners,
     supervisor: Supervisor,
+    mut in_the_way: Vec<Process>,
 ) -> std::result::Result<(Listeners, Supervisor), ServiceError> {
     let given_back = supervisor.listeners()?;
     let is_missing = |listen: &&Listen| !given_back.iter().any(|(name, _)| *name == listen.name);
     let missing: Vec<_> = config.listeners.iter().filter(is_missing).cloned().collect();
-    let mut listeners = Listeners::open(&missing, inherited)?;
+    let make_way = || make_way(std::mem::take(&mut in_the_way), config);
+    let mut listeners = Listeners::open(&missing, inherited, make_way)?;
     let supervisor = listeners.for_a_child().into_iter().fold(supervisor, |s, (name, fd)| s.with_listener(name, fd));
     listeners.add_given_back(given_back, &config.listeners);
     Ok((listeners, supervisor))

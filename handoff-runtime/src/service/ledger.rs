@@ -13,6 +13,7 @@ use tracing::warn;
 
 use super::builds::Lineage;
 use super::config::ServiceConfig;
+use crate::process::Process;
 
 const VERSION: u32 = 1;
 /// Far more than any service has.
@@ -26,6 +27,15 @@ pub(super) struct Record {
     pub(super) daemon: Option<ProcessId>,
     /// Processes that were told to leave.
     pub(super) retiring: Vec<ProcessId>,
+}
+
+impl Record {
+    /// Those of its processes that live and are to leave. A daemon that is not the one that serves was replaced, and nobody
+    /// came to write it down.
+    pub(super) fn still_to_leave(&self, serving: Option<ProcessId>) -> Vec<Process> {
+        let ids = self.retiring.iter().copied().chain(self.daemon).filter(|id| Some(*id) != serving);
+        ids.filter_map(|id| Process::open(id.pid).ok().flatten().filter(|process| process.id() == id)).collect()
+    }
 }
 
 /// The file.

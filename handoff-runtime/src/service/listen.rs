@@ -40,16 +40,26 @@ struct Open {
 }
 
 impl Listeners {
-    /// Takes each listener from `inherited` if one of its name and kind is there, else binds it.
+    /// Takes each listener from `inherited` if one of its name and kind is there, else binds it. An address that is in use
+    /// is tried again if `make_way` says so.
     ///
     /// # Errors
     /// The first that can't be had, by name; the ones before it are closed again, and their paths removed.
-    pub(super) fn open(wanted: &[Listen], inherited: &mut InheritedListeners) -> Result<Self, ServiceError> {
+    pub(super) fn open(
+        wanted: &[Listen],
+        inherited: &mut InheritedListeners,
+        mut make_way: impl FnMut() -> bool,
+    ) -> Result<Self, ServiceError> {
+        let mut bound_in_the_end = |listen| match bound(listen) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && make_way() => bound(listen),
+            result => result,
+        };
         let mut open = Vec::with_capacity(wanted.len());
         for listen in wanted {
             open.push(match taken(listen, inherited) {
                 Some(open) => open,
-                None => bound(listen).map_err(|source| ServiceError::Listener { listen: listen.clone(), source })?,
+                None => bound_in_the_end(listen)
+                    .map_err(|source| ServiceError::Listener { listen: listen.clone(), source })?,
             });
         }
         Ok(Self { open })
@@ -178,7 +188,7 @@ mod tests {
 
     fn open(wanted: &[String]) -> Result<Listeners, ServiceError> {
         let wanted: Vec<Listen> = wanted.iter().map(|text| text.parse().unwrap()).collect();
-        Listeners::open(&wanted, &mut nothing_inherited())
+        Listeners::open(&wanted, &mut nothing_inherited(), || false)
     }
 
     #[test]

@@ -6,11 +6,34 @@
 //! ```
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use handoff_proto::{HandoffId, ProcessId};
+use rustix::event::{PollFd, PollFlags};
 use tracing::{info, warn};
 
 use crate::process::Process;
+use crate::sys::poll;
+use crate::{Error, Result};
+
+/// Sends SIGTERM to all of them, and SIGKILL to those that are still there after `retire`. They are gone then.
+///
+/// # Errors
+/// The system's: one may not be signalled, or can't be waited for.
+pub(super) fn end_all(mut leaving: Vec<Process>, retire: Duration) -> Result<()> {
+    leaving.iter().try_for_each(Process::terminate)?;
+    let until = Instant::now() + retire;
+    for process in &mut leaving {
+        while !process.has_exited()? && Instant::now() < until {
+            let mut fds = [PollFd::new(process, PollFlags::IN)];
+            let left = until.saturating_duration_since(Instant::now());
+            poll::wait(&mut fds, Some(left)).map_err(|error| Error::io("wait for old processes", error))?;
+        }
+        process.kill()?;
+        process.wait()?;
+    }
+    Ok(())
+}
 
 /// One process on its way out.
 #[derive(Debug)]

@@ -32,21 +32,14 @@ impl Runner {
             let entry = cut_short(&interrupted, serving.as_ref().map(Process::pid));
             report_lost(self.core.history.append(&HistoryEntry { epoch: self.epoch(), ..entry }));
         }
-        let (daemon, left) = match self.core.known.take() {
-            Some(known) => (known.daemon, known.retiring),
-            None => {
-                // Whatever is there is of another boot, or of another binary.
-                self.core.shelf.clear();
-                (None, Vec::new())
-            }
-        };
+        let known = self.core.known.take();
+        if known.is_none() {
+            // Whatever is there is of another boot, or of another binary.
+            self.core.shelf.clear();
+        }
+        let daemon = known.as_ref().and_then(|known| known.daemon);
         let serving_id = serving.as_ref().map(Process::id);
-        // A daemon that is not the one that serves was replaced, and nobody came to write it down.
-        let still_there = left.into_iter().chain(daemon).filter(|id| Some(*id) != serving_id).filter_map(|id| {
-            let process = Process::open(id.pid).ok().flatten()?;
-            (process.id() == id).then_some(process)
-        });
-        let mut old: Vec<Process> = still_there.collect();
+        let mut old = known.map_or_else(Vec::new, |known| known.still_to_leave(serving_id));
         old.extend(retiring.filter(|one| old.iter().all(|other| other.id() != one.id())));
         old.into_iter().for_each(|process| self.retire(Retiring::asked(process)));
 

@@ -27,6 +27,7 @@ pub(super) fn all() -> Vec<Trial> {
         trial("old_generations_do_not_outlive_a_restart", || old_generations(Mood::Stays, "", Supervisor::IsKilled)),
         trial("a_leftover_of_the_journal_loses_the_lock", a_leftover_of_the_journal_loses_the_lock),
         trial("one_that_was_told_to_leave_loses_the_lock", one_that_was_told_to_leave_loses_the_lock),
+        trial("old_generations_keep_no_address", old_generations_keep_no_address),
         trial("a_stranger_with_the_lock_is_named", a_stranger_with_the_lock_is_named),
         trial("sigterm_in_a_handover_leaves_nothing", sigterm_in_a_handover_leaves_nothing),
     ]
@@ -153,6 +154,24 @@ fn one_that_was_told_to_leave_loses_the_lock() -> Outcome {
     scene.fixture.start_supervisor()?;
     scene.serves()?;
     check(!scene.fixture.processes().contains(&oldest), format!("it is ended:\n{}", scene.fixture.log()))?;
+    scene.end(Cost::OpenConnections)
+}
+
+/// Nobody serves when the service is started again, and those that were to leave have not.
+fn old_generations_keep_no_address() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let setup = Setup::new(build(dir.path(), "first", Mood::Stays, "")?).listener("http", fixed_address()?);
+    let mut scene = Scene::start(setup.config("retire = \"1h\""))?;
+    for _ in 0..2 {
+        scene.upgrade()?;
+    }
+    let serving = scene.fixture.incumbent_pid()?;
+    scene.fixture.kill_supervisor()?;
+    signal(serving, Signal::KILL)?;
+    scene.only(2)?;
+    scene.configure("retire", SOON)?;
+    scene.fixture.start_supervisor()?;
+    scene.serves()?;
     scene.end(Cost::OpenConnections)
 }
 
