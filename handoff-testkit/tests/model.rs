@@ -1,5 +1,5 @@
-//! The shipped machines hold their promises in every state of the world, with any fault and with any two; and a rule that is
-//! broken on purpose is noticed.
+//! The shipped machines hold their promises in every state of the world, with any fault and with any two; from every state
+//! somebody comes to serve; and a rule that is broken on purpose is noticed.
 //!
 //! The deeper walks are ignored by default: `cargo test -p handoff-testkit --test model --release -- --ignored`.
 
@@ -110,13 +110,10 @@ fn leftovers_that_nobody_ends_find_another_epoch() {
     assert!(graph.summary().broken.is_empty(), "{}", graph.traces());
 }
 
-/// No promise is broken anywhere; that somebody always comes to serve is open, see `docs/decisions/model.md`.
 #[test]
-#[ignore = "many minutes and several GiB"]
+#[ignore = "a quarter of an hour and several GiB"]
 fn two_handovers_with_any_two_faults() {
-    let summary = Graph::explore(HandoverModel(limits(2, 2))).summary();
-    println!("{summary:?}");
-    assert_eq!(summary.broken, []);
+    holds(limits(2, 2));
 }
 
 #[test]

@@ -14,6 +14,7 @@
 
 mod drive;
 mod incumbent;
+mod ledger;
 mod moves;
 mod print;
 mod process;
@@ -33,6 +34,7 @@ pub use process::Slot;
 pub use promises::Broken;
 pub use sabotage::Sabotage;
 
+use ledger::Ledger;
 use process::{Life, Memory, Process, Role, Store};
 use supervisor::{Job, Record, Supervisor};
 
@@ -73,6 +75,8 @@ pub struct World {
     lock: Option<Slot>,
     lease: LeaseView,
     journal: Option<Record>,
+    /// The service's own record.
+    ledger: Ledger,
     /// Whose socket the control path leads to.
     path: Option<Slot>,
     /// The time of each handover.
@@ -137,6 +141,7 @@ impl World {
             lock: Some(0),
             lease: LeaseView { epoch: 1, owner: ids[0], state: LeaseState::Active, handoff_id: None },
             journal: None,
+            ledger: ledger::FIRST,
             path: Some(0),
             clocks: [Clock::InTime; SLOTS - 2],
             handovers: 0,
@@ -153,9 +158,9 @@ impl World {
 
     /// One number for this state; texts do not count.
     pub fn fingerprint(&self) -> u64 {
-        let Self { supervisor, processes, lock, lease, journal, path, clocks, handovers, faults, sabotage: _, broken } =
-            self;
-        let first = (supervisor, processes, lock, lease, journal);
+        let Self { supervisor, processes, lock, lease, journal, ledger, path, clocks, .. } = self;
+        let Self { handovers, faults, broken, .. } = self;
+        let first = (supervisor, processes, lock, lease, journal, ledger);
         print::fingerprint(&(first, path, clocks, handovers, faults, broken))
     }
 

@@ -181,7 +181,7 @@ impl World {
             return moves.push(Move::Act(Actor::Supervisor));
         }
         match &self.supervisor.job {
-            Job::Nothing => {}
+            Job::Nothing | Job::Settling => {}
             Job::Idle => self.idle_moves(limits, moves),
             Job::HandingOver(job) => {
                 self.retire_moves(moves);
@@ -439,6 +439,7 @@ impl Job {
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Nothing => "",
+            Self::Settling => "settles",
             Self::Idle => "idle",
             Self::HandingOver(_) => "hands over",
             Self::Recovering(_) => "recovers",
@@ -465,7 +466,7 @@ impl World {
             Actor::Supervisor => match &self.supervisor.job {
                 Job::HandingOver(job) => format!("{:?}", job.drive.todo.front()),
                 Job::Recovering(job) => format!("{:?}", job.drive.todo.front()),
-                Job::Nothing | Job::Idle => String::new(),
+                Job::Nothing | Job::Settling | Job::Idle => String::new(),
             },
             Actor::Process(slot) => match &self.processes[slot].role {
                 Role::Incumbent(role) => format!("{:?}", role.drive.todo.front()),

@@ -9,8 +9,8 @@ use handoff_proto::supervisor::{self, LeaseReading, Outcome, Ownership, Plan, St
 use handoff_proto::{LeaseState, Message, Phase, ProcessId, Timing};
 
 use super::drive::Drive;
-use super::process::{Accepted, End, Life, Pipe, Process, Role, Session, Slot, SuccessorRole};
-use super::process::{Activation, Daemon};
+use super::ledger::Named;
+use super::process::{Accepted, Activation, Daemon, End, Life, Pipe, Process, Role, Session, Slot, SuccessorRole};
 use super::sabotage::Sabotage;
 use super::{Broken, Class, Performed, SLOTS, World, handoff_id};
 
@@ -46,6 +46,8 @@ pub(super) struct Supervisor {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Job {
     Nothing,
+    /// Who serves and who is to leave has changed, and is about to be written down.
+    Settling,
     Idle,
     HandingOver(Box<HandingOver>),
     Recovering(Box<Recovering>),
@@ -101,6 +103,7 @@ impl World {
         let id = self.fresh_id(slot);
         *self.process_mut(slot) = Process::new(id, Role::Starting(super::process::Starting::Locking));
         self.supervisor_mut().daemon = Some(slot);
+        self.write_down();
     }
 
     pub(super) fn supervisor_restarts(&mut self) {
@@ -127,7 +130,7 @@ impl World {
     /// Tells the machine the next thing that has happened; false when there is nothing.
     pub(super) fn supervisor_hears(&mut self) -> bool {
         match &self.supervisor.job {
-            Job::Nothing | Job::Idle => false,
+            Job::Nothing | Job::Settling | Job::Idle => false,
             Job::Recovering(recovering) => {
                 let recovering = recovering.as_ref().clone();
                 self.recovery_hears(recovering)
@@ -235,6 +238,7 @@ impl World {
     pub(super) fn class_of_supervisor(&self) -> Option<Class> {
         match &self.supervisor.job {
             Job::Nothing | Job::Idle => None,
+            Job::Settling => Some(Class::Own),
             Job::HandingOver(handing_over) => {
                 handing_over.drive.todo.front().map(|effect| self.class_in_handover(handing_over, effect))
             }
@@ -288,6 +292,10 @@ impl World {
         let mut job = std::mem::replace(&mut self.supervisor_mut().job, Job::Nothing);
         let next = match &mut job {
             Job::Nothing | Job::Idle => None,
+            Job::Settling => {
+                self.write_down();
+                Some(Job::Idle)
+            }
             Job::HandingOver(handing_over) => handing_over.drive.todo.pop_front().and_then(|effect| match performed {
                 Performed::Well => self.perform_in_handover(handing_over, effect),
                 Performed::Failing => {
@@ -305,7 +313,7 @@ impl World {
     /// Whether the next thing can fail, other than by what the roles do.
     pub(super) fn supervisor_may_fail(&self) -> bool {
         match &self.supervisor.job {
-            Job::Nothing | Job::Idle | Job::Recovering(_) => false,
+            Job::Nothing | Job::Settling | Job::Idle | Job::Recovering(_) => false,
             Job::HandingOver(job) => job.drive.todo.front().is_some_and(|effect| failure(effect).is_some()),
         }
     }
@@ -445,6 +453,7 @@ impl World {
                 supervisor.retiring[old] = true;
             }
             supervisor.daemon = committed;
+            return Job::Settling;
         }
         Job::Idle
     }
@@ -492,16 +501,15 @@ impl World {
             }
         };
         let old = self.journal.and_then(|record| self.left_behind(record, serving));
+        let is_ours = |slot| self.is_written_down(slot) || old == Some(slot);
+        let retiring = std::array::from_fn(|slot| is_ours(slot) && Some(slot) != serving);
         let supervisor = self.supervisor_mut();
-        supervisor.daemon = serving;
-        if let Some(old) = old {
-            supervisor.retiring[old] = true;
-        }
+        (supervisor.daemon, supervisor.retiring) = (serving, retiring);
         self.journal = self.journal.filter(|record| record.phase == Phase::Committed || old.is_some());
         if let Some(record) = &mut self.journal {
             record.phase = Phase::Committed;
         }
-        Job::Idle
+        Job::Settling
     }
 
     /// The old process of a handover whose successor serves.
@@ -523,8 +531,10 @@ impl World {
             Some(lease) if lease.state == LeaseState::Active => None,
             Some(_) | None => self.who_answers().map(|slot| self.processes[slot].id),
         };
+        let daemon = self.written_down(Named::Daemon).next();
+        let leaving = self.written_down(Named::Leaving).collect();
         let lock_holder = self.lock.map(|slot| self.processes[slot].id.pid);
-        Findings { journal, lease, answers, lock_holder, ..Findings::default() }
+        Findings { journal, lease, daemon, leaving, answers, lock_holder }
     }
 
     // ---- what the kernel does for it

@@ -67,8 +67,9 @@ impl World {
         }
     }
 
-    /// Nobody asks for a dead process: neither at the end of the control path nor from the journal.
+    /// Nobody asks for a dead process: neither at the end of the control path nor from what is written down.
     fn forget_the_dead(&mut self) {
+        self.tidy_ledger();
         self.path = self.path.filter(|slot| self.processes[*slot].is_alive());
         if let Some(record) = &mut self.journal {
             let processes = &self.processes;
