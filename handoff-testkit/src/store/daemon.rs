@@ -219,8 +219,8 @@ fn start(options: &Options) -> std::io::Result<Daemon> {
 
 /// Serves clients and supervisors until the process was handed over, and then those clients that have not left.
 fn serve(daemon: &Daemon, sockets: Sockets, incumbent: Incumbent) -> Result<(), Box<dyn Error>> {
-    daemon.receive(sockets.udp);
     daemon.listen(sockets.tcp)?;
+    daemon.receive(sockets.udp);
     let served = incumbent.serve(daemon.clone())?;
     let open_connections = daemon.leave(LEAVE_PATIENCE);
     tracing::info!(?served, open_connections, "leaving");

@@ -109,8 +109,12 @@ impl Datagrams {
 
     /// Receives again after a [`close`](Self::close).
     pub fn open(&self) {
-        self.shared.state().gate = Gate::Open;
-        self.shared.opened.notify_all();
+        let mut state = self.shared.state();
+        state.gate = Gate::Open;
+        // Without a socket there is nothing to wake up for.
+        if !state.sockets.is_empty() {
+            self.shared.opened.notify_all();
+        }
     }
 
     /// Receives no more, and waits until what is in hand is answered, at most until `deadline`, or until `cancelled` says so.

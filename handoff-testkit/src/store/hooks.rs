@@ -23,8 +23,8 @@ use super::server::{Server, Service};
 use super::wire::{Reply, Request, Stats};
 use super::{Cohort, Contents, LogRetention, Signal, Store, StoreError, now_ms};
 
-/// How many datagrams are answered at once.
-const DATAGRAM_THREADS: usize = 8;
+/// How many datagrams are answered at once. Each thread is one more that a successor starts before it can take over.
+const DATAGRAM_THREADS: usize = 2;
 
 /// A store that serves clients and can be handed over. Clones share it: one for the hooks, one for `main`.
 #[derive(Debug, Clone)]
