@@ -38,6 +38,23 @@ pub(crate) struct Sealed {
     pub(crate) last_revision: u64,
 }
 
+/// Who watches a handover, on the handover's own thread.
+pub(crate) trait Onlooker {
+    /// It has come farther; in order, one after the other.
+    fn see(&self, news: Vec<Progress>);
+
+    /// Asked before the journal is made durable, and so before the incumbent is told to drain: returns when whatever else must
+    /// be on record by then is there.
+    fn before_sync(&self) {}
+}
+
+/// One that only sees.
+impl<F: Fn(Vec<Progress>)> Onlooker for F {
+    fn see(&self, news: Vec<Progress>) {
+        self(news);
+    }
+}
+
 /// Calls a handover off, from any thread. Its loop polls the descriptor and takes the reason.
 #[derive(Debug, Clone)]
 pub(crate) struct Cancel {

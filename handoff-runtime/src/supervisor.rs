@@ -29,7 +29,7 @@ use crate::error::{Error, Result};
 use crate::listeners::check_name;
 use crate::outcome::{HandoffOutcome, Recovery, SpawnSpec};
 use crate::process::Process;
-use crate::progress::{Cancel, Progress};
+use crate::progress::{Cancel, Onlooker};
 pub(crate) use recovery::Remembered;
 
 /// Hands one daemon over, again and again.
@@ -152,11 +152,11 @@ impl Supervisor {
         self.perform_watched(spec, &|_| {}, &cancel)
     }
 
-    /// The same, telling each step, and to be called off.
+    /// The same, watched, and to be called off.
     pub(crate) fn perform_watched(
         &self,
         spec: SpawnSpec,
-        progress: &dyn Fn(Progress),
+        onlooker: &dyn Onlooker,
         cancel: &Cancel,
     ) -> Result<HandoffOutcome> {
         let mut desk = self.desk()?;
@@ -165,7 +165,7 @@ impl Supervisor {
         let lease = self.data_dir.as_ref().map(|dir| lease.get_or_insert_with(|| WatchedLease::new(dir)));
         let handoff_id = next_id.take().unwrap_or_else(HandoffId::new);
         let tools = handover::Tools { handoff_id, journal, lease, serving };
-        let outcome = handover::Run::new(self, tools, spec, progress, cancel).perform();
+        let outcome = handover::Run::new(self, tools, spec, onlooker, cancel).perform();
         *next_id = Some(HandoffId::new());
         outcome
     }

@@ -120,12 +120,18 @@ impl AdminSocket {
         request
     }
 
-    /// Sends a line ahead of the answer.
+    /// Writes to every client what it can take of what is meant for it. A round of the loop ends with it, so that several
+    /// lines go in one write.
+    pub(crate) fn flush(&mut self) {
+        self.clients.retain_mut(|client| client.flush() && !client.is_done());
+    }
+
+    /// A line ahead of the answer. It is sent by [`flush`](Self::flush).
     pub(crate) fn tell(&mut self, id: ClientId, event: &Event) {
         self.push(id, event);
     }
 
-    /// Sends the answer; the client may then give its next order.
+    /// The answer; the client may then give its next order.
     ///
     /// Returns an order that was already waiting behind the answered one.
     #[must_use = "the client's next order may be here already"]
@@ -230,13 +236,13 @@ impl Client {
         None
     }
 
-    /// Queues a line and writes what fits; false when the client is gone or does not read.
+    /// Queues a line; false when the client does not read.
     fn push(&mut self, line: &impl Serialize) -> bool {
         match serde_json::to_writer(&mut self.output, line) {
             Ok(()) => self.output.push(b'\n'),
             Err(error) => warn!(%error, "an answer could not be encoded"),
         }
-        self.flush() && self.output.len() <= OUTPUT_BYTES_MAX
+        self.output.len() <= OUTPUT_BYTES_MAX
     }
 
     fn flush(&mut self) -> bool {
@@ -254,8 +260,10 @@ impl Client {
         self.turn == Turn::Leaving && self.output.is_empty()
     }
 
+    /// Its only line.
     fn dismiss(&mut self, error: String) {
         self.push(&Refusal { error });
+        self.flush();
     }
 }
 
@@ -292,7 +300,9 @@ mod tests {
         fn round(&mut self) -> Vec<(ClientId, Request)> {
             let ids: Vec<_> = self.socket.clients.iter().map(|client| client.id).collect();
             let turn = |id| self.socket.turn(id, PollFlags::IN).map(|request| (id, request));
-            ids.into_iter().filter_map(turn).collect()
+            let orders = ids.into_iter().filter_map(turn).collect();
+            self.socket.flush();
+            orders
         }
     }
 
@@ -336,6 +346,7 @@ mod tests {
         assert!(room.round().is_empty());
         room.socket.tell(orders[0].0, &Event::Stopping {});
         let next = room.socket.answer(orders[0].0, &Stopped { stopped: true, supervisor_pid: 1 });
+        room.socket.flush();
         assert_eq!(next, Some(Request::Stop {}));
         assert_eq!(line(&client), "{\"event\":\"stopping\"}\n");
     }
@@ -348,6 +359,7 @@ mod tests {
         client.shutdown(std::net::Shutdown::Write).unwrap();
         let (id, _) = room.round()[0].clone();
         assert_eq!(room.socket.answer(id, &Refusal { error: "x".into() }), None);
+        room.socket.flush();
         assert_eq!(line(&client), "{\"error\":\"x\"}\n");
         room.round();
         assert!(room.socket.clients.is_empty());

@@ -1,9 +1,10 @@
 //! One handover under way: performed on a worker thread, told to the loop step by step, so that a status is answered in the
 //! middle of it. What the protocol decides is not decided here.
 
+use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use handoff_journal::{HistoryEntry, HistoryTimings};
@@ -16,7 +17,7 @@ use super::daemon::unix_ms;
 use super::report::{Event, HandoverReport, HandoverStatus, SealStatus, TimingsMs, build_id_text, milliseconds};
 use super::spans::Moments;
 use crate::outcome::{HandoffOutcome, SpawnSpec, Timings};
-use crate::progress::{Cancel, Progress, Sealed, Step};
+use crate::progress::{Cancel, Onlooker, Progress, Sealed, Step};
 use crate::supervisor::Supervisor;
 use crate::timers::now_ns;
 use crate::waker::Waker;
@@ -31,7 +32,7 @@ pub(super) const BUSY: u8 = 4;
 /// What the worker tells the loop.
 #[derive(Debug)]
 pub(super) enum News {
-    Progress(Progress),
+    Progress(Vec<Progress>),
     Over(Result<HandoffOutcome>),
 }
 
@@ -62,6 +63,8 @@ pub(super) struct Handover {
     ordered_unix_ms: u64,
     moments: Moments,
     cancel: Cancel,
+    /// Dropped when the order is on record; the worker waits for it.
+    unrecorded: Option<Sender<Infallible>>,
     handoff_id: Option<HandoffId>,
     phase: &'static str,
     /// The phase in which it was given up, while it is undone.
@@ -79,7 +82,8 @@ pub(super) struct Old {
 }
 
 impl Handover {
-    /// Starts the worker.
+    /// Starts the worker. The old process is not touched before [`recorded`](Self::recorded): what the service writes down of
+    /// an order costs no time, because the successor starts meanwhile.
     ///
     /// # Errors
     /// The system's: no thread or no descriptor is left. Nothing was started.
@@ -92,7 +96,9 @@ impl Handover {
     ) -> Result<Self> {
         let moments = Moments::new(now_ns());
         let cancel = Cancel::new().map_err(|error| Error::io("prepare a handover", error))?;
-        let worker = Worker { supervisor: Arc::clone(supervisor), spec: spec.clone(), cancel: cancel.clone(), wire };
+        let (unrecorded, recorded) = channel();
+        let supervisor = Arc::clone(supervisor);
+        let worker = Worker { supervisor, spec: spec.clone(), cancel: cancel.clone(), wire, recorded };
         thread::Builder::new()
             .name("handover".to_owned())
             .spawn(move || worker.work())
@@ -106,6 +112,7 @@ impl Handover {
             ordered_unix_ms: unix_ms(),
             moments,
             cancel,
+            unrecorded: Some(unrecorded),
             handoff_id: None,
             phase: FIRST_PHASE,
             given_up_in: None,
@@ -113,6 +120,11 @@ impl Handover {
             successor_pid: None,
             aborted: Aborted::Settled,
         })
+    }
+
+    /// What the service must know after a crash is written down.
+    pub(super) fn recorded(&mut self) {
+        self.unrecorded = None;
     }
 
     /// Calls it off; its end comes as [`News::Over`] all the same.
@@ -252,12 +264,24 @@ struct Worker {
     spec: SpawnSpec,
     cancel: Cancel,
     wire: Wire,
+    /// Closed when the order is on record.
+    recorded: Receiver<Infallible>,
+}
+
+impl Onlooker for Worker {
+    fn see(&self, news: Vec<Progress>) {
+        self.wire.tell(News::Progress(news));
+    }
+
+    fn before_sync(&self) {
+        // Nothing ever comes but the end.
+        let _ = self.recorded.recv();
+    }
 }
 
 impl Worker {
     fn work(self) {
-        let progress = |progress| self.wire.tell(News::Progress(progress));
-        let perform = || self.supervisor.perform_watched(self.spec.clone(), &progress, &self.cancel);
+        let perform = || self.supervisor.perform_watched(self.spec.clone(), &self, &self.cancel);
         let result = catch_unwind(AssertUnwindSafe(perform));
         // A loop that waits for ever for a worker that panicked could neither hand over nor stop.
         let result = result.unwrap_or_else(|_| Err(Error::Usage("the handover's thread panicked".to_owned())));

@@ -165,6 +165,7 @@ impl Runner {
             while let Some(timer) = self.core.timers.pop_expired() {
                 self.expired(timer, punctual);
             }
+            self.admin.flush();
         };
         self.leave();
         Ok(ended)

@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::outcome::{HandoffOutcome, SpawnSpec};
 use crate::ownership;
 use crate::process::Process;
-use crate::progress::{Cancel, Progress, Sealed, Step};
+use crate::progress::{Cancel, Onlooker, Progress, Sealed, Step};
 use crate::spawn::spawn;
 use crate::sys::poll;
 use crate::timers::{Timers, now_ns};
@@ -38,6 +38,7 @@ pub(super) struct Run<'a> {
     tools: Tools<'a>,
     spec: SpawnSpec,
     news: News<'a>,
+    onlooker: &'a dyn Onlooker,
     cancel: &'a Cancel,
     handoff_id: HandoffId,
     machine: machine::Supervisor,
@@ -111,7 +112,7 @@ impl<'a> Run<'a> {
         supervisor: &'a Supervisor,
         tools: Tools<'a>,
         spec: SpawnSpec,
-        progress: &'a dyn Fn(Progress),
+        onlooker: &'a dyn Onlooker,
         cancel: &'a Cancel,
     ) -> Self {
         let handoff_id = tools.handoff_id;
@@ -128,7 +129,8 @@ impl<'a> Run<'a> {
             supervisor,
             tools,
             spec,
-            news: News::new(progress),
+            news: News::new(onlooker),
+            onlooker,
             cancel,
             handoff_id,
             machine: machine::Supervisor::new(supervisor.timing),
@@ -440,6 +442,7 @@ impl<'a> Run<'a> {
     }
 
     fn sync_journal(&mut self) {
+        self.onlooker.before_sync();
         let before = self.results.len();
         self.journal_step(Journal::sync);
         if self.results.len() == before {

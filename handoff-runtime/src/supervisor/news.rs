@@ -1,13 +1,12 @@
 //! What a handover tells people: events in the log, and its progress. Told in order, and when nobody waits for us.
 //!
-//! While the daemon is silent every call counts, and a line in the log costs more than a message. So news is kept for a moment
-//! and told once the handover is decided; one that takes longer is told on its way. Never waits, never decides.
+//! While the daemon is silent every call counts, and a line in the log costs more than a message; right after it, the new
+//! process and its clients need the processors. So news is kept for a moment and told once the handover is over; one that takes
+//! longer is told on its way. Never waits, never decides.
 
 use std::time::Duration;
 
-use handoff_proto::supervisor::Milestone;
-
-use crate::progress::{Progress, Step};
+use crate::progress::{Onlooker, Progress, Step};
 use crate::timers::now_ns;
 
 use super::stopwatch::{EVENTS, name};
@@ -17,34 +16,19 @@ const KEPT_NS_MAX: u64 = 100_000_000;
 
 /// The news of one handover.
 pub(super) struct News<'a> {
-    progress: &'a dyn Fn(Progress),
+    onlooker: &'a dyn Onlooker,
     started_ns: u64,
     kept: Vec<Progress>,
-    manner: Manner,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Manner {
-    /// Somebody may be waiting for our next message.
-    Kept,
-    /// The handover is decided.
-    AtOnce,
 }
 
 impl<'a> News<'a> {
-    pub(super) fn new(progress: &'a dyn Fn(Progress)) -> Self {
-        Self { progress, started_ns: now_ns(), kept: Vec::with_capacity(16), manner: Manner::Kept }
+    pub(super) fn new(onlooker: &'a dyn Onlooker) -> Self {
+        Self { onlooker, started_ns: now_ns(), kept: Vec::with_capacity(16) }
     }
 
-    /// Takes a piece of news, and tells it now if it decides the handover, or comes after that.
+    /// Takes a piece of news.
     pub(super) fn note(&mut self, news: Progress) {
-        if let Step::Reached(Milestone::CommitSent | Milestone::UndoStarted) = news.step {
-            self.manner = Manner::AtOnce;
-        }
         self.kept.push(news);
-        if self.manner == Manner::AtOnce {
-            self.tell();
-        }
     }
 
     /// How long the loop may sleep before something is to be told; `None`: there is nothing.
@@ -61,15 +45,14 @@ impl<'a> News<'a> {
 
     /// Tells all of it.
     pub(super) fn tell(&mut self) {
-        for news in self.kept.drain(..) {
-            if let Step::Reached(milestone) = news.step {
-                let Progress { handoff_id, successor_pid, at_ns, .. } = news;
+        for news in &self.kept {
+            if let &Progress { handoff_id, successor_pid, at_ns, step: Step::Reached(milestone) } = news {
                 let after_us = at_ns.saturating_sub(self.started_ns) / 1000;
                 let step = name(milestone);
                 tracing::info!(target: EVENTS, %handoff_id, step, successor_pid, after_us, "handover");
             }
-            (self.progress)(news);
         }
+        self.onlooker.see(std::mem::take(&mut self.kept));
     }
 
     fn due_ns(&self) -> Option<u64> {
@@ -82,6 +65,7 @@ mod tests {
     use std::cell::RefCell;
 
     use handoff_proto::HandoffId;
+    use handoff_proto::supervisor::Milestone;
 
     use super::*;
 
@@ -91,28 +75,28 @@ mod tests {
     }
 
     #[test]
-    fn is_kept_until_the_handover_is_decided_and_then_told_in_order() {
-        for decided in [Milestone::CommitSent, Milestone::UndoStarted] {
-            let told = RefCell::new(Vec::new());
-            let progress = |news: Progress| told.borrow_mut().push(news.step);
-            let mut news = News::new(&progress);
-            news.note(reached(Milestone::PrepareSent, now_ns()));
+    fn is_kept_and_then_told_in_order_and_at_once() {
+        let told = RefCell::new(Vec::new());
+        let see =
+            |news: Vec<Progress>| told.borrow_mut().push(news.into_iter().map(|news| news.step).collect::<Vec<_>>());
+        let mut news = News::new(&see);
+        let steps = [Milestone::PrepareSent, Milestone::CommitSent, Milestone::JournalClosed];
+        for milestone in steps {
+            news.note(reached(milestone, now_ns()));
             news.tell_if_due();
-            assert!(told.borrow().is_empty());
-            assert!(news.timeout() <= Some(Duration::from_nanos(KEPT_NS_MAX)));
-            news.note(reached(decided, now_ns()));
-            news.note(reached(Milestone::JournalClosed, now_ns()));
-            assert_eq!(news.timeout(), None);
-            let steps = [Milestone::PrepareSent, decided, Milestone::JournalClosed].map(Step::Reached);
-            assert_eq!(told.take(), steps);
         }
+        assert!(told.borrow().is_empty());
+        assert!(news.timeout() <= Some(Duration::from_nanos(KEPT_NS_MAX)));
+        news.tell();
+        assert_eq!(news.timeout(), None);
+        assert_eq!(told.take(), [steps.map(Step::Reached)]);
     }
 
     #[test]
     fn is_not_kept_for_longer_than_a_moment() {
         let told = RefCell::new(0);
-        let progress = |_| *told.borrow_mut() += 1;
-        let mut news = News::new(&progress);
+        let see = |news: Vec<Progress>| *told.borrow_mut() += news.len();
+        let mut news = News::new(&see);
         news.note(reached(Milestone::PrepareSent, now_ns() - KEPT_NS_MAX));
         assert_eq!(news.timeout(), Some(Duration::ZERO));
         news.tell_if_due();

@@ -79,9 +79,11 @@ impl Runner {
             spec.binary = allowed(&binary, &self.config).map_err(|reason| (NOT_TRIED, reason))?;
         }
         preflight::check_binary(&spec.binary).map_err(|error| (NOT_TRIED, error.to_string()))?;
-        let build = self.core.lineage.ordered(&spec.binary, &self.core.shelf);
-        self.core.shelf.keep(build);
-        self.hand_over(client, spec, old_pid)
+        let build = self.core.lineage.ordered(&spec.binary, &self.core.shelf).clone();
+        self.hand_over(client, spec, old_pid)?;
+        self.core.shelf.keep(&build);
+        self.record_order();
+        Ok(())
     }
 
     fn roll_back(&mut self, client: ClientId) -> std::result::Result<(), (u8, String)> {
@@ -93,7 +95,9 @@ impl Runner {
         spec.binary = self.core.shelf.to_start(previous);
         preflight::check_binary(&spec.binary).map_err(|error| (NOT_TRIED, error.to_string()))?;
         self.core.lineage.ordered_back();
-        self.hand_over(client, spec, old_pid)
+        self.hand_over(client, spec, old_pid)?;
+        self.record_order();
+        Ok(())
     }
 
     /// The process that would hand over.
@@ -111,9 +115,8 @@ impl Runner {
         Ok(living.process.pid())
     }
 
-    /// Begins a handover to the candidate.
+    /// Begins a handover to the candidate; it waits for [`record_order`](Self::record_order).
     fn hand_over(&mut self, client: ClientId, spec: SpawnSpec, old_pid: u32) -> std::result::Result<(), (u8, String)> {
-        self.write_down();
         self.forget_session();
         let wire = self.core.wire.clone();
         let build = self.incumbent().and_then(|incumbent| incumbent.build_id);
@@ -129,6 +132,14 @@ impl Runner {
         Ok(())
     }
 
+    /// Writes down what a service after this one must know of the handover under way, and lets it go on.
+    fn record_order(&mut self) {
+        self.write_down();
+        if let Some(handover) = &mut self.core.handover {
+            handover.recorded();
+        }
+    }
+
     fn finish(&mut self, client: ClientId, report: &HandoverReport, exit_code: u8) -> Option<Request> {
         self.admin.tell(client, &Event::Finished { exit_code });
         self.admin.answer(client, report)
@@ -138,10 +149,12 @@ impl Runner {
         self.core.wire.waker.drain();
         while let Ok(news) = self.core.news.try_recv() {
             match news {
-                News::Progress(progress) => {
+                News::Progress(news) => {
                     let Some(handover) = &mut self.core.handover else { continue };
-                    if let Some(event) = handover.note(progress) {
-                        self.admin.tell(handover.client, &event);
+                    for progress in news {
+                        if let Some(event) = handover.note(progress) {
+                            self.admin.tell(handover.client, &event);
+                        }
                     }
                 }
                 News::Over(result) => self.handover_over(result),
@@ -162,13 +175,14 @@ impl Runner {
             ),
             Some(reason) => warn!(reason, exit_code, "not committed"),
         }
-        self.settle(&handover, result);
         self.core.last_handover = Some(report.clone());
+        let mut next = self.finish(handover.client, &report, exit_code);
+        self.admin.flush();
+        // Now nobody waits for it any more; the journal knows how it ended.
+        self.settle(&handover, result);
         if self.core.stopping.is_some() {
             self.press_for_the_end();
         }
-        let mut next = self.finish(handover.client, &report, exit_code);
-        // Now nobody waits for it any more.
         report_lost(self.core.history.append(&handover.entry(&report, ended_ns)));
         while let Some(order) = next {
             next = self.order(handover.client, order);

@@ -62,9 +62,13 @@ fn reaches_its_steps_in_order() {
     let stage = Stage::set();
     let incumbent = Incumbent::serve(&stage, Manner::Good);
     let (steps, told) = (RefCell::new(Vec::new()), RefCell::new(Vec::new()));
-    let note = |progress: Progress| match progress.step {
-        Step::Reached(milestone) => steps.borrow_mut().push((progress.at_ns, milestone)),
-        more => told.borrow_mut().push(more),
+    let note = |news: Vec<Progress>| {
+        for progress in news {
+            match progress.step {
+                Step::Reached(milestone) => steps.borrow_mut().push((progress.at_ns, milestone)),
+                more => told.borrow_mut().push(more),
+            }
+        }
     };
     let outcome = stage.supervisor().perform_watched(stage.successor("good"), &note, &Cancel::new().unwrap());
     outcome.unwrap().child.unwrap().wait().unwrap();
@@ -179,8 +183,8 @@ fn a_second_call_is_refused_at_once_and_a_cancel_undoes() {
     let supervisor = stage.supervisor();
     let cancel = Cancel::new().unwrap();
     let (greeted, is_greeted) = mpsc::channel();
-    let note = move |progress: Progress| {
-        if progress.step == Step::Reached(Milestone::SuccessorGreeted) {
+    let note = move |news: Vec<Progress>| {
+        if news.iter().any(|progress| progress.step == Step::Reached(Milestone::SuccessorGreeted)) {
             greeted.send(()).unwrap();
         }
     };
