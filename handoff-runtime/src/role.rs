@@ -282,16 +282,32 @@ impl BegunSuccessor {
     /// told. [`Error::Aborted`]: called off, or too late. [`Error::Usage`]: `lock` did not come from [`lock`](Self::lock).
     /// [`Error::Lock`], [`Error::Io`], [`Error::SocketPathTooLong`]: the lease or the socket failed.
     pub fn announce_and_bind(
+        self,
+        readiness: ReadinessSnapshot,
+        control_socket: &Path,
+        lock: DataDirLock,
+    ) -> Result<Incumbent> {
+        self.announce_and_serve(readiness, control_socket, lock, || {})
+    }
+
+    /// The same, and `serve` is called as soon as clients may be served (promise 5), once and on this thread: when the lease
+    /// says Active, and before the supervisor is told. What it tells the old process then, and the old process's exit,
+    /// want the processors too: a daemon that accepts by then has the shorter pause. Let `serve` return at once.
+    ///
+    /// # Errors
+    /// As [`announce_and_bind`](Self::announce_and_bind); `serve` was not called then.
+    pub fn announce_and_serve(
         mut self,
         readiness: ReadinessSnapshot,
         control_socket: &Path,
         lock: DataDirLock,
+        serve: impl FnOnce(),
     ) -> Result<Incumbent> {
         if let Err(error) = injected(fail_here!(points::N_BEFORE_ANNOUNCE_READY)) {
             lock.forget();
             return Err(error);
         }
-        let serving = self.driver.announce(readiness, control_socket, lock)?;
+        let serving = self.driver.announce(readiness, control_socket, lock, serve)?;
         Ok(Incumbent::taken_over(serving.control, serving.lock, serving.build_id, self.worker))
     }
 }

@@ -22,8 +22,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use handoff_lock::{DataDirLock, Unlocked};
 use handoff_proto::successor::{
-    Answer, Call, Effect, Errand, GaveUp, Input, LockShown, Milestone, Report, Sealed, Successor as Machine, Timer,
-    Wire,
+    Answer, Call, Effect, Errand, GaveUp, Input, LockShown, Milestone, Outcome, Report, Sealed, Successor as Machine,
+    Timer, Wire,
 };
 use handoff_proto::{BeginMode, HandoffId, Machine as _, Message, ProtoVersion, Timing, WireError};
 use rustix::event::{PollFd, PollFlags};
@@ -106,13 +106,23 @@ impl Driver {
 
     /// Blocks until the machine answers, and runs the errands that the answer takes.
     fn answer(&mut self) -> Result<Answer> {
+        self.answer_and_serve(&mut || {})
+    }
+
+    /// The same; `serve` is called when the lease has become Active, if that alone makes this process the owner.
+    fn answer_and_serve(&mut self, serve: &mut dyn FnMut()) -> Result<Answer> {
         let mut core = self.shared.lock();
         loop {
             self.shared.wake_if_due(&mut core);
             if let Some(errand) = core.errands.pop_front() {
                 let begun_unix_ms = core.begun_unix_ms;
                 drop(core);
+                // A supervisor of version 1 does not look at the lease: to it only Ready counts.
+                let by_lease = matches!(errand, Errand::ActivateLease { not_after_ns: Some(_) });
                 let outcome = self.hands.perform(errand, begun_unix_ms);
+                if by_lease && outcome == Outcome::Done {
+                    serve();
+                }
                 core = self.shared.lock();
                 core.step(Input::Did(outcome));
             } else if let Some(answer) = core.answers.pop_front() {
@@ -135,12 +145,14 @@ impl Driver {
         }
     }
 
-    /// Becomes the incumbent. On an error the lock stays held until the process exits.
+    /// Becomes the incumbent; `serve` is called as soon as that can't be undone. On an error the lock stays held until the
+    /// process exits.
     pub(crate) fn announce(
         &mut self,
         readiness: ReadinessSnapshot,
         control_socket: &Path,
         lock: DataDirLock,
+        serve: impl FnOnce(),
     ) -> Result<Serving> {
         let report = Report {
             listening_on: readiness.listening_on,
@@ -150,11 +162,21 @@ impl Driver {
         let shown =
             LockShown { epoch: lock.lease().epoch, handoff_id: lock.lease().handoff_id.map(HandoffId::from_bytes) };
         self.hands.present(lock, control_socket);
-        let announced = self.call(Call::Announce { report, lock: shown });
+        let mut serve = Some(serve);
+        let mut serve_once = || {
+            if let Some(serve) = serve.take() {
+                serve();
+            }
+        };
+        self.shared.lock().step(Input::Daemon(Call::Announce { report, lock: shown }));
+        let announced = self.answer_and_serve(&mut serve_once);
         let serving = announced.and_then(|_| self.hands.take_serving());
         match serving {
-            // The library thread stays until the supervisor hangs up: a channel closed early looks like a death.
-            Ok(_) => drop(self.thread.take()),
+            Ok(_) => {
+                serve_once();
+                // The library thread stays until the supervisor hangs up: a channel closed early looks like a death.
+                drop(self.thread.take());
+            }
             Err(_) => self.hands.keep_lock_until_exit(),
         }
         serving

@@ -66,6 +66,11 @@ impl Supervisor {
         assert!(matches!(message, Message::Heartbeat { .. }), "{message:?}");
     }
 
+    /// Whether something has arrived that was not read yet.
+    fn has_heard(&self) -> bool {
+        rustix::io::ioctl_fionread(&self.stream).unwrap() > 0
+    }
+
     fn hear_the_end(&mut self) {
         match read_message(&mut self.stream) {
             Err(WireError::Io(error)) if error.kind() == ErrorKind::UnexpectedEof => {}
@@ -156,6 +161,11 @@ fn take_lock(driver: &mut Driver, dir: &Path) -> Result<DataDirLock> {
     Ok(driver.lock(Unlocked::open(dir)?)?.0)
 }
 
+/// What a successor that failed must not do.
+fn never() {
+    panic!("it must serve nobody");
+}
+
 fn assert_not_ready(supervisor: &mut Supervisor) {
     match supervisor.hear() {
         Message::Ready { handoff_id: ID, healthz_ok: false, .. } => supervisor.hear_the_end(),
@@ -181,7 +191,10 @@ fn takes_over_from_a_sealed_incumbent() {
     assert_eq!(sealed.state(), (sealed.epoch + 1, LeaseState::Opening));
     assert!(matches!(take_lock(&mut driver, sealed.path()), Err(Error::Usage(_))));
 
-    let serving = driver.announce(ready(&[5, 7]), &sealed.socket(), lock).unwrap();
+    let mut seen = None;
+    let serve = || seen = Some((sealed.state().1, supervisor.has_heard()));
+    let serving = driver.announce(ready(&[5, 7]), &sealed.socket(), lock, serve).unwrap();
+    assert_eq!(seen, Some((LeaseState::Active, false)), "it serves when it owns the data, and Ready comes after");
     assert_eq!(sealed.state(), (sealed.epoch + 1, LeaseState::Active));
     assert!(serving.control.is_published());
     assert_eq!(serving.lock.lease().build_id, b"build 7");
@@ -206,7 +219,10 @@ fn takes_over_under_version_1() {
     supervisor.tell(&Message::Begin { handoff_id: ID });
     assert_eq!(driver.wait_for_begin().unwrap(), (BeginMode::Sealed, None));
     let lock = take_lock(&mut driver, dir.path()).unwrap();
-    let serving = driver.announce(ready(&[1]), &dir.path().join("control"), lock).unwrap();
+    let mut seen = None;
+    let serve = || seen = Some(supervisor.has_heard());
+    let serving = driver.announce(ready(&[1]), &dir.path().join("control"), lock, serve).unwrap();
+    assert_eq!(seen, Some(true), "to this supervisor it owns nothing before Ready");
     assert!(matches!(supervisor.hear(), Message::Ready { healthz_ok: true, .. }));
     assert!(serving.control.is_published());
 }
@@ -218,7 +234,7 @@ fn a_version_1_supervisor_hears_a_refusal_as_a_closed_channel() {
     supervisor.tell(&Message::Begin { handoff_id: ID });
     driver.wait_for_begin().unwrap();
     let lock = take_lock(&mut driver, sealed.path()).unwrap();
-    let result = driver.announce(ReadinessSnapshot::default(), &sealed.socket(), lock);
+    let result = driver.announce(ReadinessSnapshot::default(), &sealed.socket(), lock, never);
     assert!(matches!(result, Err(Error::Unfit { .. })), "{result:?}");
     supervisor.hear_the_end();
 }
@@ -313,7 +329,7 @@ fn begin_counts_even_if_the_supervisor_died_right_after_it() {
     drop(supervisor);
     driver.wait_for_begin().unwrap();
     let lock = take_lock(&mut driver, sealed.path()).unwrap();
-    driver.announce(ready(&[]), &sealed.socket(), lock).unwrap();
+    driver.announce(ready(&[]), &sealed.socket(), lock, || {}).unwrap();
 }
 
 #[test]
@@ -332,7 +348,7 @@ fn who_is_unfit_never_becomes_active_and_keeps_the_lock_until_it_exits() {
     {
         let sealed = Sealed::new();
         let (mut supervisor, mut driver, lock) = opening(&sealed, &[5, 6]);
-        let error = driver.announce(snapshot, &sealed.socket(), lock).unwrap_err();
+        let error = driver.announce(snapshot, &sealed.socket(), lock, never).unwrap_err();
         assert!(matches!(error, Error::Unfit { .. }) && error.to_string().contains(expected), "{error}");
         assert_not_ready(&mut supervisor);
         drop(driver);
@@ -351,7 +367,7 @@ fn lateness_while_opening_comes_back_from_announce() {
     driver.shared.lock().timers.arm(handoff_proto::successor::Timer::Deadline, Duration::ZERO);
     driver.shared.waker.wake();
     assert_not_ready(&mut supervisor);
-    let error = driver.announce(ready(&[]), &sealed.socket(), lock).unwrap_err();
+    let error = driver.announce(ready(&[]), &sealed.socket(), lock, never).unwrap_err();
     assert!(error.to_string().contains("deadline"), "{error}");
     assert_eq!(sealed.state().1, LeaseState::Opening);
 }
@@ -361,7 +377,7 @@ fn a_lost_supervisor_does_not_stop_it_once_it_has_begun() {
     let sealed = Sealed::new();
     let (supervisor, mut driver, lock) = opening(&sealed, &[5]);
     drop(supervisor);
-    let serving = driver.announce(ready(&[5]), &sealed.socket(), lock).unwrap();
+    let serving = driver.announce(ready(&[5]), &sealed.socket(), lock, || {}).unwrap();
     assert!(serving.control.is_published());
     assert_eq!(sealed.state(), (sealed.epoch + 1, LeaseState::Active));
 }
@@ -372,7 +388,7 @@ fn an_abort_while_it_opens_comes_back_from_announce() {
     let (mut supervisor, mut driver, lock) = opening(&sealed, &[5]);
     supervisor.abort();
     supervisor.hear_the_end();
-    let error = driver.announce(ready(&[5]), &sealed.socket(), lock).unwrap_err();
+    let error = driver.announce(ready(&[5]), &sealed.socket(), lock, never).unwrap_err();
     assert!(error.to_string().contains("changed my mind"), "{error}");
     assert_eq!(sealed.state().1, LeaseState::Opening);
 }
@@ -383,7 +399,7 @@ fn only_the_lock_of_this_handover_is_accepted() {
     let (mut supervisor, mut driver, lock) = opening(&sealed, &[5]);
     lock.release().unwrap();
     let own = DataDirLock::acquire(sealed.path()).unwrap();
-    let error = driver.announce(ready(&[5]), &sealed.socket(), own).unwrap_err();
+    let error = driver.announce(ready(&[5]), &sealed.socket(), own, never).unwrap_err();
     assert!(matches!(error, Error::Usage(_)), "{error}");
     assert_not_ready(&mut supervisor);
     assert!(sealed.is_locked());
@@ -400,7 +416,7 @@ fn a_lock_or_a_socket_that_fails_names_the_reason() {
 
     let sealed = Sealed::new();
     let (mut supervisor, mut driver, lock) = opening(&sealed, &[]);
-    let error = driver.announce(ready(&[]), &sealed.path().join("missing/control"), lock).unwrap_err();
+    let error = driver.announce(ready(&[]), &sealed.path().join("missing/control"), lock, never).unwrap_err();
     assert!(error.to_string().contains("missing/.control") || error.to_string().contains("missing"), "{error}");
     assert_not_ready(&mut supervisor);
     assert_eq!(sealed.state().1, LeaseState::Opening);

@@ -3,7 +3,8 @@
 //!
 //! Invariants:
 //!
-//! - It serves nobody before its lease is Active, which is when `bind_cold_start` or `announce_and_bind` has returned.
+//! - It serves nobody before its lease is Active, which is when `bind_cold_start` has returned, or `announce_and_serve` calls
+//!   what it was given.
 //! - All threads are started while the predecessor still serves: nothing is spawned in the pause.
 //! - It opens the data only under the lock, and checks what it opened against what was sealed.
 //! - After a commit it stays until its clients have left, so that a request that crossed the `BYE` gets its `RETRY`.
@@ -158,7 +159,8 @@ fn cold_start(options: &Options, mut inherited: InheritedListeners) -> Result<()
         return Err("no listener was passed in and no --listen is given".into());
     }
     let incumbent = Incumbent::bind_cold_start(&options.control_socket, lock)?;
-    serve(&daemon, sockets, incumbent.with_build_id(options.build_id.clone().into()))
+    sockets.serve(&daemon)?;
+    stay(&daemon, incumbent.with_build_id(options.build_id.clone().into()))
 }
 
 fn take_over(options: &Options, successor: Successor) -> Result<(), Box<dyn Error>> {
@@ -179,10 +181,14 @@ fn take_over(options: &Options, successor: Successor) -> Result<(), Box<dyn Erro
         healthz_ok: opened.is_ok(),
         advertised_revision_per_shard: opened.iter().map(|contents| contents.last_sequence).collect(),
     };
+    let mut served = Ok(());
+    let announced =
+        begun.announce_and_serve(readiness, &options.control_socket, lock, || served = sockets.serve(&daemon));
     // An unfit one says so, and gives up: then the reason is the error to show.
-    let announced = begun.announce_and_bind(readiness, &options.control_socket, lock);
     opened?;
-    serve(&daemon, sockets, announced?)
+    let incumbent = announced?;
+    served?;
+    stay(&daemon, incumbent)
 }
 
 /// Whether this is what the predecessor sealed. One that died, or a supervisor of version 1, leaves nothing to compare.
@@ -211,16 +217,20 @@ impl Sockets {
         let udp = self.udp.iter().filter_map(|socket| Some(format!("udp:{}", socket.local_addr().ok()?)));
         tcp.chain(udp).collect()
     }
+
+    fn serve(self, daemon: &Daemon) -> std::io::Result<()> {
+        daemon.listen(self.tcp)?;
+        daemon.receive(self.udp);
+        Ok(())
+    }
 }
 
 fn start(options: &Options) -> std::io::Result<Daemon> {
     Daemon::start(&options.data_dir, &options.build_id, options.connections_max, options.retention)
 }
 
-/// Serves clients and supervisors until the process was handed over, and then those clients that have not left.
-fn serve(daemon: &Daemon, sockets: Sockets, incumbent: Incumbent) -> Result<(), Box<dyn Error>> {
-    daemon.listen(sockets.tcp)?;
-    daemon.receive(sockets.udp);
+/// Serves supervisors until the process was handed over, and then those clients that have not left.
+fn stay(daemon: &Daemon, incumbent: Incumbent) -> Result<(), Box<dyn Error>> {
     let served = incumbent.serve(daemon.clone())?;
     let open_connections = daemon.leave(LEAVE_PATIENCE);
     tracing::info!(?served, open_connections, "leaving");
