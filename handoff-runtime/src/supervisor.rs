@@ -149,25 +149,36 @@ impl Supervisor {
     /// not committed.
     pub fn perform_handoff(&self, spec: SpawnSpec) -> Result<HandoffOutcome> {
         let cancel = Cancel::new().map_err(|error| Error::io("prepare a handover", error))?;
-        self.perform_watched(spec, &|_| {}, &cancel)
+        self.perform_watched(spec, &|_| {}, &cancel, |outcome| outcome)?
     }
 
-    /// The same, watched, and to be called off.
-    pub(crate) fn perform_watched(
+    /// The same, watched, and to be called off. `conclude` gets the outcome, and only then its end is made durable: a power
+    /// loss leaves nobody who could serve, whatever the journal says. Another call is refused until this one returns.
+    ///
+    /// # Errors
+    /// Another call runs, or the journal can't be opened.
+    pub(crate) fn perform_watched<T>(
         &self,
         spec: SpawnSpec,
         onlooker: &dyn Onlooker,
         cancel: &Cancel,
-    ) -> Result<HandoffOutcome> {
+        conclude: impl FnOnce(Result<HandoffOutcome>) -> T,
+    ) -> Result<T> {
         let mut desk = self.desk()?;
         let Desk { journal, lease, serving, next_id } = &mut *desk;
-        let journal = self.open_journal(journal)?;
+        let mut journal = self.open_journal(journal)?;
         let lease = self.data_dir.as_ref().map(|dir| lease.get_or_insert_with(|| WatchedLease::new(dir)));
         let handoff_id = next_id.take().unwrap_or_else(HandoffId::new);
-        let tools = handover::Tools { handoff_id, journal, lease, serving };
+        let tools = handover::Tools { handoff_id, journal: journal.as_deref_mut(), lease, serving };
         let outcome = handover::Run::new(self, tools, spec, onlooker, cancel).perform();
+        let concluded = conclude(outcome);
+        if let Some(journal) = journal
+            && let Err(error) = journal.sync()
+        {
+            tracing::warn!(%handoff_id, %error, "the end of a handover may not survive a power loss");
+        }
         *next_id = Some(HandoffId::new());
-        outcome
+        Ok(concluded)
     }
 
     /// Finds out who serves, ends what is left of a handover that nobody will finish, and gets the listeners back from the

@@ -64,7 +64,6 @@ impl Handover {
             | Step::GreetingSuccessor
             | Step::Preparing { .. }
             | Step::Undoing(_)
-            | Step::Closing { .. }
             | Step::Over => {}
         }
     }
@@ -110,14 +109,13 @@ impl Handover {
             | Step::GreetingSuccessor
             | Step::AwaitingPath(_)
             | Step::Undoing(_)
-            | Step::Closing { .. }
             | Step::Over => false,
         }
     }
 
     /// An incumbent that waits for us must not take our silence for our death.
     fn heartbeat(&self, effects: &mut Vec<Effect>) {
-        if self.incumbent_link() == Link::Open && !matches!(self.step, Step::Closing { .. } | Step::Over) {
+        if self.incumbent_link() == Link::Open && self.step != Step::Over {
             self.tell_incumbent(Message::Heartbeat { ts_ms: 0 }, effects);
             effects.push(Effect::Arm(Timer::Heartbeat, self.timing.heartbeat));
         }
@@ -152,7 +150,6 @@ impl Handover {
             | Step::Looking { .. }
             | Step::AwaitingReady(_)
             | Step::AwaitingPath(_)
-            | Step::Closing { .. }
             | Step::Over => {}
         }
         if self.successor_must_beat() {

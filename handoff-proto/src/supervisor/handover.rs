@@ -48,8 +48,6 @@ pub(super) enum Step {
     AwaitingPath(Begun),
     /// The successor is ended, the incumbent resumes.
     Undoing(Undoing),
-    /// Decided; the journal's end becomes durable.
-    Closing { outcome: Outcome },
     /// Nothing more.
     Over,
 }
@@ -204,7 +202,6 @@ impl Handover {
                 let warmth = *warmth;
                 self.prepared(Intent::Durable, warmth, effects);
             }
-            Step::Closing { .. } => self.finish(effects),
             Step::Connecting
             | Step::GreetingIncumbent
             | Step::Spawning
@@ -224,7 +221,6 @@ impl Handover {
         match &self.step {
             Step::GreetingIncumbent => self.refuse(format!("journal: {error}"), effects),
             Step::GreetingSuccessor | Step::Preparing { .. } => self.undo(format!("journal: {error}"), effects),
-            Step::Closing { .. } => self.finish(effects),
             Step::Connecting
             | Step::Spawning
             | Step::Draining
@@ -326,7 +322,7 @@ impl Handover {
                     self.resumed(effects);
                 }
             }
-            (Step::Closing { .. } | Step::Over, _) => {}
+            (Step::Over, _) => {}
             (
                 Step::Connecting
                 | Step::GreetingIncumbent
@@ -417,7 +413,6 @@ impl Handover {
             | Step::Sealing { .. }
             | Step::AwaitingReady(_)
             | Step::AwaitingPath(_)
-            | Step::Closing { .. }
             | Step::Over => {}
         }
     }
@@ -508,7 +503,7 @@ impl Handover {
                     self.condemn(reason, effects);
                 }
             }
-            (Step::Closing { .. } | Step::Over, _) => {}
+            (Step::Over, _) => {}
             (
                 Step::Connecting
                 | Step::GreetingIncumbent
@@ -558,7 +553,6 @@ impl Handover {
             | Step::Sealing { .. }
             | Step::Looking { .. }
             | Step::AwaitingReady(_)
-            | Step::Closing { .. }
             | Step::Over => {}
         }
     }
@@ -568,17 +562,16 @@ impl Handover {
         effects.push(Effect::Reached(Milestone::CommitSent));
         effects.push(Effect::Disarm(Timer::Heartbeat));
         effects.push(Effect::Record(Phase::Committed));
-        effects.push(Effect::SyncJournal);
         // A successor of version 1 takes the lock without writing the lease.
         let epoch = epoch_before.filter(|_| self.successor_version() >= 2).map(|epoch| epoch.saturating_add(1));
-        self.step = Step::Closing { outcome: Outcome::Committed { epoch } };
+        self.finish(Outcome::Committed { epoch }, effects);
     }
 
-    fn finish(&mut self, effects: &mut Vec<Effect>) {
-        if let Step::Closing { outcome } = mem::replace(&mut self.step, Step::Over) {
-            effects.push(Effect::Reached(Milestone::JournalClosed));
-            effects.push(Effect::Finish(outcome));
-        }
+    /// Its end is on record.
+    pub(super) fn finish(&mut self, outcome: Outcome, effects: &mut Vec<Effect>) {
+        self.step = Step::Over;
+        effects.push(Effect::Reached(Milestone::JournalClosed));
+        effects.push(Effect::Finish(outcome));
     }
 
     /// Ends a handover that has started nothing.

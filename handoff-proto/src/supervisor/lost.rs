@@ -54,12 +54,7 @@ impl Handover {
             | Step::Sealing { .. }
             | Step::Looking { .. } => self.undo(reason, effects),
             Step::Undoing(_) => self.incumbent_lost(effects),
-            Step::Connecting
-            | Step::Spawning
-            | Step::AwaitingReady(_)
-            | Step::AwaitingPath(_)
-            | Step::Closing { .. }
-            | Step::Over => {}
+            Step::Connecting | Step::Spawning | Step::AwaitingReady(_) | Step::AwaitingPath(_) | Step::Over => {}
         }
     }
 
@@ -77,7 +72,7 @@ impl Handover {
             Step::Spawning | Step::GreetingSuccessor | Step::Preparing { .. } => {}
             // Its data are sealed.
             Step::Looking { .. } | Step::AwaitingReady(_) | Step::AwaitingPath(_) => {}
-            Step::Connecting | Step::Closing { .. } | Step::Over => {}
+            Step::Connecting | Step::Over => {}
         }
     }
 
@@ -127,7 +122,7 @@ impl Handover {
                 self.undo(format!("the successor {how} before the control path was its own"), effects);
             }
             Step::Undoing(_) => self.ended(effects),
-            Step::Connecting | Step::GreetingIncumbent | Step::Spawning | Step::Closing { .. } | Step::Over => {}
+            Step::Connecting | Step::GreetingIncumbent | Step::Spawning | Step::Over => {}
         }
     }
 }

@@ -19,7 +19,7 @@
 //!                          │                                                                        AwaitingPath
 //!                          │  N turned out to be Active: as good as Ready                                 │ Commit
 //!                          ├─────────────────────────────────────────────────────────────────────────▶    ▼
-//!                          └────────────────────────────────────────────────────────────────────────▶ Closing ─▶ Over
+//!                          └────────────────────────────────────────────────────────────────────────▶ Over
 //! ```
 //!
 //! An incumbent of version 1 gets its `SealRequest` only when it has drained.
@@ -175,7 +175,7 @@ pub enum Effect {
     Record(Phase),
     /// Write into the journal that the handover is undone and has left no successor.
     RecordUndone,
-    /// Make the journal durable.
+    /// Make the journal durable. That it is over, its driver makes durable when whoever gave the order knows it.
     SyncJournal,
     /// Look at the lease.
     ReadLease,
@@ -259,7 +259,7 @@ pub enum Milestone {
     ReadyReceived,
     /// `Commit` is sent.
     CommitSent,
-    /// The journal's end is durable, or could not be made so.
+    /// The end is in the journal, or could not be written.
     JournalClosed,
     /// The incumbent died before it had sealed; the successor is promoted.
     Promoted,

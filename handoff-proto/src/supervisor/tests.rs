@@ -152,7 +152,6 @@ fn commits_in_the_written_order() {
             &Effect::Record(Phase::Sealing),
             &Effect::Record(Phase::AwaitingReady),
             &Effect::Record(Phase::Committed),
-            &Effect::SyncJournal,
         ]
     );
     assert_eq!(desk.outcome(), Some(&Outcome::Committed { epoch: Some(EPOCH + 1) }));

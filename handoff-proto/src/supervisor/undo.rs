@@ -119,7 +119,7 @@ impl Handover {
                 self.undo_started(effects);
                 self.end_after_begin(reason, begun, effects);
             }
-            Step::Undoing(_) | Step::Closing { .. } | Step::Over => {}
+            Step::Undoing(_) | Step::Over => {}
         }
     }
 
@@ -386,8 +386,7 @@ impl Handover {
             let reason = std::mem::take(&mut undoing.reason);
             effects.push(Effect::Disarm(Timer::Heartbeat));
             effects.push(record);
-            effects.push(Effect::SyncJournal);
-            self.step = Step::Closing { outcome: Outcome::Aborted { reason } };
+            self.finish(Outcome::Aborted { reason }, effects);
         }
     }
 
@@ -404,7 +403,6 @@ impl Handover {
             | Step::Looking { .. }
             | Step::AwaitingReady(_)
             | Step::AwaitingPath(_)
-            | Step::Closing { .. }
             | Step::Over => None,
         }
     }

@@ -1,11 +1,12 @@
 //! One handover under way: performed on a worker thread, told to the loop step by step, so that a status is answered in the
 //! middle of it. What the protocol decides is not decided here.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use handoff_journal::{HistoryEntry, HistoryTimings};
 use handoff_proto::HandoffId;
@@ -65,6 +66,7 @@ pub(super) struct Handover {
     cancel: Cancel,
     /// Dropped when the order is on record; the worker waits for it.
     unrecorded: Option<Sender<Infallible>>,
+    worker: JoinHandle<()>,
     handoff_id: Option<HandoffId>,
     phase: &'static str,
     /// The phase in which it was given up, while it is undone.
@@ -93,15 +95,21 @@ impl Handover {
         spec: SpawnSpec,
         old: Old,
         wire: Wire,
+        last: Option<JoinHandle<()>>,
     ) -> Result<Self> {
         let moments = Moments::new(now_ns());
         let cancel = Cancel::new().map_err(|error| Error::io("prepare a handover", error))?;
         let (unrecorded, recorded) = channel();
         let supervisor = Arc::clone(supervisor);
         let worker = Worker { supervisor, spec: spec.clone(), cancel: cancel.clone(), wire, recorded };
-        thread::Builder::new()
+        let work = move || {
+            // It has nothing to do any more but to wait for the disk. A panic of it was reported.
+            let _ = last.map(JoinHandle::join);
+            worker.work();
+        };
+        let worker = thread::Builder::new()
             .name("handover".to_owned())
-            .spawn(move || worker.work())
+            .spawn(work)
             .map_err(|error| Error::io("start the handover's thread", error))?;
         Ok(Self {
             client,
@@ -113,6 +121,7 @@ impl Handover {
             moments,
             cancel,
             unrecorded: Some(unrecorded),
+            worker,
             handoff_id: None,
             phase: FIRST_PHASE,
             given_up_in: None,
@@ -125,6 +134,11 @@ impl Handover {
     /// What the service must know after a crash is written down.
     pub(super) fn recorded(&mut self) {
         self.unrecorded = None;
+    }
+
+    /// The worker, which may still be waiting for the disk when it has said how the handover ended.
+    pub(super) fn into_worker(self) -> JoinHandle<()> {
+        self.worker
     }
 
     /// Calls it off; its end comes as [`News::Over`] all the same.
@@ -281,11 +295,20 @@ impl Onlooker for Worker {
 
 impl Worker {
     fn work(self) {
-        let perform = || self.supervisor.perform_watched(self.spec.clone(), &self, &self.cancel);
-        let result = catch_unwind(AssertUnwindSafe(perform));
-        // A loop that waits for ever for a worker that panicked could neither hand over nor stop.
-        let result = result.unwrap_or_else(|_| Err(Error::Usage("the handover's thread panicked".to_owned())));
-        self.wire.tell(News::Over(result));
+        let told = Cell::new(false);
+        let over = |result| {
+            // By now the loop may wait for the end of the next one.
+            if !told.replace(true) {
+                self.wire.tell(News::Over(result));
+            }
+        };
+        let perform = || self.supervisor.perform_watched(self.spec.clone(), &self, &self.cancel, over);
+        match catch_unwind(AssertUnwindSafe(perform)) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => over(Err(error)),
+            // A loop that waits for ever for a worker that panicked could neither hand over nor stop.
+            Err(_) => over(Err(Error::Usage("the handover's thread panicked".to_owned()))),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use handoff_journal::{History, JournalError};
@@ -67,6 +68,8 @@ pub(super) struct Core {
     /// How often in a row a daemon has died without a word.
     unheard: u32,
     handover: Option<Handover>,
+    /// The last handover's worker, until the next one waits for its end.
+    last_worker: Option<JoinHandle<()>>,
     retiring: Vec<Retiring>,
     stopping: Option<Stopping>,
     last_handover: Option<HandoverReport>,
@@ -138,6 +141,7 @@ impl Core {
             watch: Watch::apart(),
             unheard: 0,
             handover: None,
+            last_worker: None,
             retiring: Vec::new(),
             stopping: None,
             last_handover: None,

@@ -121,11 +121,12 @@ impl Runner {
         let wire = self.core.wire.clone();
         let build = self.incumbent().and_then(|incumbent| incumbent.build_id);
         let old = Old { pid: old_pid, build };
-        let handover = Handover::start(&self.supervisor, client, spec, old, wire).map_err(|error| {
-            self.core.lineage.aborted(Aborted::Settled);
-            self.expect_greeting();
-            (NOT_TRIED, error.to_string())
-        })?;
+        let handover = Handover::start(&self.supervisor, client, spec, old, wire, self.core.last_worker.take())
+            .map_err(|error| {
+                self.core.lineage.aborted(Aborted::Settled);
+                self.expect_greeting();
+                (NOT_TRIED, error.to_string())
+            })?;
         info!(binary = %handover.spec.binary.display(), old_pid, "handover ordered");
         self.admin.tell(client, &handover.first_event());
         self.core.handover = Some(handover);
@@ -184,8 +185,10 @@ impl Runner {
             self.press_for_the_end();
         }
         report_lost(self.core.history.append(&handover.entry(&report, ended_ns)));
+        let client = handover.client;
+        self.core.last_worker = Some(handover.into_worker());
         while let Some(order) = next {
-            next = self.order(handover.client, order);
+            next = self.order(client, order);
         }
     }
 

@@ -70,8 +70,8 @@ fn reaches_its_steps_in_order() {
             }
         }
     };
-    let outcome = stage.supervisor().perform_watched(stage.successor("good"), &note, &Cancel::new().unwrap());
-    outcome.unwrap().child.unwrap().wait().unwrap();
+    let outcome = stage.supervisor().perform_watched(stage.successor("good"), &note, &Cancel::new().unwrap(), |it| it);
+    outcome.unwrap().unwrap().child.unwrap().wait().unwrap();
     incumbent.end();
     let (moments, steps): (Vec<_>, Vec<_>) = steps.into_inner().into_iter().unzip();
     assert!(moments.is_sorted() && moments[0] > 0, "{moments:?}");
@@ -189,8 +189,9 @@ fn a_second_call_is_refused_at_once_and_a_cancel_undoes() {
         }
     };
     thread::scope(|scope| {
-        let first =
-            scope.spawn(|| supervisor.perform_watched(stage.successor("never warms"), &{ note }, &cancel).unwrap());
+        let first = scope.spawn(|| {
+            supervisor.perform_watched(stage.successor("never warms"), &{ note }, &cancel, |it| it).unwrap().unwrap()
+        });
         is_greeted.recv().unwrap();
         let second = supervisor.perform_handoff(stage.successor("good"));
         assert!(matches!(second, Err(Error::HandoffInProgress)), "{second:?}");
