@@ -332,6 +332,8 @@ impl Runner {
 
     /// Nobody lives any more: the clients who wait are told so, and the paths are removed.
     fn leave(mut self) {
+        // It has nothing to do any more but to wait for the disk. A panic of it was reported.
+        let _ = self.core.last_worker.take().map(JoinHandle::join);
         super::listen::remove_stale(&self.config.control_socket)
             .unwrap_or_else(|error| debug!(%error, "the control path is left as it is"));
         self.core.ledger.clear();
