@@ -85,9 +85,10 @@ pub(super) fn played(ended: Result<(), AnyError>) -> ExitCode {
     }
 }
 
-/// How many connections a daemon must be able to serve: those of clients that leave overlap with those that come.
+/// How many connections a daemon must be able to serve: a thread for each, all started before it takes over. Two more than
+/// clients, for one that has left and was not seen to leave.
 pub(super) fn connections_for(clients: usize) -> usize {
-    (clients * 2).max(16)
+    clients + 2
 }
 
 /// The environment of a side's process in this role.
