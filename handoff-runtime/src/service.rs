@@ -68,7 +68,7 @@ use crate::sys::signals::Signals;
 use crate::{Error, Result};
 use admin::AdminSocket;
 use alone::Silence;
-use builds::Shelf;
+use builds::{Lineage, Shelf};
 use ledger::{Ledger, Record};
 use listen::Listeners;
 use runner::{Core, Runner};
@@ -94,14 +94,14 @@ impl Service {
         let silence = silence(&config);
         let existing = StateDir::take_existing(&config.state_dir, silence)?;
         let (ledger, known) = Ledger::open(&config);
-        let to_start = |known: &Record| Shelf::new(&config.state_dir).to_start(known.lineage.serving());
-        preflight::check(&config, &known.as_ref().map_or_else(|| config.binary.clone(), to_start))?;
+        let to_start = |lineage: &Lineage| Shelf::new(&config.state_dir).to_start(lineage.serving());
+        preflight::check(&config, &known.lineage.as_ref().map_or_else(|| config.binary.clone(), to_start))?;
         open_files::make_room(config.listeners.len())?;
         let visitors = if config.allowed_uids.is_empty() { Visitors::OwnUserOnly } else { Visitors::OtherUsers };
         let mut state_dir = existing.map_or_else(|| StateDir::create(&config.state_dir, visitors, silence), Ok)?;
         let supervisor = supervisor(&config)?;
-        let recovery = recover(&supervisor, &config, &inherited, known.as_ref())?;
-        let in_the_way = in_the_way(known.as_ref(), &recovery);
+        let recovery = recover(&supervisor, &config, &inherited, &known)?;
+        let in_the_way = in_the_way(&known, &recovery);
         let (listeners, supervisor) = listeners(&config, &mut inherited, supervisor, in_the_way)?;
         let signals = Signals::block(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])
             .map_err(|error| Error::io("block signals", error))?;
@@ -133,10 +133,9 @@ fn recover(
     supervisor: &Supervisor,
     config: &ServiceConfig,
     inherited: &InheritedListeners,
-    known: Option<&Record>,
+    known: &Record,
 ) -> std::result::Result<Recovery, ServiceError> {
-    let remembered = known
-        .map_or_else(Remembered::default, |record| Remembered { daemon: record.daemon, leaving: &record.retiring });
+    let remembered = Remembered { daemon: known.daemon, leaving: &known.retiring };
     let mut silent = 0;
     for _ in 0..ASKED_FOR_LISTENERS_MAX {
         if active_owner(config).is_some_and(|owner| !is_ours(owner, config, known)) {
@@ -150,7 +149,7 @@ fn recover(
             preflight::check_data_dir_is_free(config)?;
             return Ok(recovery);
         };
-        let is_named = recovery.interrupted.is_some() || is_written_down(serving.id(), known);
+        let is_named = recovery.interrupted.is_some() || known.names(serving.id());
         if !is_named && !listens_on_our_path(serving.pid(), config) {
             preflight::check_data_dir_is_free(config)?;
             return Err(Error::DataDirHeld { pid: serving.pid() }.into());
@@ -192,14 +191,10 @@ fn active_owner(config: &ServiceConfig) -> Option<ProcessId> {
     (lease.of_this_boot() && lease.state == LeaseState::Active).then_some(id)
 }
 
-/// Its control path may be its successor's for a moment, after a handover that was undone.
-fn is_ours(owner: ProcessId, config: &ServiceConfig, known: Option<&Record>) -> bool {
-    is_written_down(owner, known) || listens_on_our_path(owner.pid, config)
-}
-
-/// Who was told to leave may have taken the data back, since everybody newer had died.
-fn is_written_down(process: ProcessId, known: Option<&Record>) -> bool {
-    known.is_some_and(|record| record.daemon == Some(process) || record.retiring.contains(&process))
+/// Its control path may be its successor's for a moment, after a handover that was undone. Who was told to leave may have
+/// taken the data back, since everybody newer had died.
+fn is_ours(owner: ProcessId, config: &ServiceConfig, known: &Record) -> bool {
+    known.names(owner) || listens_on_our_path(owner.pid, config)
 }
 
 /// By the kernel's word, so that a frozen daemon is known too.
@@ -231,11 +226,11 @@ fn supervisor(config: &ServiceConfig) -> Result<Supervisor> {
 }
 
 /// Those that were told to leave, when nobody serves: they may still have the addresses, and nobody else has them to give.
-fn in_the_way(known: Option<&Record>, recovery: &Recovery) -> Vec<Process> {
+fn in_the_way(known: &Record, recovery: &Recovery) -> Vec<Process> {
     if recovery.serving.is_some() {
         return Vec::new();
     }
-    let mut leaving = known.map_or_else(Vec::new, |record| record.still_to_leave(None));
+    let mut leaving = known.still_to_leave(None);
     let last = recovery.retiring.as_ref().and_then(Process::if_alive);
     leaving.extend(last.filter(|one| leaving.iter().all(|other| other.id() != one.id())));
     leaving

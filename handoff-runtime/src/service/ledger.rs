@@ -1,7 +1,8 @@
 //! What a service that is started again must know besides the journal: its builds, its daemon, and who is still to leave.
 //!
 //! One JSON object in `<state-dir>/service`, written whole and renamed into place, without waiting for the disk: it serves a
-//! service that died while the machine lived. After a boot all that it names is gone, and the configuration counts.
+//! service that died while the machine lived. After a boot all that it names is gone, and the configuration counts. With
+//! another binary in the configuration the operator has decided anew; the processes are still this service's.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -20,9 +21,10 @@ const VERSION: u32 = 1;
 const BYTES_MAX: u64 = 1 << 20;
 
 /// What is remembered.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Record {
-    pub(super) lineage: Lineage,
+    /// None, and the configuration counts.
+    pub(super) lineage: Option<Lineage>,
     /// The daemon that was started or adopted last.
     pub(super) daemon: Option<ProcessId>,
     /// Processes that were told to leave.
@@ -30,6 +32,10 @@ pub(super) struct Record {
 }
 
 impl Record {
+    pub(super) fn names(&self, process: ProcessId) -> bool {
+        self.daemon == Some(process) || self.retiring.contains(&process)
+    }
+
     /// Those of its processes that live and are to leave. A daemon that is not the one that serves was replaced, and nobody
     /// came to write it down.
     pub(super) fn still_to_leave(&self, serving: Option<ProcessId>) -> Vec<Process> {
@@ -50,9 +56,9 @@ pub(super) struct Ledger {
 struct Entry {
     version: u32,
     boot_id: String,
-    /// The binary of the configuration: with another one the operator has decided anew.
+    /// The binary of the configuration.
     configured: PathBuf,
-    builds: Lineage,
+    builds: Option<Lineage>,
     daemon: Option<Id>,
     retiring: Vec<Id>,
 }
@@ -64,12 +70,13 @@ struct Id {
 }
 
 impl Ledger {
-    /// Of this service, with what was remembered; nothing after a boot, a stop, or a change of the configured binary.
-    pub(super) fn open(config: &ServiceConfig) -> (Self, Option<Record>) {
+    /// Of this service, with what was remembered: nothing after a boot or a stop, and no builds after a change of the
+    /// configured binary.
+    pub(super) fn open(config: &ServiceConfig) -> (Self, Record) {
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
         let path = config.state_dir.join("service");
         let ledger = Self { path, boot_id, configured: config.binary.clone() };
-        let record = ledger.read();
+        let record = ledger.read().unwrap_or_default();
         (ledger, record)
     }
 
@@ -104,11 +111,9 @@ impl Ledger {
                 |error| warn!(path = %self.path.display(), %error, "what the service before this one knew is unreadable"),
             )
             .ok()?;
-        let is_of_use =
-            entry.version == VERSION && entry.boot_id == self.boot_id && entry.configured == self.configured;
         let id = |id: Id| ProcessId { pid: id.pid, start_time: id.start_time };
-        is_of_use.then(|| Record {
-            lineage: entry.builds,
+        (entry.version == VERSION && entry.boot_id == self.boot_id).then(|| Record {
+            lineage: entry.builds.filter(|_| entry.configured == self.configured),
             daemon: entry.daemon.map(id),
             retiring: entry.retiring.into_iter().map(id).collect(),
         })
@@ -146,25 +151,25 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut config = ServiceConfig::new(dir.path(), "/bin/a");
         let (ledger, nothing) = Ledger::open(&config);
-        assert_eq!(nothing, None);
+        assert_eq!(nothing, Record::default());
         let id = |pid| ProcessId { pid, start_time: 7 };
-        let lineage = Lineage::new("/bin/a".into());
+        let lineage = Some(Lineage::new("/bin/a".into()));
         let record = Record { lineage, daemon: Some(id(2)), retiring: vec![id(3), id(4)] };
         ledger.write(&record);
-        assert_eq!(Ledger::open(&config).1, Some(record.clone()));
+        assert_eq!(Ledger::open(&config).1, record);
         assert_eq!(dir.path().read_dir().unwrap().count(), 1);
 
         let of_another_boot = Ledger { boot_id: "x".into(), ..Ledger::open(&config).0 };
         assert_eq!(of_another_boot.read(), None);
         config.binary = "/bin/b".into();
-        assert_eq!(Ledger::open(&config).1, None);
+        assert_eq!(Ledger::open(&config).1, Record { lineage: None, ..record.clone() }, "its processes are still ours");
         config.binary = "/bin/a".into();
 
         std::fs::write(dir.path().join("service"), "{").unwrap();
-        assert_eq!(Ledger::open(&config).1, None);
+        assert_eq!(Ledger::open(&config).1, Record::default());
         ledger.write(&record);
         ledger.clear();
-        assert_eq!(Ledger::open(&config).1, None);
+        assert_eq!(Ledger::open(&config).1, Record::default());
     }
 
     #[test]
@@ -173,7 +178,7 @@ mod tests {
         let (ledger, _) = Ledger::open(&ServiceConfig::new(dir.path(), "/bin/a"));
         // Nothing can be renamed over a directory.
         fs::create_dir(dir.path().join("service")).unwrap();
-        ledger.write(&Record { lineage: Lineage::new("/bin/a".into()), daemon: None, retiring: Vec::new() });
+        ledger.write(&Record::default());
         assert_eq!(dir.path().read_dir().unwrap().count(), 1);
     }
 }

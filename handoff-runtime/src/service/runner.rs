@@ -62,7 +62,7 @@ pub(super) struct Core {
     ledger: Ledger,
     history: History,
     /// What the service before this one knew.
-    known: Option<Record>,
+    known: Record,
     greeting: Option<Greeting>,
     watch: Watch,
     /// How often in a row a daemon has died without a word.
@@ -125,11 +125,11 @@ pub enum Ended {
 }
 
 impl Core {
-    pub(super) fn new(config: &ServiceConfig, ledger: Ledger, known: Option<Record>) -> Result<Self> {
+    pub(super) fn new(config: &ServiceConfig, ledger: Ledger, known: Record) -> Result<Self> {
         let (sender, news) = channel();
         let waker = Waker::new().map_err(|error| Error::io("make the service's waker", error))?;
         let shelf = Shelf::new(&config.state_dir);
-        let lineage = known.as_ref().map_or_else(|| Lineage::new(config.binary.clone()), |known| known.lineage.clone());
+        let lineage = known.lineage.clone().unwrap_or_else(|| Lineage::new(config.binary.clone()));
         Ok(Self {
             daemon: Daemon::BackingOff,
             lineage,

@@ -32,14 +32,13 @@ impl Runner {
             let entry = cut_short(&interrupted, serving.as_ref().map(Process::pid));
             report_lost(self.core.history.append(&HistoryEntry { epoch: self.epoch(), ..entry }));
         }
-        let known = self.core.known.take();
-        if known.is_none() {
+        let known = std::mem::take(&mut self.core.known);
+        if known.lineage.is_none() {
             // Whatever is there is of another boot, or of another binary.
             self.core.shelf.clear();
         }
-        let daemon = known.as_ref().and_then(|known| known.daemon);
-        let serving_id = serving.as_ref().map(Process::id);
-        let mut old = known.map_or_else(Vec::new, |known| known.still_to_leave(serving_id));
+        let daemon = known.daemon;
+        let mut old = known.still_to_leave(serving.as_ref().map(Process::id));
         old.extend(retiring.filter(|one| old.iter().all(|other| other.id() != one.id())));
         old.into_iter().for_each(|process| self.retire(Retiring::asked(process)));
 
@@ -270,7 +269,7 @@ impl Runner {
         let core = &self.core;
         core.shelf.tidy(&core.lineage);
         core.ledger.write(&Record {
-            lineage: core.lineage.clone(),
+            lineage: Some(core.lineage.clone()),
             daemon: core.daemon.living().map(|living| living.process.id()),
             retiring: core.retiring.iter().map(Retiring::id).collect(),
         });
