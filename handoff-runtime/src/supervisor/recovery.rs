@@ -60,7 +60,7 @@ pub(super) fn recover(
     };
     let interrupted = record.filter(|record| record.phase != Phase::Committed);
     if let (Some(journal), Some(record)) = (journal, &interrupted) {
-        note_settled(journal, record, retiring.is_some());
+        note_settled(journal, record, retiring.as_ref());
     }
     let listeners = match &serving {
         Some(serving) => supervisor.get_listeners_back(serving)?,
@@ -77,11 +77,10 @@ fn left_behind(record: &StateJournal, serving: Option<ProcessId>) -> Option<Proc
 
 /// What was interrupted is settled now; a later restart must not take it up again, but must know who is still to leave.
 /// Nothing else depends on it: it would only be found settled.
-fn note_settled(journal: &mut Journal, record: &StateJournal, someone_is_to_leave: bool) {
-    let noted = if someone_is_to_leave {
-        journal.record(&StateJournal { phase: Phase::Committed, ..record.clone() })
-    } else {
-        journal.clear()
+fn note_settled(journal: &mut Journal, record: &StateJournal, to_leave: Option<&Process>) {
+    let noted = match to_leave {
+        Some(_) => journal.record(&StateJournal { phase: Phase::Committed, ..record.clone() }),
+        None => journal.clear(),
     };
     if let Err(error) = noted.and_then(|()| journal.sync()) {
         tracing::warn!(%error, "the journal could not be written");
