@@ -43,6 +43,9 @@ pub(crate) trait Onlooker {
     /// It has come farther; in order, one after the other.
     fn see(&self, news: Vec<Progress>);
 
+    /// The successor has just been started, and works by itself for a while: the time for what costs time.
+    fn successor_started(&self) {}
+
     /// Asked before the journal is made durable, and so before the incumbent is told to drain: returns when whatever else must
     /// be on record by then is there.
     fn before_sync(&self) {}

@@ -91,11 +91,16 @@ impl Lineage {
     }
 
     /// A handover to this file begins; a file that is kept already is not kept again.
-    pub(super) fn ordered(&mut self, path: &Path, shelf: &Shelf) -> &Build {
+    pub(super) fn ordered(&mut self, path: &Path, shelf: &Shelf) {
         let known = self.all().find(|build| build.path == path && shelf.holds(build)).cloned();
         let build = known.unwrap_or_else(|| Build { path: path.to_owned(), kept: self.next });
         self.next = self.next.max(build.kept + 1);
-        self.candidate.insert(build)
+        self.candidate = Some(build);
+    }
+
+    /// What the handover under way leads to.
+    pub(super) fn candidate(&self) -> Option<&Build> {
+        self.candidate.as_ref()
     }
 
     /// A handover to the build before this one begins.
@@ -233,13 +238,16 @@ impl Shelf {
 }
 
 fn keep(dir: &Path, build: &Build) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let kept = dir.join(build.kept.to_string());
+    // A name is never used again: whatever is now at its path, this is the build.
+    if kept.exists() {
+        return Ok(());
+    }
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     // A symbolic link is followed: what it leads to is what runs.
     let real = build.path.canonicalize()?;
     match fs::hard_link(&real, &kept) {
         Ok(()) => return Ok(()),
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
         Err(error) => debug!(path = %real.display(), %error, "a build is copied, because it can't be linked"),
     }
     // Opened here: what is copied is what is at the path now.

@@ -33,6 +33,8 @@ pub(super) const BUSY: u8 = 4;
 /// What the worker tells the loop.
 #[derive(Debug)]
 pub(super) enum News {
+    /// The successor was started: time to write the order down.
+    Started,
     Progress(Vec<Progress>),
     Over(Result<HandoffOutcome>),
 }
@@ -84,8 +86,8 @@ pub(super) struct Old {
 }
 
 impl Handover {
-    /// Starts the worker. The old process is not touched before [`recorded`](Self::recorded): what the service writes down of
-    /// an order costs no time, because the successor starts meanwhile.
+    /// Starts the worker. It says when the successor was started, and does not touch the old process before
+    /// [`recorded`](Self::recorded): what the service writes down of an order costs no time, because the successor starts meanwhile.
     ///
     /// # Errors
     /// The system's: no thread or no descriptor is left. Nothing was started.
@@ -285,6 +287,10 @@ struct Worker {
 impl Onlooker for Worker {
     fn see(&self, news: Vec<Progress>) {
         self.wire.tell(News::Progress(news));
+    }
+
+    fn successor_started(&self) {
+        self.wire.tell(News::Started);
     }
 
     fn before_sync(&self) {

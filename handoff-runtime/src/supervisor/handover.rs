@@ -375,6 +375,7 @@ impl<'a> Run<'a> {
                 self.record.successor_pid = Some(id.pid);
                 self.record.details.successor_start_time = Some(id.start_time);
                 self.successor = Some(peer);
+                self.onlooker.successor_started();
                 Input::Spawned(id)
             }
             Err(error) => Input::SpawnFailed(self.keep(error)),

@@ -79,11 +79,8 @@ impl Runner {
             spec.binary = allowed(&binary, &self.config).map_err(|reason| (NOT_TRIED, reason))?;
         }
         preflight::check_binary(&spec.binary).map_err(|error| (NOT_TRIED, error.to_string()))?;
-        let build = self.core.lineage.ordered(&spec.binary, &self.core.shelf).clone();
-        self.hand_over(client, spec, old_pid)?;
-        self.core.shelf.keep(&build);
-        self.record_order();
-        Ok(())
+        self.core.lineage.ordered(&spec.binary, &self.core.shelf);
+        self.hand_over(client, spec, old_pid)
     }
 
     fn roll_back(&mut self, client: ClientId) -> std::result::Result<(), (u8, String)> {
@@ -95,9 +92,7 @@ impl Runner {
         spec.binary = self.core.shelf.to_start(previous);
         preflight::check_binary(&spec.binary).map_err(|error| (NOT_TRIED, error.to_string()))?;
         self.core.lineage.ordered_back();
-        self.hand_over(client, spec, old_pid)?;
-        self.record_order();
-        Ok(())
+        self.hand_over(client, spec, old_pid)
     }
 
     /// The process that would hand over.
@@ -133,8 +128,11 @@ impl Runner {
         Ok(())
     }
 
-    /// Writes down what a service after this one must know of the handover under way, and lets it go on.
+    /// Keeps the new build, writes down what a service after this one must know, and lets the handover go on.
     fn record_order(&mut self) {
+        if let Some(candidate) = self.core.lineage.candidate() {
+            self.core.shelf.keep(candidate);
+        }
         self.write_down();
         if let Some(handover) = &mut self.core.handover {
             handover.recorded();
@@ -158,6 +156,7 @@ impl Runner {
                         }
                     }
                 }
+                News::Started => self.record_order(),
                 News::Over(result) => self.handover_over(result),
             }
         }
