@@ -94,7 +94,6 @@ impl Drainable for Daemon {
             return Err("the handover is off".into());
         }
         let sealed = self.service.store().ok_or(StoreError::Sealed)?.seal()?;
-        cx.progress(1, 1, sealed.last_sequence);
         Ok(SealReport { last_revision_per_shard: vec![sealed.last_sequence], data_dir_fingerprint: sealed.fingerprint })
     }
 
