@@ -19,6 +19,7 @@ mod moves;
 mod print;
 mod process;
 mod promises;
+mod recovery;
 mod sabotage;
 mod successor;
 mod supervisor;
