@@ -74,7 +74,15 @@ impl Process {
         Ok(Self::open_with_parent(pid)?.map(|(process, _)| process))
     }
 
-    /// The same, with the pid of its parent, which is read in the same moment.
+    /// This process itself; `None` when it is dead, also if its pid is another's by now.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) fn find(id: ProcessId) -> Result<Option<Self>> {
+        Ok(Self::open(id.pid)?.filter(|process| process.id == id))
+    }
+
+    /// As [`open`](Self::open), with the pid of its parent, which is read in the same moment.
     ///
     /// # Errors
     /// As [`open`](Self::open).

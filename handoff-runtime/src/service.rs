@@ -184,11 +184,12 @@ fn silence(config: &ServiceConfig) -> Silence {
     }
 }
 
-/// The process that serves, by the lease.
+/// The process that serves, by the lease. One that is dead has left its lease behind, and serves nobody.
 fn active_owner(config: &ServiceConfig) -> Option<ProcessId> {
     let lease = handoff_lock::read_lease(config.data_dir.as_deref()?).ok().flatten()?;
     let id = ProcessId { pid: lease.owner.pid, start_time: lease.owner.start_time };
-    (lease.of_this_boot() && lease.state == LeaseState::Active).then_some(id)
+    let is_active = lease.of_this_boot() && lease.state == LeaseState::Active;
+    (is_active && Process::find(id).is_ok_and(|owner| owner.is_some())).then_some(id)
 }
 
 /// Its control path may be its successor's for a moment, after a handover that was undone. Who was told to leave may have

@@ -40,7 +40,7 @@ impl Record {
     /// came to write it down.
     pub(super) fn still_to_leave(&self, serving: Option<ProcessId>) -> Vec<Process> {
         let ids = self.retiring.iter().copied().chain(self.daemon).filter(|id| Some(*id) != serving);
-        ids.filter_map(|id| Process::open(id.pid).ok().flatten().filter(|process| process.id() == id)).collect()
+        ids.filter_map(|id| Process::find(id).ok().flatten()).collect()
     }
 }
 

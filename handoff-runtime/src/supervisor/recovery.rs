@@ -49,13 +49,13 @@ pub(super) fn recover(
         verdict: None,
     };
     let serving = match run.settle()? {
-        Verdict::Serving(id) => open(id)?,
+        Verdict::Serving(id) => Process::find(id)?,
         Verdict::Nobody => None,
         Verdict::HeldBy(pid) => return Err(Error::DataDirHeld { pid }),
     };
     let serving_id = serving.as_ref().map(Process::id);
     let retiring = match record.as_ref().and_then(|record| left_behind(record, serving_id)) {
-        Some(old) => open(old)?,
+        Some(old) => Process::find(old)?,
         None => None,
     };
     let interrupted = record.filter(|record| record.phase != Phase::Committed);
@@ -207,7 +207,7 @@ impl Run<'_> {
     }
 
     fn stop(&mut self, id: ProcessId) -> Result<()> {
-        match open(id)? {
+        match Process::find(id)? {
             Some(process) => {
                 process.stop()?;
                 self.ending = Some(process);
@@ -270,7 +270,7 @@ impl Run<'_> {
 
 /// One that runs already, or may not be signalled, is as well off without.
 fn continue_process(id: ProcessId) -> Result<()> {
-    if let Some(process) = open(id)?
+    if let Some(process) = Process::find(id)?
         && let Err(error) = process.cont()
     {
         tracing::warn!(pid = id.pid, %error, "the process could not be told to go on");
@@ -288,10 +288,5 @@ fn successor_of(record: &StateJournal) -> Option<ProcessId> {
 }
 
 fn alive(id: Option<ProcessId>) -> Result<Option<ProcessId>> {
-    id.map_or(Ok(None), |id| Ok(open(id)?.map(|process| process.id())))
-}
-
-/// The process itself; none if it is dead, or its pid another's.
-fn open(id: ProcessId) -> Result<Option<Process>> {
-    Ok(Process::open(id.pid)?.filter(|process| process.id() == id))
+    id.map_or(Ok(None), |id| Ok(Process::find(id)?.map(|process| process.id())))
 }

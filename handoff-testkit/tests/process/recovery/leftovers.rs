@@ -26,7 +26,12 @@ pub(super) fn all() -> Vec<Trial> {
         }),
         trial("old_generations_do_not_outlive_a_restart", || old_generations(Mood::Stays, "", Supervisor::IsKilled)),
         trial("a_leftover_of_the_journal_loses_the_lock", a_leftover_of_the_journal_loses_the_lock),
-        trial("one_that_was_told_to_leave_loses_the_lock", one_that_was_told_to_leave_loses_the_lock),
+        trial("one_that_was_told_to_leave_loses_the_lock", || {
+            one_that_was_told_to_leave_loses_the_lock(Record::IsWhole)
+        }),
+        trial("one_that_was_told_to_leave_loses_the_lock_when_the_end_was_not_written_down", || {
+            one_that_was_told_to_leave_loses_the_lock(Record::LacksTheEnd)
+        }),
         trial("old_generations_keep_no_address", old_generations_keep_no_address),
         trial("a_stranger_with_the_lock_is_named", a_stranger_with_the_lock_is_named),
         trial("sigterm_in_a_handover_leaves_nothing", sigterm_in_a_handover_leaves_nothing),
@@ -131,8 +136,26 @@ fn a_leftover_of_the_journal_loses_the_lock() -> Outcome {
     Scene::on(fixture)?.end(Cost::Nothing)
 }
 
+/// What a service that was killed has left in its own record of the last handover.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Record {
+    IsWhole,
+    /// It was killed after its client had its answer, and before the end was written down.
+    LacksTheEnd,
+}
+
+/// Makes the daemon before this one the last that the service knew of.
+fn take_the_end_out_of_the_record(fixture: &Fixture) -> Outcome {
+    let path = fixture.state_dir().join("service");
+    let mut record: serde_json::Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+    let retiring = record["retiring"].as_array_mut().ok_or("a list of those that were told to leave")?;
+    check(retiring.len() == 2, "both old processes stand there")?;
+    record["daemon"] = retiring.pop().ok_or("the daemon of before")?;
+    Ok(std::fs::write(&path, record.to_string())?)
+}
+
 /// Two handovers later the journal does not name it any more; the service's own record does.
-fn one_that_was_told_to_leave_loses_the_lock() -> Outcome {
+fn one_that_was_told_to_leave_loses_the_lock(record: Record) -> Outcome {
     let dir = tempfile::tempdir()?;
     let setup = Setup::new(build(dir.path(), "first", Mood::ComesBack, "")?).listener("http", fixed_address()?);
     let mut scene = Scene::start(setup.config("watchdog = \"3s\"").config("retire = \"1h\""))?;
@@ -140,7 +163,12 @@ fn one_that_was_told_to_leave_loses_the_lock() -> Outcome {
     for _ in 0..2 {
         scene.upgrade()?;
     }
+    // It is written down behind the answer to the upgrade, and before that to the next question.
+    scene.fixture.status()?;
     scene.fixture.kill_supervisor()?;
+    if record == Record::LacksTheEnd {
+        take_the_end_out_of_the_record(&scene.fixture)?;
+    }
     for newer in scene.fixture.processes().into_iter().filter(|pid| *pid != oldest) {
         signal(newer, Signal::KILL)?;
     }
