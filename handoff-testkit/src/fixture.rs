@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -15,8 +16,6 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-
-use crate::mock::connect_with_retry;
 
 /// The environment variable that names the fixture a process belongs to.
 const MARK: &str = "HANDOFF_TESTKIT_FIXTURE";
@@ -282,7 +281,7 @@ impl Fixture {
     /// # Errors
     /// When nobody answers there.
     pub fn status(&self) -> io::Result<Value> {
-        let mut admin = connect_with_retry(&self.state_dir().join("admin.sock"));
+        let mut admin = UnixStream::connect(self.state_dir().join("admin.sock"))?;
         admin.set_read_timeout(Some(PATIENCE))?;
         admin.write_all(b"{\"cmd\":\"status\"}\n")?;
         let mut line = String::new();

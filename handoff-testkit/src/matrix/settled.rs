@@ -93,7 +93,7 @@ impl Control {
 pub(super) fn wait_until_settled(fixture: &mut Fixture, writer: &Writer) -> io::Result<u32> {
     let supervisor = fixture.supervisor_pid();
     until("all has settled", || {
-        let status = fixture.status()?;
+        let Ok(status) = fixture.status() else { return Ok(Err("nobody answers on the admin socket".to_owned())) };
         let serving = status["incumbent"]["pid"].as_u64().filter(|_| status["handover"].is_null());
         let settled = serving_alone(fixture, &[supervisor], writer);
         Ok(settled.and_then(|pid| if serving == Some(u64::from(pid)) { Ok(pid) } else { Err(status.to_string()) }))
