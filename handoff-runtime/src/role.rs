@@ -124,9 +124,10 @@ impl Successor {
             return Err(Error::Usage(format!("a build id of {bytes} bytes; at most {BUILD_ID_BYTES_MAX} are sent")));
         }
         injected(fail_here!(points::N_BEFORE_HANDSHAKE))?;
-        // What only the incumbent needs, while nobody depends on this process yet.
+        let mut driver = Driver::greet(self.control, build_id, self.timing)?;
+        // What only the incumbent needs, while nobody depends on this process yet, and the supervisor answers.
         let worker = IdleWorker::start()?;
-        let (driver, handoff_id) = Driver::handshake(self.control, build_id, self.timing)?;
+        let handoff_id = driver.greeted()?;
         injected(fail_here!(points::N_AFTER_HANDSHAKE))?;
         Ok(HandshookSuccessor { driver, inherited: self.inherited, handoff_id, worker, prepared: None })
     }

@@ -2,8 +2,8 @@
 //!
 //! The library thread waits for the supervisor and for time, sends the heartbeats, and never touches the disk. The
 //! daemon's thread runs the errands (the lock, the lease, the control socket) inside its own blocking calls, so a slow disk
-//! delays no heartbeat and no errand costs a change of thread. For its turn the daemon's thread waits in the library thread's
-//! place, so that the order to begin costs none either. Whoever has an input takes the mutex, steps the machine and
+//! delays no heartbeat and no errand costs a change of thread. For the answer to the greeting and for its turn the daemon's
+//! thread waits in the library thread's place, so that they cost none either. Whoever has an input takes the mutex, steps the machine and
 //! performs the effects at once; only an errand is run outside of the mutex.
 //!
 //! No decision of the protocol is taken here, and nothing here ends the process.
@@ -50,11 +50,11 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    /// Greets the supervisor, starts the library thread on the channel, and waits for the answer.
+    /// Greets the supervisor, and starts the library thread while it answers.
     ///
     /// # Errors
-    /// The system gives no thread or descriptor, or the supervisor does not answer as it should.
-    pub(crate) fn handshake(control: UnixStream, build_id: Vec<u8>, timing: Timing) -> Result<(Self, HandoffId)> {
+    /// The system gives no thread or descriptor.
+    pub(crate) fn greet(control: UnixStream, build_id: Vec<u8>, timing: Timing) -> Result<Self> {
         let failed = |error: io::Error| Error::io("prepare the channel to the supervisor", error);
         let channel = Channel::new(control);
         let polled = channel.polled();
@@ -72,9 +72,17 @@ impl Driver {
             .name("handoff-successor".into())
             .spawn(move || converse(&theirs))
             .map_err(|error| Error::io("start the thread that talks to the supervisor", error))?;
-        let mut driver = Self { shared, thread: Some(thread), hands: Hands::new(build_id) };
-        match driver.answer()? {
-            Answer::Greeted { handoff_id, .. } => Ok((driver, handoff_id)),
+        Ok(Self { shared, thread: Some(thread), hands: Hands::new(build_id) })
+    }
+
+    /// Waits for the answer to the greeting.
+    ///
+    /// # Errors
+    /// The supervisor does not answer as it should.
+    pub(crate) fn greeted(&mut self) -> Result<HandoffId> {
+        self.shared.listen_until_answered();
+        match self.answer()? {
+            Answer::Greeted { handoff_id, .. } => Ok(handoff_id),
             other => Err(out_of_turn(&other)),
         }
     }
@@ -196,6 +204,7 @@ impl Drop for Driver {
     fn drop(&mut self) {
         let Some(thread) = self.thread.take() else { return };
         self.shared.lock().step(Input::Daemon(Call::Dropped));
+        self.shared.give_back();
         self.shared.waker.wake();
         // It blocks on nothing but its own wait, which has just ended. A panic of it was reported when it happened.
         let _ = thread.join();
@@ -253,6 +262,16 @@ impl Shared {
             drop(core);
             sleep(None, &self.polled, &wait);
         }
+    }
+
+    /// The library thread waits for the supervisor and for time again.
+    fn give_back(&self) {
+        let mut core = self.lock();
+        core.listener = Listener::Library;
+        // It looks at everything when it comes back.
+        core.wake_due = false;
+        drop(core);
+        self.changed.notify_all();
     }
 
     fn wake_if_due(&self, core: &mut Core) {
@@ -313,7 +332,7 @@ impl Core {
             wake_due: false,
             outbound: Outbound::Works,
             thread: Thread::Running,
-            listener: Listener::Library,
+            listener: Listener::Daemon,
         }
     }
 
@@ -506,12 +525,7 @@ impl<'a> TakenOver<'a> {
 
 impl Drop for TakenOver<'_> {
     fn drop(&mut self) {
-        let mut core = self.0.lock();
-        core.listener = Listener::Library;
-        // It looks at everything when it comes back.
-        core.wake_due = false;
-        drop(core);
-        self.0.changed.notify_all();
+        self.0.give_back();
     }
 }
 
