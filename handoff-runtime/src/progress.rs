@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use handoff_proto::HandoffId;
 use handoff_proto::supervisor::Milestone;
@@ -17,6 +18,8 @@ pub(crate) struct Progress {
     pub(crate) successor_pid: Option<u32>,
     /// CLOCK_MONOTONIC.
     pub(crate) at_ns: u64,
+    /// The same, since the handover began.
+    pub(crate) after: Duration,
     pub(crate) step: Step,
 }
 
@@ -40,7 +43,7 @@ pub(crate) struct Sealed {
 
 /// Who watches a handover, on the handover's own thread.
 pub(crate) trait Onlooker {
-    /// It has come farther; in order, one after the other.
+    /// It has come farther; in order, one after the other. What is not seen when it is over comes with the outcome.
     fn see(&self, news: Vec<Progress>);
 
     /// The successor has just been started, and works by itself for a while: the time for what costs time.

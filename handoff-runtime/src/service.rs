@@ -42,8 +42,6 @@ mod spans;
 mod state_dir;
 mod watch;
 
-use std::sync::Arc;
-
 use handoff_lock::LeaseState;
 use handoff_proto::supervisor::Watchdog as WatchdogRule;
 use handoff_proto::{ProcessId, Timing};
@@ -107,10 +105,9 @@ impl Service {
             .map_err(|error| Error::io("block signals", error))?;
         let admin = AdminSocket::bind(&config.admin_socket(), &config.allowed_uids)
             .map_err(|source| ServiceError::AdminSocket { path: config.admin_socket(), source })?;
-        let core = Core::new(&config, ledger, known)?;
+        let core = Core::new(&config, supervisor, ledger, known)?;
         state_dir.keep();
-        let supervisor = Arc::new(supervisor);
-        let runner = Runner { config, _state_dir: state_dir, listeners, supervisor, admin, signals, core };
+        let runner = Runner { config, _state_dir: state_dir, listeners, admin, signals, core };
         Ok(Self { runner, recovery })
     }
 

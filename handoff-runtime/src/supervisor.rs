@@ -29,7 +29,8 @@ use crate::error::{Error, Result};
 use crate::listeners::check_name;
 use crate::outcome::{HandoffOutcome, Recovery, SpawnSpec};
 use crate::process::Process;
-use crate::progress::{Cancel, Onlooker};
+use crate::progress::{Cancel, Onlooker, Progress};
+pub(crate) use news::log_news;
 pub(crate) use recovery::Remembered;
 
 /// Hands one daemon over, again and again.
@@ -149,11 +150,15 @@ impl Supervisor {
     /// not committed.
     pub fn perform_handoff(&self, spec: SpawnSpec) -> Result<HandoffOutcome> {
         let cancel = Cancel::new().map_err(|error| Error::io("prepare a handover", error))?;
-        self.perform_watched(spec, &|_| {}, &cancel, |outcome| outcome)?
+        self.perform_watched(spec, &|news: Vec<Progress>| log_news(&news), &cancel, |outcome, rest| {
+            log_news(&rest);
+            outcome
+        })?
     }
 
-    /// The same, watched, and to be called off. `conclude` gets the outcome, and only then its end is made durable: a power
-    /// loss leaves nobody who could serve, whatever the journal says. Another call is refused until this one returns.
+    /// The same, watched, and to be called off. `conclude` gets the outcome and what the onlooker has not seen, and only then
+    /// its end is made durable: a power loss leaves nobody who could serve, whatever the journal says. Another call is refused
+    /// until this one returns.
     ///
     /// # Errors
     /// Another call runs, or the journal can't be opened.
@@ -162,7 +167,7 @@ impl Supervisor {
         spec: SpawnSpec,
         onlooker: &dyn Onlooker,
         cancel: &Cancel,
-        conclude: impl FnOnce(Result<HandoffOutcome>) -> T,
+        conclude: impl FnOnce(Result<HandoffOutcome>, Vec<Progress>) -> T,
     ) -> Result<T> {
         let mut desk = self.desk()?;
         let Desk { journal, lease, serving, next_id } = &mut *desk;
@@ -170,8 +175,8 @@ impl Supervisor {
         let lease = self.data_dir.as_ref().map(|dir| lease.get_or_insert_with(|| WatchedLease::new(dir)));
         let handoff_id = next_id.take().unwrap_or_else(HandoffId::new);
         let tools = handover::Tools { handoff_id, journal: journal.as_deref_mut(), lease, serving };
-        let outcome = handover::Run::new(self, tools, spec, onlooker, cancel).perform();
-        let concluded = conclude(outcome);
+        let (outcome, rest) = handover::Run::new(self, tools, spec, onlooker, cancel).perform();
+        let concluded = conclude(outcome, rest);
         if let Some(journal) = journal
             && let Err(error) = journal.sync()
         {

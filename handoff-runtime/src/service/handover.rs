@@ -1,10 +1,9 @@
-//! One handover under way: performed on a worker thread, told to the loop step by step, so that a status is answered in the
+//! One handover under way: performed on the worker thread, told to the loop step by step, so that a status is answered in the
 //! middle of it. What the protocol decides is not decided here.
 
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 
@@ -36,7 +35,8 @@ pub(super) enum News {
     /// The successor was started: time to write the order down.
     Started,
     Progress(Vec<Progress>),
-    Over(Result<HandoffOutcome>),
+    /// Its outcome, and what had not been told.
+    Over(Box<Result<HandoffOutcome>>, Vec<Progress>),
 }
 
 /// The way from the worker to the loop.
@@ -68,7 +68,6 @@ pub(super) struct Handover {
     cancel: Cancel,
     /// Dropped when the order is on record; the worker waits for it.
     unrecorded: Option<Sender<Infallible>>,
-    worker: JoinHandle<()>,
     handoff_id: Option<HandoffId>,
     phase: &'static str,
     /// The phase in which it was given up, while it is undone.
@@ -86,33 +85,16 @@ pub(super) struct Old {
 }
 
 impl Handover {
-    /// Starts the worker. It says when the successor was started, and does not touch the old process before
+    /// Gives the worker its order. It says when the successor was started, and does not touch the old process before
     /// [`recorded`](Self::recorded): what the service writes down of an order costs no time, because the successor starts meanwhile.
     ///
     /// # Errors
-    /// The system's: no thread or no descriptor is left. Nothing was started.
-    pub(super) fn start(
-        supervisor: &Arc<Supervisor>,
-        client: ClientId,
-        spec: SpawnSpec,
-        old: Old,
-        wire: Wire,
-        last: Option<JoinHandle<()>>,
-    ) -> Result<Self> {
+    /// The system's: no descriptor is left. Nothing was started.
+    pub(super) fn start(worker: &Worker, client: ClientId, spec: SpawnSpec, old: Old) -> Result<Self> {
         let moments = Moments::new(now_ns());
         let cancel = Cancel::new().map_err(|error| Error::io("prepare a handover", error))?;
         let (unrecorded, recorded) = channel();
-        let supervisor = Arc::clone(supervisor);
-        let worker = Worker { supervisor, spec: spec.clone(), cancel: cancel.clone(), wire, recorded };
-        let work = move || {
-            // It has nothing to do any more but to wait for the disk. A panic of it was reported.
-            let _ = last.map(JoinHandle::join);
-            worker.work();
-        };
-        let worker = thread::Builder::new()
-            .name("handover".to_owned())
-            .spawn(work)
-            .map_err(|error| Error::io("start the handover's thread", error))?;
+        worker.order(Order { spec: spec.clone(), cancel: cancel.clone(), recorded });
         Ok(Self {
             client,
             spec,
@@ -123,7 +105,6 @@ impl Handover {
             moments,
             cancel,
             unrecorded: Some(unrecorded),
-            worker,
             handoff_id: None,
             phase: FIRST_PHASE,
             given_up_in: None,
@@ -138,27 +119,22 @@ impl Handover {
         self.unrecorded = None;
     }
 
-    /// The worker, which may still be waiting for the disk when it has said how the handover ended.
-    pub(super) fn into_worker(self) -> JoinHandle<()> {
-        self.worker
-    }
-
     /// Calls it off; its end comes as [`News::Over`] all the same.
     pub(super) fn cancel(&self, reason: &str) {
         self.cancel.cancel(reason);
     }
 
     /// Notes how far it has come; an event when a new phase begins, or a seal has come farther.
-    pub(super) fn note(&mut self, progress: Progress) -> Option<Event> {
+    pub(super) fn note(&mut self, progress: &Progress) -> Option<Event> {
         self.handoff_id = Some(progress.handoff_id);
         self.successor_pid = progress.successor_pid.or(self.successor_pid);
-        match progress.step {
-            Step::Reached(milestone) => self.note_milestone(milestone, progress.at_ns),
+        match &progress.step {
+            Step::Reached(milestone) => self.note_milestone(*milestone, progress.at_ns),
             Step::SuccessorBuild(build) => {
-                self.new_build = Some(build_id_text(&build));
+                self.new_build = Some(build_id_text(build));
                 None
             }
-            Step::Sealed(sealed) => {
+            &Step::Sealed(sealed) => {
                 self.sealed = Some(sealed);
                 Some(Event::SealProgress {
                     shards_sealed: sealed.shards,
@@ -275,16 +251,56 @@ impl Handover {
     }
 }
 
-struct Worker {
-    supervisor: Arc<Supervisor>,
+/// The thread that performs the handovers, one after the other: an order finds it waiting.
+#[derive(Debug)]
+pub(super) struct Worker {
+    orders: Sender<Order>,
+    thread: JoinHandle<()>,
+}
+
+/// One handover, for the worker.
+struct Order {
     spec: SpawnSpec,
     cancel: Cancel,
-    wire: Wire,
     /// Closed when the order is on record.
     recorded: Receiver<Infallible>,
 }
 
-impl Onlooker for Worker {
+impl Worker {
+    /// Starts it; whatever happens to a handover goes over `wire`.
+    ///
+    /// # Errors
+    /// The system's: no thread is left.
+    pub(super) fn start(supervisor: Supervisor, wire: Wire) -> Result<Self> {
+        let (orders, ordered) = channel::<Order>();
+        let work = move || ordered.iter().for_each(|order| order.perform(&supervisor, &wire));
+        let thread = thread::Builder::new()
+            .name("handover".to_owned())
+            .spawn(work)
+            .map_err(|error| Error::io("start the handovers' thread", error))?;
+        Ok(Self { orders, thread })
+    }
+
+    fn order(&self, order: Order) {
+        // It waits for orders as long as this lives: a panic ends no more than the one order.
+        let _ = self.orders.send(order);
+    }
+
+    /// Waits until the disk has what it was told last.
+    pub(super) fn leave(self) {
+        drop(self.orders);
+        // A panic of it was reported.
+        let _ = self.thread.join();
+    }
+}
+
+/// How the worker watches what it does.
+struct Watcher<'a> {
+    wire: &'a Wire,
+    recorded: Receiver<Infallible>,
+}
+
+impl Onlooker for Watcher<'_> {
     fn see(&self, news: Vec<Progress>) {
         self.wire.tell(News::Progress(news));
     }
@@ -299,21 +315,22 @@ impl Onlooker for Worker {
     }
 }
 
-impl Worker {
-    fn work(self) {
+impl Order {
+    fn perform(self, supervisor: &Supervisor, wire: &Wire) {
+        let Self { spec, cancel, recorded } = self;
         let told = Cell::new(false);
-        let over = |result| {
+        let over = |result, rest| {
             // By now the loop may wait for the end of the next one.
             if !told.replace(true) {
-                self.wire.tell(News::Over(result));
+                wire.tell(News::Over(Box::new(result), rest));
             }
         };
-        let perform = || self.supervisor.perform_watched(self.spec.clone(), &self, &self.cancel, over);
-        match catch_unwind(AssertUnwindSafe(perform)) {
+        let watcher = Watcher { wire, recorded };
+        match catch_unwind(AssertUnwindSafe(|| supervisor.perform_watched(spec, &watcher, &cancel, over))) {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => over(Err(error)),
+            Ok(Err(error)) => over(Err(error), Vec::new()),
             // A loop that waits for ever for a worker that panicked could neither hand over nor stop.
-            Err(_) => over(Err(Error::Usage("the handover's thread panicked".to_owned()))),
+            Err(_) => over(Err(Error::Usage("the handover's thread panicked".to_owned())), Vec::new()),
         }
     }
 }

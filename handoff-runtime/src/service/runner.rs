@@ -6,9 +6,7 @@
 use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::process::ExitStatus;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use handoff_journal::{History, JournalError};
@@ -20,7 +18,7 @@ use super::builds::{Lineage, Shelf};
 use super::config::ServiceConfig;
 use super::daemon::{Backoff, Daemon};
 use super::greeting::Greeting;
-use super::handover::{Handover, News, Wire};
+use super::handover::{Handover, News, Wire, Worker};
 use super::ledger::{Ledger, Record};
 use super::listen::Listeners;
 use super::notify;
@@ -47,7 +45,6 @@ pub(super) struct Runner {
     pub(super) config: ServiceConfig,
     pub(super) _state_dir: StateDir,
     pub(super) listeners: Listeners,
-    pub(super) supervisor: Arc<Supervisor>,
     pub(super) admin: AdminSocket,
     pub(super) signals: Signals,
     pub(super) core: Core,
@@ -68,8 +65,7 @@ pub(super) struct Core {
     /// How often in a row a daemon has died without a word.
     unheard: u32,
     handover: Option<Handover>,
-    /// The last handover's worker, until the next one waits for its end.
-    last_worker: Option<JoinHandle<()>>,
+    worker: Worker,
     retiring: Vec<Retiring>,
     stopping: Option<Stopping>,
     last_handover: Option<HandoverReport>,
@@ -125,9 +121,11 @@ pub enum Ended {
 }
 
 impl Core {
-    pub(super) fn new(config: &ServiceConfig, ledger: Ledger, known: Record) -> Result<Self> {
+    pub(super) fn new(config: &ServiceConfig, supervisor: Supervisor, ledger: Ledger, known: Record) -> Result<Self> {
         let (sender, news) = channel();
         let waker = Waker::new().map_err(|error| Error::io("make the service's waker", error))?;
+        let wire = Wire { sender, waker };
+        let worker = Worker::start(supervisor, wire.clone())?;
         let shelf = Shelf::new(&config.state_dir);
         let lineage = known.lineage.clone().unwrap_or_else(|| Lineage::new(config.binary.clone()));
         Ok(Self {
@@ -141,13 +139,13 @@ impl Core {
             watch: Watch::apart(),
             unheard: 0,
             handover: None,
-            last_worker: None,
+            worker,
             retiring: Vec::new(),
             stopping: None,
             last_handover: None,
             backoff: Backoff::default(),
             timers: Timers::new(),
-            wire: Wire { sender, waker },
+            wire,
             news,
         })
     }
@@ -332,8 +330,7 @@ impl Runner {
 
     /// Nobody lives any more: the clients who wait are told so, and the paths are removed.
     fn leave(mut self) {
-        // It has nothing to do any more but to wait for the disk. A panic of it was reported.
-        let _ = self.core.last_worker.take().map(JoinHandle::join);
+        self.core.worker.leave();
         super::listen::remove_stale(&self.config.control_socket)
             .unwrap_or_else(|error| debug!(%error, "the control path is left as it is"));
         self.core.ledger.clear();

@@ -145,9 +145,11 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Runs it from its start to its end.
-    pub(super) fn perform(mut self) -> Result<HandoffOutcome> {
-        drop(self.supervisor.usable_listeners()?);
+    /// Runs it from its start to its end; beside the outcome stands what the onlooker has not seen.
+    pub(super) fn perform(mut self) -> (Result<HandoffOutcome>, Vec<Progress>) {
+        if let Err(error) = self.supervisor.usable_listeners() {
+            return (Err(error), Vec::new());
+        }
         let start = Input::Start(self.plan());
         self.give(start);
         while self.outcome.is_none() {
@@ -164,8 +166,8 @@ impl<'a> Run<'a> {
             }
             self.news.tell_if_due();
         }
-        self.news.tell();
-        self.conclude()
+        let rest = std::mem::replace(&mut self.news, News::new(self.onlooker)).rest();
+        (self.conclude(), rest)
     }
 
     fn plan(&self) -> Plan {
@@ -518,7 +520,8 @@ impl<'a> Run<'a> {
 
     fn tell(&mut self, at_ns: u64, step: Step) {
         let successor_pid = self.record.successor_pid;
-        self.news.note(Progress { handoff_id: self.handoff_id, successor_pid, at_ns, step });
+        let after = self.stopwatch.until(at_ns);
+        self.news.note(Progress { handoff_id: self.handoff_id, successor_pid, at_ns, after, step });
     }
 }
 

@@ -1,8 +1,8 @@
-//! What a handover tells people: events in the log, and its progress. Told in order, and when nobody waits for us.
+//! What a handover tells people: its progress, and the events in the log. Told in order, and when nobody waits for us.
 //!
-//! While the daemon is silent every call counts, and a line in the log costs more than a message; right after it, the new
-//! process and its clients need the processors. So news is kept for a moment and told once the handover is over; one that takes
-//! longer is told on its way. Never waits, never decides.
+//! While the daemon is silent every call counts, and a line in the log costs more than a message; right after it, whoever gave
+//! the order waits for the outcome. So news is kept for a moment and told with the outcome; one that takes longer is told on
+//! its way. Never waits, never decides.
 
 use std::time::Duration;
 
@@ -17,13 +17,12 @@ const KEPT_NS_MAX: u64 = 100_000_000;
 /// The news of one handover.
 pub(super) struct News<'a> {
     onlooker: &'a dyn Onlooker,
-    started_ns: u64,
     kept: Vec<Progress>,
 }
 
 impl<'a> News<'a> {
     pub(super) fn new(onlooker: &'a dyn Onlooker) -> Self {
-        Self { onlooker, started_ns: now_ns(), kept: Vec::with_capacity(16) }
+        Self { onlooker, kept: Vec::with_capacity(16) }
     }
 
     /// Takes a piece of news.
@@ -39,24 +38,28 @@ impl<'a> News<'a> {
     /// Tells what was kept for long enough. Ask when all that has arrived is dealt with.
     pub(super) fn tell_if_due(&mut self) {
         if self.due_ns().is_some_and(|due_ns| now_ns() >= due_ns) {
-            self.tell();
+            self.onlooker.see(std::mem::take(&mut self.kept));
         }
     }
 
-    /// Tells all of it.
-    pub(super) fn tell(&mut self) {
-        for news in &self.kept {
-            if let &Progress { handoff_id, successor_pid, at_ns, step: Step::Reached(milestone) } = news {
-                let after_us = at_ns.saturating_sub(self.started_ns) / 1000;
-                let step = name(milestone);
-                tracing::info!(target: EVENTS, %handoff_id, step, successor_pid, after_us, "handover");
-            }
-        }
-        self.onlooker.see(std::mem::take(&mut self.kept));
+    /// What was not told.
+    pub(super) fn rest(self) -> Vec<Progress> {
+        self.kept
     }
 
     fn due_ns(&self) -> Option<u64> {
         self.kept.first().map(|news| news.at_ns.saturating_add(KEPT_NS_MAX))
+    }
+}
+
+/// Writes the points that were reached into the log.
+pub(crate) fn log_news(news: &[Progress]) {
+    for news in news {
+        if let &Progress { handoff_id, successor_pid, after, step: Step::Reached(milestone), .. } = news {
+            let step = name(milestone);
+            let after_us = after.as_micros();
+            tracing::info!(target: EVENTS, %handoff_id, step, successor_pid, after_us, "handover");
+        }
     }
 }
 
@@ -71,25 +74,22 @@ mod tests {
 
     fn reached(milestone: Milestone, at_ns: u64) -> Progress {
         let handoff_id = HandoffId::from_bytes([7; 16]);
-        Progress { handoff_id, successor_pid: None, at_ns, step: Step::Reached(milestone) }
+        Progress { handoff_id, successor_pid: None, at_ns, after: Duration::ZERO, step: Step::Reached(milestone) }
     }
 
     #[test]
-    fn is_kept_and_then_told_in_order_and_at_once() {
-        let told = RefCell::new(Vec::new());
-        let see =
-            |news: Vec<Progress>| told.borrow_mut().push(news.into_iter().map(|news| news.step).collect::<Vec<_>>());
+    fn is_kept_in_order_until_the_end() {
+        let told = RefCell::new(0);
+        let see = |news: Vec<Progress>| *told.borrow_mut() += news.len();
         let mut news = News::new(&see);
         let steps = [Milestone::PrepareSent, Milestone::CommitSent, Milestone::JournalClosed];
         for milestone in steps {
             news.note(reached(milestone, now_ns()));
             news.tell_if_due();
         }
-        assert!(told.borrow().is_empty());
         assert!(news.timeout() <= Some(Duration::from_nanos(KEPT_NS_MAX)));
-        news.tell();
-        assert_eq!(news.timeout(), None);
-        assert_eq!(told.take(), [steps.map(Step::Reached)]);
+        let rest: Vec<_> = news.rest().into_iter().map(|news| news.step).collect();
+        assert_eq!((*told.borrow(), rest), (0, steps.map(Step::Reached).to_vec()));
     }
 
     #[test]

@@ -32,6 +32,11 @@ impl Stopwatch {
         at_ns
     }
 
+    /// From the start to that moment.
+    pub(super) fn until(&self, at_ns: u64) -> Duration {
+        Duration::from_nanos(at_ns.saturating_sub(self.started_ns))
+    }
+
     /// How long the parts took until now.
     pub(super) fn timings(&self) -> Timings {
         Timings {
@@ -40,7 +45,7 @@ impl Stopwatch {
             drain: self.between(Milestone::PrepareSent, Milestone::DrainedReceived),
             seal: self.between(Milestone::SealRequestSent, Milestone::SealCompleteReceived),
             begin_to_ready: self.between(Milestone::BeginSent, Milestone::ReadyReceived),
-            total: Duration::from_nanos(now_ns().saturating_sub(self.started_ns)),
+            total: self.until(now_ns()),
             pause: self.between(Milestone::PrepareSent, Milestone::ReadyReceived),
         }
     }

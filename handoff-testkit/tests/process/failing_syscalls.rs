@@ -27,7 +27,7 @@ const READY: u8 = 9;
 enum Role {
     /// The service's loop alone.
     SupervisorLoop,
-    /// All of its threads: the handover's is started for it. Its children are let go as they become programs.
+    /// All of its threads. Its children are let go as they become programs.
     Supervisor,
     /// The loop that answers on the control socket, and the thread that runs drain and seal. Either may take an order.
     Incumbent,
@@ -267,7 +267,7 @@ fn hand_over(stage: &Stage, role: Role, options: &[&str]) -> Result<Option<Seen>
     let supervisor = stage.fixture.supervisor_pid();
     let is_over = || {
         is_dead(supervisor)
-            || (thread_named(supervisor, "handover").is_none()
+            || (thread_named(supervisor, "handover").is_none_or(|worker| waits_for_a_thread(supervisor, worker))
                 && stage.family().len() == 2
                 && threads.iter().all(|thread| is_asleep(*thread)))
     };
@@ -282,6 +282,12 @@ fn hooks_thread_of(daemon: u32) -> Result<u32, Box<dyn std::error::Error>> {
         found.is_some()
     });
     found.ok_or_else(|| format!("daemon {daemon} has no thread for its hooks").into())
+}
+
+/// Whether this thread is given what it waits for by another thread: the supervisor's worker is, when it has no order.
+fn waits_for_a_thread(pid: u32, thread: u32) -> bool {
+    let waits_in = fs::read_to_string(format!("/proc/{pid}/task/{thread}/wchan")).unwrap_or_default();
+    waits_in.starts_with("futex")
 }
 
 /// Or gone.

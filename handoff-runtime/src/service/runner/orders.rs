@@ -7,6 +7,7 @@ use tracing::{debug, info, warn};
 use super::{Runner, child_env, report_lost};
 use crate::Result;
 use crate::outcome::{HandoffOutcome, SpawnSpec};
+use crate::progress::Progress;
 use crate::service::admin::ClientId;
 use crate::service::builds::Aborted;
 use crate::service::config::ServiceConfig;
@@ -17,6 +18,7 @@ use crate::service::report::{
     Event, HandoverReport, IncumbentStatus, Request, ServiceState, ServiceStatus, build_id_text,
 };
 use crate::service::retire::{Replaced, Retiring};
+use crate::supervisor::log_news;
 use crate::timers::now_ns;
 
 const NO_PREVIOUS: &str =
@@ -113,15 +115,13 @@ impl Runner {
     /// Begins a handover to the candidate; it waits for [`record_order`](Self::record_order).
     fn hand_over(&mut self, client: ClientId, spec: SpawnSpec, old_pid: u32) -> std::result::Result<(), (u8, String)> {
         self.forget_session();
-        let wire = self.core.wire.clone();
         let build = self.incumbent().and_then(|incumbent| incumbent.build_id);
         let old = Old { pid: old_pid, build };
-        let handover = Handover::start(&self.supervisor, client, spec, old, wire, self.core.last_worker.take())
-            .map_err(|error| {
-                self.core.lineage.aborted(Aborted::Settled);
-                self.expect_greeting();
-                (NOT_TRIED, error.to_string())
-            })?;
+        let handover = Handover::start(&self.core.worker, client, spec, old).map_err(|error| {
+            self.core.lineage.aborted(Aborted::Settled);
+            self.expect_greeting();
+            (NOT_TRIED, error.to_string())
+        })?;
         info!(binary = %handover.spec.binary.display(), old_pid, "handover ordered");
         self.admin.tell(client, &handover.first_event());
         self.core.handover = Some(handover);
@@ -149,23 +149,36 @@ impl Runner {
         while let Ok(news) = self.core.news.try_recv() {
             match news {
                 News::Progress(news) => {
-                    let Some(handover) = &mut self.core.handover else { continue };
-                    for progress in news {
-                        if let Some(event) = handover.note(progress) {
-                            self.admin.tell(handover.client, &event);
-                        }
-                    }
+                    self.note(&news);
+                    log_news(&news);
                 }
                 News::Started => self.record_order(),
-                News::Over(result) => self.handover_over(result),
+                News::Over(result, rest) => {
+                    self.note(&rest);
+                    self.handover_over(*result, &rest);
+                }
             }
         }
     }
 
-    fn handover_over(&mut self, result: Result<HandoffOutcome>) {
+    fn note(&mut self, news: &[Progress]) {
+        let Some(handover) = &mut self.core.handover else { return };
+        for progress in news {
+            if let Some(event) = handover.note(progress) {
+                self.admin.tell(handover.client, &event);
+            }
+        }
+    }
+
+    /// The client comes first; then what happened goes into the log, and what a service after this one must know is written
+    /// down.
+    fn handover_over(&mut self, result: Result<HandoffOutcome>, unlogged: &[Progress]) {
         let Some(handover) = self.core.handover.take() else { return };
         let ended_ns = now_ns();
         let (report, exit_code) = handover.report(&result, self.epoch());
+        let mut next = self.finish(handover.client, &report, exit_code);
+        self.admin.flush();
+        log_news(unlogged);
         match &report.abort_reason {
             None => info!(
                 old_pid = report.old_pid,
@@ -176,16 +189,13 @@ impl Runner {
             Some(reason) => warn!(reason, exit_code, "not committed"),
         }
         self.core.last_handover = Some(report.clone());
-        let mut next = self.finish(handover.client, &report, exit_code);
-        self.admin.flush();
-        // Now nobody waits for it any more; the journal knows how it ended.
+        // Nobody waits for it any more; the journal knows how it ended.
         self.settle(&handover, result);
         if self.core.stopping.is_some() {
             self.press_for_the_end();
         }
         report_lost(self.core.history.append(&handover.entry(&report, ended_ns)));
         let client = handover.client;
-        self.core.last_worker = Some(handover.into_worker());
         while let Some(order) = next {
             next = self.order(client, order);
         }

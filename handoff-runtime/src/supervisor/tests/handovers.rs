@@ -70,7 +70,12 @@ fn reaches_its_steps_in_order() {
             }
         }
     };
-    let outcome = stage.supervisor().perform_watched(stage.successor("good"), &note, &Cancel::new().unwrap(), |it| it);
+    let cancel = Cancel::new().unwrap();
+    let conclude = |outcome: crate::Result<HandoffOutcome>, rest| {
+        note(rest);
+        outcome
+    };
+    let outcome = stage.supervisor().perform_watched(stage.successor("good"), &note, &cancel, conclude);
     outcome.unwrap().unwrap().child.unwrap().wait().unwrap();
     incumbent.end();
     let (moments, steps): (Vec<_>, Vec<_>) = steps.into_inner().into_iter().unzip();
@@ -190,7 +195,8 @@ fn a_second_call_is_refused_at_once_and_a_cancel_undoes() {
     };
     thread::scope(|scope| {
         let first = scope.spawn(|| {
-            supervisor.perform_watched(stage.successor("never warms"), &{ note }, &cancel, |it| it).unwrap().unwrap()
+            let spec = stage.successor("never warms");
+            supervisor.perform_watched(spec, &{ note }, &cancel, |outcome, _| outcome).unwrap().unwrap()
         });
         is_greeted.recv().unwrap();
         let second = supervisor.perform_handoff(stage.successor("good"));
