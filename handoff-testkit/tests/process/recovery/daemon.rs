@@ -31,6 +31,8 @@ pub(super) enum Mood {
     FreezesUnderTheLock,
     /// As a successor, it freezes as soon as its lease is Active.
     FreezesActive,
+    /// As a successor, it dies when it serves and has not said so: it has acknowledged some writes by then.
+    DiesServing,
     /// It freezes when it is asked to drain.
     FreezesInDrain,
     /// It freezes when it is asked to seal.
@@ -45,12 +47,13 @@ pub(super) enum Mood {
     Old,
 }
 
-const ALL: [Mood; 11] = [
+const ALL: [Mood; 12] = [
     Mood::Good,
     Mood::FreezesInStart,
     Mood::OpensSlowly,
     Mood::FreezesUnderTheLock,
     Mood::FreezesActive,
+    Mood::DiesServing,
     Mood::FreezesInDrain,
     Mood::FreezesInSeal,
     Mood::Stays,
@@ -93,14 +96,16 @@ fn run(args: Vec<std::ffi::OsString>) -> Result<()> {
     let options = Options::parse(args, |name| env::var_os(name))?;
     let daemon = Daemon::start(&options.data_dir, &options.build_id, options.connections_max, options.retention)?;
     let hooks = Hooks { daemon: daemon.clone(), mood: mood.unwrap_or(Mood::Good), data_dir: options.data_dir.clone() };
-    let (incumbent, listeners) = match detect_role()? {
+    let incumbent = match detect_role()? {
         Role::ColdStart { mut inherited } => {
             hooks.before_the_lock()?;
             let lock = DataDirLock::acquire_timeout(&options.data_dir, Duration::from_secs(2))?;
             hooks.check_format()?;
             daemon.open(lock.epoch())?;
             let listeners: Vec<_> = inherited.names().iter().filter_map(|name| inherited.take(name)).collect();
-            (Incumbent::bind_cold_start(&options.control_socket, lock)?, listeners)
+            let incumbent = Incumbent::bind_cold_start(&options.control_socket, lock)?;
+            daemon.listen(listeners)?;
+            incumbent
         }
         Role::Successor(successor) => {
             let mut begun = successor.handshake(options.build_id.clone().into_bytes())?.wait_for_begin()?;
@@ -114,12 +119,16 @@ fn run(args: Vec<std::ffi::OsString>) -> Result<()> {
                 healthz_ok: true,
                 advertised_revision_per_shard: vec![opened.last_sequence],
             };
-            let incumbent = begun.announce_and_bind(ready, &options.control_socket, lock)?;
+            let mut served = Ok(());
+            let incumbent = begun.announce_and_serve(ready, &options.control_socket, lock, || {
+                served = daemon.listen(listeners);
+                hooks.die_if_serving(opened.last_sequence);
+            })?;
+            served?;
             hooks.freeze_if(Mood::FreezesActive);
-            (incumbent, listeners)
+            incumbent
         }
     };
-    daemon.listen(listeners)?;
     incumbent.with_build_id(options.build_id.into_bytes()).serve(hooks.clone())?;
     match hooks.mood {
         Mood::Stays => loop {
@@ -143,6 +152,17 @@ impl Hooks {
     fn freeze_if(&self, mood: Mood) {
         if self.mood == mood {
             let _ = kill_process(getpid(), Signal::STOP);
+        }
+    }
+
+    fn die_if_serving(&self, opened_at: u64) {
+        let has_written =
+            || self.daemon.snapshot_state().last_revision_per_shard.iter().any(|at| *at >= opened_at + 10);
+        if self.mood == Mood::DiesServing {
+            while !has_written() {
+                thread::park_timeout(Duration::from_millis(1));
+            }
+            let _ = kill_process(getpid(), Signal::KILL);
         }
     }
 

@@ -1,5 +1,5 @@
-//! A process that freezes: the incumbent between handovers and in the middle of one, the successor before and after its lease
-//! is Active, the supervisor.
+//! A process that freezes or dies: the incumbent between handovers and in the middle of one, the successor before and after
+//! its lease is Active, the supervisor.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -25,6 +25,7 @@ pub(super) fn all() -> Vec<Trial> {
         trial("successor_freezes_under_the_lock", successor_freezes),
         trial("successor_freezes_under_the_lock_and_the_supervisor_dies", orphan_freezes_under_the_lock),
         trial("successor_freezes_active_and_the_supervisor_dies", orphan_freezes_active),
+        trial("successor_dies_serving", successor_dies_serving),
         trial("successor_opens_slowly_and_the_supervisor_dies", successor_opens_slowly),
         trial("successor_takes_over_without_a_supervisor", successor_takes_over),
         trial("supervisor_freezes_while_idle", supervisor_freezes_while_idle),
@@ -157,6 +158,22 @@ fn successor_freezes() -> Outcome {
     check(upgrade.stderr.contains("silent"), upgrade.stderr)?;
     check(builds.scene.fixture.incumbent_pid()? == pid, "the old one serves on")?;
     builds.end(Cost::Nothing)
+}
+
+/// It has acknowledged writes under its own epoch, and dies before it has said Ready: the old one takes the data back, with
+/// these writes in it.
+fn successor_dies_serving() -> Outcome {
+    let builds = Builds::new(Mood::Good)?;
+    let pid = builds.scene.fixture.incumbent_pid()?;
+    let epoch =
+        || -> Result<u64> { Ok(handoff_lock::read_lease(builds.scene.fixture.data_dir())?.ok_or("a lease")?.epoch) };
+    let before = epoch()?;
+    let dying = builds.build(Mood::DiesServing)?;
+    let upgrade = builds.scene.fixture.upgrade(&[&dying.to_string_lossy()])?;
+    check(upgrade.code == Some(2), format!("{upgrade:?}\n{}", builds.scene.fixture.log()))?;
+    check(builds.scene.fixture.incumbent_pid()? == pid, "the old one serves again")?;
+    check(epoch()? >= before + 2, format!("the new one served under {}, and the old one goes on above", before + 1))?;
+    builds.end(Cost::OpenConnections)
 }
 
 /// The successor freezes under the lock, the supervisor dies, and another one comes.
