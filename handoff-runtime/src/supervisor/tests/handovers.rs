@@ -11,7 +11,7 @@ use handoff_proto::supervisor::Milestone;
 use super::cast::{Incumbent, Manner, Stage, open_fds, played_alone};
 use crate::error::Error;
 use crate::outcome::HandoffOutcome;
-use crate::progress::{Cancel, Progress, Step};
+use crate::progress::{Cancel, Onlooker, Progress, Step};
 
 /// Plays one handover and gives its outcome and what the incumbent heard.
 fn play(stage: &Stage, manner: Manner, script: &str) -> (HandoffOutcome, Vec<&'static str>) {
@@ -179,6 +179,45 @@ fn a_silent_successor_that_is_active_is_committed() {
     assert_eq!(heard, GOOD_WAY);
     let status = outcome.child.unwrap().wait().unwrap().unwrap();
     assert_eq!(status.code(), Some(0), "it was let run again");
+}
+
+/// A service that has something to write down before the incumbent is touched.
+struct Clerk<'a> {
+    stage: &'a Stage,
+    phases: RefCell<Vec<(&'static str, Option<Phase>)>>,
+}
+
+impl Clerk<'_> {
+    fn note(&self, when: &'static str) {
+        let phase = StateJournal::read(&self.stage.journal()).unwrap().map(|journal| journal.phase);
+        self.phases.borrow_mut().push((when, phase));
+    }
+}
+
+impl Onlooker for Clerk<'_> {
+    fn see(&self, _: Vec<Progress>) {}
+
+    fn successor_started(&self) {
+        self.note("started");
+    }
+
+    fn before_sync(&self) {
+        self.note("before the sync");
+    }
+}
+
+#[test]
+fn an_order_can_be_written_down_while_the_successor_starts() {
+    let stage = Stage::set();
+    let incumbent = Incumbent::serve(&stage, Manner::Good);
+    let clerk = Clerk { stage: &stage, phases: RefCell::default() };
+    let cancel = Cancel::new().unwrap();
+    let outcome =
+        stage.supervisor().perform_watched(stage.successor("good"), &clerk, &cancel, |outcome, _| outcome).unwrap();
+    outcome.unwrap().child.unwrap().wait().unwrap();
+    incumbent.end();
+    let negotiating = Some(Phase::Negotiating);
+    assert_eq!(clerk.phases.into_inner(), [("started", negotiating), ("before the sync", negotiating)]);
 }
 
 #[test]
