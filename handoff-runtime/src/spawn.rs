@@ -441,9 +441,9 @@ mod tests {
         });
     }
 
-    /// Fills 6 GiB; see `docs/performance.md`.
+    /// Fills 10 GiB; see `docs/performance.md`.
     #[test]
-    #[ignore = "measures, and wants 6 GiB: cargo test -p handoff-runtime --lib -- --ignored --nocapture large_process"]
+    #[ignore = "measures, and wants 10 GiB: cargo test -p handoff-runtime --lib -- --ignored --nocapture large_process"]
     fn starting_from_a_large_process() {
         let medians = || {
             let by = |start: &dyn Fn()| {
@@ -469,9 +469,9 @@ mod tests {
             format!("spawn {ours:?}, fork {forked:?}")
         };
         println!("small: {}", medians());
-        let mut large = vec![0u8; 6 << 30];
+        let mut large = vec![0u8; 10 << 30];
         large.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
-        println!("6 GiB: {}", medians());
+        println!("10 GiB: {}", medians());
         assert_eq!(large[4096], 1);
     }
 }
