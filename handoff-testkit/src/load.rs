@@ -1,4 +1,5 @@
-//! Clients that write to the [reference store](crate::store) all the time, and count everything that a handover may cost.
+//! Clients that write to the [reference store](crate::store) all the time, or read from it, and count everything that a handover
+//! may cost.
 //!
 //! By default half of them keep their connection, half open a new one for each request. Nothing is retried in silence: what the counts
 //! mean is said at [`LoadReport`]. Each client logs its acknowledged writes to a file of its own, for the
@@ -16,7 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use client::{Client, Connections};
+use client::{Client, Connections, Work};
 pub use gaps::Gaps;
 
 /// What load to make.
@@ -26,6 +27,8 @@ pub struct LoadSpec {
     pub address: SocketAddr,
     /// How many clients write at the same time.
     pub clients: usize,
+    /// How many more read.
+    pub readers: usize,
     /// Which of them keep their connection.
     pub kept: Kept,
     /// How long a client rests after each reply.
@@ -48,11 +51,12 @@ pub enum Kept {
 }
 
 impl LoadSpec {
-    /// 32 clients, half of them on kept connections, 64 keys, 1 ms of thinking, 30 s of patience.
+    /// 32 clients that write, half of them on kept connections, 64 keys, 1 ms of thinking, 30 s of patience.
     pub fn new(address: SocketAddr, acks_dir: &Path) -> Self {
         Self {
             address,
             clients: 32,
+            readers: 0,
             kept: Kept::Half,
             think: Duration::from_millis(1),
             keys: 64,
@@ -62,11 +66,13 @@ impl LoadSpec {
     }
 }
 
-/// What the clients have seen. In a handover that keeps its promises, all but the first two are 0.
+/// What the clients have seen. In a handover that keeps its promises, all but the first three are 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct LoadReport {
     /// Writes that were acknowledged, each of them logged before it was counted.
     pub acked: u64,
+    /// Reads that were answered.
+    pub read: u64,
     /// Requests that crossed a `BYE`, were answered `RETRY`, and were sent again under the same token.
     pub retried: u64,
     /// Connects that failed, and connections that were reset, or closed without a `BYE`.
@@ -75,6 +81,8 @@ pub struct LoadReport {
     pub closed_unanswered: u64,
     /// Requests that were answered with an error.
     pub rejected: u64,
+    /// Reads whose key showed less than the same client had seen before.
+    pub stale: u64,
 }
 
 /// What the threads of a load share.
@@ -138,14 +146,16 @@ impl Load {
     pub fn start(spec: &LoadSpec) -> io::Result<Self> {
         std::fs::create_dir_all(&spec.acks_dir)?;
         let run = run_name();
-        let mut load = Self { shared: Shared::new(), threads: Vec::with_capacity(spec.clients) };
-        for number in 0..spec.clients {
+        let all = spec.clients + spec.readers;
+        let mut load = Self { shared: Shared::new(), threads: Vec::with_capacity(all) };
+        for number in 0..all {
             let connections = match spec.kept {
                 Kept::Half if number % 2 == 1 => Connections::OnePerRequest,
                 Kept::Half | Kept::All => Connections::Kept,
             };
             let name = format!("{run}.{number}");
-            let client = Client::new(spec.clone(), name, connections, Arc::clone(&load.shared))?;
+            let work = if number < spec.clients { Work::writing(spec, &name)? } else { Work::reading() };
+            let client = Client::new(spec.clone(), name, work, connections, Arc::clone(&load.shared));
             let thread = thread::Builder::new().name(format!("load-{number}")).stack_size(128 << 10);
             load.threads.push(thread.spawn(move || client.run())?);
         }

@@ -1,13 +1,14 @@
-//! One client of a load: writes, waits for the reply, logs it, thinks, writes again.
+//! One client of a load: writes or reads, waits for the reply, notes it, thinks, asks again.
 //!
 //! ```text
-//! connection: none ──connect──▶ idle ──INC──▶ waiting ──OK──▶ idle
+//! connection: none ──connect──▶ idle ──INC or GET──▶ waiting ──OK or VALUE──▶ idle
 //!                                │              │ BYE: one reply is still to come, then none
 //!                                │ BYE          │ RETRY, end, error
 //!                                ▼              ▼
 //!                              none           none
 //! ```
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -26,51 +27,109 @@ pub(crate) enum Connections {
     OnePerRequest,
 }
 
+/// What a client asks for, and what it keeps of the replies.
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// Each acknowledged write goes to the log.
+    Write { log: File },
+    /// What each key showed last.
+    Read { shown: HashMap<String, u64> },
+}
+
+impl Work {
+    /// Writes, for this client.
+    pub(crate) fn writing(spec: &LoadSpec, name: &str) -> io::Result<Self> {
+        let log = File::options().append(true).create(true).open(spec.acks_dir.join(format!("acks-{name}.log")))?;
+        Ok(Self::Write { log })
+    }
+
+    /// Reads.
+    pub(crate) fn reading() -> Self {
+        Self::Read { shown: HashMap::new() }
+    }
+
+    fn request(&self, key: &str, token: &str) -> String {
+        match self {
+            Self::Write { .. } => format!("INC {key} {token}\n"),
+            Self::Read { .. } => format!("GET {key}\n"),
+        }
+    }
+
+    /// The count in a reply that carries the request out; `None` in any other.
+    fn count_in(&self, line: &str) -> Option<u64> {
+        let word = match self {
+            Self::Write { .. } => "OK",
+            Self::Read { .. } => "VALUE",
+        };
+        let mut words = line.split(' ');
+        words.next().filter(|first| *first == word)?;
+        words.next()?.parse().ok()
+    }
+
+    /// Notes the reply, and then counts it.
+    fn done(&mut self, key: &str, token: &str, count: u64, shared: &Shared) -> io::Result<()> {
+        match self {
+            Self::Write { log } => {
+                log.write_all(format!("{token} {key}\n").as_bytes())?;
+                shared.count(|seen| &mut seen.acked);
+            }
+            Self::Read { shown } => {
+                let before = shown.insert(key.to_owned(), count).unwrap_or_default();
+                shared.count(|seen| if count < before { &mut seen.stale } else { &mut seen.read });
+            }
+        }
+        Ok(())
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Client {
     spec: LoadSpec,
     /// Goes ahead of each token.
     name: String,
+    work: Work,
     connections: Connections,
     shared: Arc<Shared>,
-    log: File,
     connection: Option<Connection>,
     sequence: u64,
 }
 
-/// What came of sending a write once.
+/// What came of sending a request once.
 enum Outcome {
-    Acknowledged,
+    /// With the count of its key.
+    Done(u64),
     /// It was not carried out and may be sent again.
     Retry,
-    /// It is given up: whether it is in the log, nobody knows.
+    /// It is given up: whether a write is in the log, nobody knows.
     GivenUp,
 }
 
 impl Client {
-    pub(crate) fn new(spec: LoadSpec, name: String, connections: Connections, shared: Arc<Shared>) -> io::Result<Self> {
-        let log = File::options().append(true).create(true).open(spec.acks_dir.join(format!("acks-{name}.log")))?;
-        Ok(Self { spec, name, connections, shared, log, connection: None, sequence: 0 })
+    pub(crate) fn new(spec: LoadSpec, name: String, work: Work, connections: Connections, shared: Arc<Shared>) -> Self {
+        Self { spec, name, work, connections, shared, connection: None, sequence: 0 }
     }
 
-    /// Writes until the load is stopped.
+    /// Asks until the load is stopped.
     pub(crate) fn run(mut self) -> io::Result<()> {
         loop {
-            self.write()?;
+            self.ask()?;
             if !self.shared.think(self.spec.think) {
                 return Ok(());
             }
         }
     }
 
-    /// One write, sent again as often as the answer is RETRY.
-    fn write(&mut self) -> io::Result<()> {
+    /// One request, sent again as often as the answer is RETRY.
+    fn ask(&mut self) -> io::Result<()> {
         self.sequence += 1;
         let token = format!("{}.{}", self.name, self.sequence);
         let key = format!("key-{}", spread(&token) % self.spec.keys.max(1));
         loop {
             match self.send(&key, &token) {
-                Outcome::Acknowledged => return self.acknowledged(&key, &token),
+                Outcome::Done(count) => {
+                    self.shared.gaps.reply();
+                    return self.work.done(&key, &token, count, &self.shared);
+                }
                 Outcome::GivenUp => return Ok(()),
                 Outcome::Retry => self.shared.count(|seen| &mut seen.retried),
             }
@@ -80,17 +139,9 @@ impl Client {
         }
     }
 
-    /// Logs the write, then counts it.
-    fn acknowledged(&mut self, key: &str, token: &str) -> io::Result<()> {
-        self.shared.gaps.reply();
-        self.log.write_all(format!("{token} {key}\n").as_bytes())?;
-        self.shared.count(|seen| &mut seen.acked);
-        Ok(())
-    }
-
     fn send(&mut self, key: &str, token: &str) -> Outcome {
         let Some(mut connection) = self.connect() else { return Outcome::GivenUp };
-        if connection.stream.write_all(format!("INC {key} {token}\n").as_bytes()).is_err() {
+        if connection.stream.write_all(self.work.request(key, token).as_bytes()).is_err() {
             self.shared.count(|seen| &mut seen.refused);
             return Outcome::GivenUp;
         }
@@ -104,13 +155,13 @@ impl Client {
             match connection.read_line() {
                 Ok(Some(line)) if line == BYE => leaving = true,
                 Ok(Some(line)) if line == RETRY => return Outcome::Retry,
-                Ok(Some(line)) if line.starts_with("OK ") => {
+                Ok(Some(line)) => {
+                    let Some(count) = self.work.count_in(&line) else {
+                        self.shared.count(|seen| &mut seen.rejected);
+                        return Outcome::GivenUp;
+                    };
                     self.connection = (self.connections == Connections::Kept && !leaving).then_some(connection);
-                    return Outcome::Acknowledged;
-                }
-                Ok(Some(_)) => {
-                    self.shared.count(|seen| &mut seen.rejected);
-                    return Outcome::GivenUp;
+                    return Outcome::Done(count);
                 }
                 Ok(None) => {
                     self.shared.count(|seen| &mut seen.closed_unanswered);

@@ -7,9 +7,18 @@ use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Runs clients against a scripted server until `done` says that they have seen enough.
+/// Runs clients that write against a scripted server until `done` says that they have seen enough.
 fn run(
     clients: usize,
+    serve: impl Fn(usize, TcpStream) + Send + Sync + 'static,
+    done: impl Fn(&LoadReport) -> bool,
+) -> (LoadReport, Vec<String>) {
+    run_all(clients, 0, serve, done)
+}
+
+fn run_all(
+    clients: usize,
+    readers: usize,
     serve: impl Fn(usize, TcpStream) + Send + Sync + 'static,
     done: impl Fn(&LoadReport) -> bool,
 ) -> (LoadReport, Vec<String>) {
@@ -23,7 +32,7 @@ fn run(
             thread::spawn(move || serve(number, stream.expect("accepted")));
         }
     });
-    let spec = LoadSpec { clients, patience: PATIENCE, ..LoadSpec::new(address, dir.path()) };
+    let spec = LoadSpec { clients, readers, patience: PATIENCE, ..LoadSpec::new(address, dir.path()) };
     let load = Load::start(&spec).expect("starts");
     assert!(load.wait_until(PATIENCE, done), "{:?}", load.counts());
     let report = load.stop().expect("logged");
@@ -119,6 +128,25 @@ fn a_request_that_crossed_a_bye_is_sent_again_under_its_token() {
     assert_eq!((first.0, second.0), (0, 1), "on a new connection");
     assert_eq!(first.1, second.1, "the same write");
     assert!(first.1.contains(acks[0].split(' ').next().expect("a token")));
+}
+
+#[test]
+fn reads_are_counted_and_not_logged() {
+    let serve = |_: usize, stream: TcpStream| answer(&stream, |_, _| Some("VALUE 3 1.0 1.0 1.0\n".into()));
+    let (report, acks) = run_all(0, 2, serve, |seen| seen.read >= 20);
+    assert_eq!(report, LoadReport { read: report.read, ..LoadReport::default() });
+    assert_eq!(acks.len(), 0);
+}
+
+#[test]
+fn a_count_that_goes_back_is_stale() {
+    let serve = |_: usize, stream: TcpStream| {
+        let line = |count| Some(format!("VALUE {count} 0.0 0.0 0.0\n"));
+        answer(&stream, |number, _| line(if number < 500 { 9 } else { 8 }));
+    };
+    let (report, _) = run_all(0, 1, serve, |seen| seen.stale >= 1);
+    assert_eq!(report, LoadReport { read: report.read, stale: report.stale, ..LoadReport::default() });
+    assert!(report.read >= 500);
 }
 
 #[test]

@@ -19,10 +19,11 @@ trials![
 
 /// Everything that the load and the oracle count as wrong, which must all be zero.
 fn nothing_went_wrong(counts: &LoadReport, verdict: &Verdict) -> Outcome {
-    check(counts.acked > 0, "the clients wrote")?;
+    check(counts.acked > 0 && counts.read > 0, "the clients wrote and read")?;
     let wrong = [
         ("refused", counts.refused),
         ("closed_unanswered", counts.closed_unanswered),
+        ("stale", counts.stale),
         ("acked_lost", verdict.acked_lost),
         ("duplicated", verdict.duplicated),
         ("two_writers", verdict.two_writers),
@@ -36,7 +37,7 @@ fn hand_over(times: u32, clients: usize) -> Result<Fixture, Box<dyn std::error::
     let mut fixture = Setup::store()?.start()?;
     let acks = fixture.path().join("acks");
     let address = fixture.address("http")?;
-    let load = Load::start(&LoadSpec { clients, ..LoadSpec::new(address, &acks) })?;
+    let load = Load::start(&LoadSpec { clients, readers: 2, ..LoadSpec::new(address, &acks) })?;
     let mut pid = fixture.incumbent_pid()?;
     for number in 1..=times {
         let upgrade = fixture.upgrade(&[])?;
