@@ -139,7 +139,8 @@ impl Drop for Service {
 type Started = (SocketAddr, u32, Supervisor);
 
 fn start_handoff(home: &Path, connections: usize, variable: Option<(String, String)>) -> io::Result<Started> {
-    let mut setup = Setup::role("store")?.within(home).listener("http", "127.0.0.1:0");
+    let (name, value) = sides::ONE_HEAP;
+    let mut setup = Setup::role("store")?.within(home).listener("http", "127.0.0.1:0").supervisor_env(name, value);
     setup = setup.arg("--connections").arg(connections.to_string());
     if let Some((name, value)) = variable {
         setup = setup.supervisor_env(name, value);
@@ -150,7 +151,7 @@ fn start_handoff(home: &Path, connections: usize, variable: Option<(String, Stri
 
 fn start_piped(role: &str, home: &Path, connections: usize, variable: Option<(String, String)>) -> io::Result<Started> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.envs(sides::environment(role, home, connections)).envs(variable);
+    command.envs(sides::environment(role, home, connections)).envs([sides::ONE_HEAP]).envs(variable);
     let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let orders = process.stdin.take();
     let mut answers = BufReader::new(process.stdout.take().ok_or_else(gone)?);

@@ -91,11 +91,13 @@ pub(super) fn connections_for(clients: usize) -> usize {
     clients + 2
 }
 
-/// The environment of a side's process in this role, and of all that it starts. The store's threads share one heap (mallopt(3)): a
-/// heap for each is mapped while a daemon starts, and tells nothing of who starts it.
-pub(super) fn environment(role: &str, home: &Path, connections: usize) -> [(&'static str, String); 4] {
+/// In the environment of every supervisor, and so of its daemons: the store's threads share one heap (mallopt(3)). One for each is
+/// mapped while a daemon starts, and tells nothing of who starts it.
+pub(super) const ONE_HEAP: (&str, &str) = ("MALLOC_ARENA_MAX", "1");
+
+/// What a side's process must find in its environment in this role.
+pub(super) fn environment(role: &str, home: &Path, connections: usize) -> [(&'static str, String); 3] {
     [
-        ("MALLOC_ARENA_MAX", "1".to_owned()),
         (crate::ROLE_VARIABLE, role.to_owned()),
         (HOME, home.to_string_lossy().into_owned()),
         (CONNECTIONS, connections.to_string()),
