@@ -89,12 +89,12 @@ impl Handover {
     /// [`recorded`](Self::recorded): what the service writes down of an order costs no time, because the successor starts meanwhile.
     ///
     /// # Errors
-    /// The system's: no descriptor is left. Nothing was started.
+    /// The system's: no descriptor is left; or the worker is gone. Nothing was started.
     pub(super) fn start(worker: &Worker, client: ClientId, spec: SpawnSpec, old: Old) -> Result<Self> {
         let moments = Moments::new(now_ns());
         let cancel = Cancel::new().map_err(|error| Error::io("prepare a handover", error))?;
         let (unrecorded, recorded) = channel();
-        worker.order(Order { spec: spec.clone(), cancel: cancel.clone(), recorded });
+        worker.order(Order { spec: spec.clone(), cancel: cancel.clone(), recorded })?;
         Ok(Self {
             client,
             spec,
@@ -281,9 +281,11 @@ impl Worker {
         Ok(Self { orders, thread })
     }
 
-    fn order(&self, order: Order) {
-        // It waits for orders as long as this lives: a panic ends no more than the one order.
-        let _ = self.orders.send(order);
+    /// A panic ends no more than the one order, so it should be there; an order that nobody takes would never be over.
+    fn order(&self, order: Order) -> Result<()> {
+        let gone =
+            |_| Error::Usage("the thread that performs the handovers has ended: start the service again".to_owned());
+        self.orders.send(order).map_err(gone)
     }
 
     /// Waits until the disk has what it was told last.
@@ -396,6 +398,16 @@ mod tests {
         assert_eq!(exit_code(&report(true, Some(1))), COMMITTED);
         assert_eq!(exit_code(&report(false, Some(1))), ABORTED);
         assert_eq!(exit_code(&report(false, None)), NOT_TRIED);
+    }
+
+    #[test]
+    fn an_order_that_nobody_takes_is_refused() {
+        let (orders, _) = channel();
+        let worker = Worker { orders, thread: thread::spawn(|| {}) };
+        let (_unrecorded, recorded) = channel();
+        let order = Order { spec: SpawnSpec::new("/bin/true"), cancel: Cancel::new().unwrap(), recorded };
+        assert!(matches!(worker.order(order), Err(Error::Usage(_))));
+        worker.leave();
     }
 
     #[test]
