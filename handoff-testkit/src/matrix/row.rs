@@ -196,7 +196,7 @@ fn go_on(row: &Row, fixture: &mut Fixture, hit: u32, upgrade: &Order, writer: &W
             wake(hit);
         }
         (Fault::StopCont, Role::Incumbent | Role::Successor) => {
-            thread::sleep(HOLD);
+            last(HOLD);
             wake(hit);
         }
         (Fault::Pause, _) => pause(&fixture.processes()),
@@ -205,16 +205,21 @@ fn go_on(row: &Row, fixture: &mut Fixture, hit: u32, upgrade: &Order, writer: &W
     Ok(None)
 }
 
-/// The fault's own length: until the others have long given the frozen process up.
+/// Until the others have long given the frozen process up.
 fn until_given_up() {
-    thread::sleep(TIMING.liveness * 2);
+    last(TIMING.liveness * 2);
 }
 
 /// Nothing of the service runs for a while that is longer than anybody waits for a peer.
 fn pause(processes: &[u32]) {
     processes.iter().for_each(|pid| signal(*pid, Signal::STOP));
-    thread::sleep(PAUSE);
+    last(PAUSE);
     processes.iter().for_each(|pid| signal(*pid, Signal::CONT));
+}
+
+/// A fault that ends by itself lasts this long. Nothing is waited for: what comes of it is asked afterwards.
+fn last(time: Duration) {
+    thread::sleep(time);
 }
 
 fn wake(pid: u32) {
