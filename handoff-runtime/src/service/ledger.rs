@@ -1,11 +1,18 @@
 //! What a service that is started again must know besides the journal: its builds, its daemon, and who is still to leave.
 //!
-//! One JSON object in `<state-dir>/service`, written whole and renamed into place, without waiting for the disk: it serves a
-//! service that died while the machine lived. After a boot all that it names is gone, and the configuration counts. With
-//! another binary in the configuration the operator has decided anew; the processes are still this service's.
+//! JSON objects in `<state-dir>/service`, one a line, of which the last whole one counts. Nobody waits for the disk:
+//! it serves a service that died while the machine lived. After a boot all that it names is gone, and the configuration
+//! counts. With another binary in the configuration the operator has decided anew; the processes are still this service's.
+//!
+//! Invariants:
+//!
+//! - A line is added behind a whole line only. A service's first record, one behind a write that failed, and one for which
+//!   there is no room make a new file, which is renamed into place.
+//! - A record is added while a successor starts, and a rename over a file makes the file system write it out: whoever
+//!   wants the directory or the disk then, the successor too, would wait for it.
 
-use std::fs;
-use std::io::{self, ErrorKind};
+use std::fs::{self, OpenOptions};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use handoff_proto::ProcessId;
@@ -18,7 +25,9 @@ use crate::process::Process;
 
 const VERSION: u32 = 1;
 /// Far more than any service has.
-const BYTES_MAX: u64 = 1 << 20;
+const READ_BYTES_MAX: u64 = 1 << 20;
+/// How long the file may grow: a hundred records or more.
+const BYTES_MAX: usize = 64 << 10;
 
 /// What is remembered.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -50,6 +59,8 @@ pub(super) struct Ledger {
     path: PathBuf,
     boot_id: String,
     configured: PathBuf,
+    /// Of the file, if its last line is whole and ours.
+    bytes: Option<usize>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -75,20 +86,22 @@ impl Ledger {
     pub(super) fn open(config: &ServiceConfig) -> (Self, Record) {
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
         let path = config.state_dir.join("service");
-        let ledger = Self { path, boot_id, configured: config.binary.clone() };
+        let ledger = Self { path, boot_id, configured: config.binary.clone(), bytes: None };
         let record = ledger.read().unwrap_or_default();
         (ledger, record)
     }
 
     /// Remembers this. That it can't is no reason to stop: what is lost is told.
-    pub(super) fn write(&self, record: &Record) {
-        if let Err(error) = self.try_write(record) {
+    pub(super) fn write(&mut self, record: &Record) {
+        let written = self.line(record).and_then(|line| self.add(&line));
+        if let Err(error) = written {
             warn!(path = %self.path.display(), %error, "builds and processes can't be written down; a restart would not know them");
         }
     }
 
     /// Remembers nothing any more.
-    pub(super) fn clear(&self) {
+    pub(super) fn clear(&mut self) {
+        self.bytes = None;
         match fs::remove_file(&self.path) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 warn!(path = %self.path.display(), %error, "a file could not be removed");
@@ -106,11 +119,10 @@ impl Ledger {
                 return None;
             }
         };
-        let entry: Entry = serde_json::from_slice(&text)
-            .inspect_err(
-                |error| warn!(path = %self.path.display(), %error, "what the service before this one knew is unreadable"),
-            )
-            .ok()?;
+        let Some(entry) = last_whole(&text) else {
+            warn!(path = %self.path.display(), "what the service before this one knew is unreadable");
+            return None;
+        };
         let id = |id: Id| ProcessId { pid: id.pid, start_time: id.start_time };
         (entry.version == VERSION && entry.boot_id == self.boot_id).then(|| Record {
             lineage: entry.builds.filter(|_| entry.configured == self.configured),
@@ -119,7 +131,7 @@ impl Ledger {
         })
     }
 
-    fn try_write(&self, record: &Record) -> io::Result<()> {
+    fn line(&self, record: &Record) -> io::Result<Vec<u8>> {
         let id = |id: ProcessId| Id { pid: id.pid, start_time: id.start_time };
         let entry = Entry {
             version: VERSION,
@@ -129,14 +141,42 @@ impl Ledger {
             daemon: record.daemon.map(id),
             retiring: record.retiring.iter().copied().map(id).collect(),
         };
+        let mut line = serde_json::to_vec(&entry)?;
+        line.push(b'\n');
+        Ok(line)
+    }
+
+    fn add(&mut self, line: &[u8]) -> io::Result<()> {
+        let added = self.bytes.take().map(|bytes| bytes + line.len()).filter(|bytes| *bytes <= BYTES_MAX);
+        self.bytes = match added {
+            // A file that was removed, or a disk that was full for a moment, is no reason to give up yet.
+            Some(bytes) if self.append(line).is_ok() => Some(bytes),
+            _ => {
+                self.write_anew(line)?;
+                Some(line.len())
+            }
+        };
+        Ok(())
+    }
+
+    fn append(&self, line: &[u8]) -> io::Result<()> {
+        OpenOptions::new().append(true).open(&self.path)?.write_all(line)
+    }
+
+    fn write_anew(&self, line: &[u8]) -> io::Result<()> {
         let staging = self.path.with_extension("new");
-        let written = fs::write(&staging, serde_json::to_vec(&entry)?).and_then(|()| fs::rename(&staging, &self.path));
+        let written = fs::write(&staging, line).and_then(|()| fs::rename(&staging, &self.path));
         written.inspect_err(|_| drop(fs::remove_file(&staging)))
     }
 }
 
+/// The last record that was written whole: the one behind it may have been cut off by the end of its writer.
+fn last_whole(text: &[u8]) -> Option<Entry> {
+    text.rsplit(|byte| *byte == b'\n').find_map(|line| serde_json::from_slice(line).ok())
+}
+
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    if path.metadata()?.len() > BYTES_MAX {
+    if path.metadata()?.len() > READ_BYTES_MAX {
         return Err(io::Error::new(ErrorKind::InvalidData, "it is far too long"));
     }
     fs::read(path)
@@ -146,15 +186,22 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
 mod tests {
     use super::*;
 
+    fn record(retiring: u32) -> Record {
+        let id = |pid| ProcessId { pid, start_time: 7 };
+        Record {
+            lineage: Some(Lineage::new("/bin/a".into())),
+            daemon: Some(id(2)),
+            retiring: (0..retiring).map(id).collect(),
+        }
+    }
+
     #[test]
     fn what_was_written_is_read_and_only_where_it_still_counts() {
         let dir = tempfile::tempdir().unwrap();
         let mut config = ServiceConfig::new(dir.path(), "/bin/a");
-        let (ledger, nothing) = Ledger::open(&config);
+        let (mut ledger, nothing) = Ledger::open(&config);
         assert_eq!(nothing, Record::default());
-        let id = |pid| ProcessId { pid, start_time: 7 };
-        let lineage = Some(Lineage::new("/bin/a".into()));
-        let record = Record { lineage, daemon: Some(id(2)), retiring: vec![id(3), id(4)] };
+        let record = record(2);
         ledger.write(&record);
         assert_eq!(Ledger::open(&config).1, record);
         assert_eq!(dir.path().read_dir().unwrap().count(), 1);
@@ -167,15 +214,64 @@ mod tests {
 
         std::fs::write(dir.path().join("service"), "{").unwrap();
         assert_eq!(Ledger::open(&config).1, Record::default());
+        ledger.clear();
         ledger.write(&record);
+        assert_eq!(Ledger::open(&config).1, record);
         ledger.clear();
         assert_eq!(Ledger::open(&config).1, Record::default());
     }
 
     #[test]
+    fn a_record_that_was_cut_off_leaves_the_one_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = ServiceConfig::new(dir.path(), "/bin/a");
+        let path = dir.path().join("service");
+        let mut ledger = Ledger::open(&config).0;
+        ledger.write(&record(1));
+        let first = fs::read(&path).unwrap().len();
+        ledger.write(&record(2));
+        let whole = fs::read(&path).unwrap();
+        for length in first..whole.len() {
+            fs::write(&path, &whole[..length]).unwrap();
+            let (mut next, found) = Ledger::open(&config);
+            // Only the end of the line is missing.
+            assert_eq!(found, record(if length < whole.len() - 1 { 1 } else { 2 }), "{length} bytes");
+            next.write(&record(3));
+            next.write(&record(4));
+            assert_eq!(Ledger::open(&config).1, record(4), "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn a_record_that_could_not_be_added_is_written_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = ServiceConfig::new(dir.path(), "/bin/a");
+        let mut ledger = Ledger::open(&config).0;
+        ledger.write(&record(1));
+        fs::remove_file(dir.path().join("service")).unwrap();
+        ledger.write(&record(2));
+        assert_eq!(Ledger::open(&config).1, record(2));
+    }
+
+    #[test]
+    fn the_file_is_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = ServiceConfig::new(dir.path(), "/bin/a");
+        let mut ledger = Ledger::open(&config).0;
+        let mut lengths = Vec::new();
+        while lengths.is_sorted() {
+            ledger.write(&record(lengths.len() as u32 % 5));
+            lengths.push(dir.path().join("service").metadata().unwrap().len());
+            assert_eq!(Ledger::open(&config).1, record((lengths.len() as u32 - 1) % 5));
+        }
+        assert!(lengths.iter().all(|length| *length <= BYTES_MAX as u64));
+        assert!(lengths.len() > 100, "it is added to: {lengths:?}");
+    }
+
+    #[test]
     fn what_could_not_be_written_leaves_nothing_behind() {
         let dir = tempfile::tempdir().unwrap();
-        let (ledger, _) = Ledger::open(&ServiceConfig::new(dir.path(), "/bin/a"));
+        let (mut ledger, _) = Ledger::open(&ServiceConfig::new(dir.path(), "/bin/a"));
         // Nothing can be renamed over a directory.
         fs::create_dir(dir.path().join("service")).unwrap();
         ledger.write(&Record::default());

@@ -266,7 +266,7 @@ impl Runner {
 
     /// What a service after this one must know.
     pub(super) fn write_down(&mut self) {
-        let core = &self.core;
+        let core = &mut self.core;
         core.shelf.tidy(&core.lineage);
         core.ledger.write(&Record {
             lineage: Some(core.lineage.clone()),

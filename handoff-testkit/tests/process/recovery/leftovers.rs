@@ -147,7 +147,9 @@ enum Record {
 /// Makes the daemon before this one the last that the service knew of.
 fn take_the_end_out_of_the_record(fixture: &Fixture) -> Outcome {
     let path = fixture.state_dir().join("service");
-    let mut record: serde_json::Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+    let records = std::fs::read_to_string(&path)?;
+    let last = records.lines().last().ok_or("a record")?;
+    let mut record: serde_json::Value = serde_json::from_str(last)?;
     let retiring = record["retiring"].as_array_mut().ok_or("a list of those that were told to leave")?;
     check(retiring.len() == 2, "both old processes stand there")?;
     record["daemon"] = retiring.pop().ok_or("the daemon of before")?;
