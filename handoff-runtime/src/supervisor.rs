@@ -175,8 +175,10 @@ impl Supervisor {
         let lease = self.data_dir.as_ref().map(|dir| lease.get_or_insert_with(|| WatchedLease::new(dir)));
         let handoff_id = next_id.take().unwrap_or_else(HandoffId::new);
         let tools = handover::Tools { handoff_id, journal: journal.as_deref_mut(), lease, serving };
-        let (outcome, rest) = handover::Run::new(self, tools, spec, onlooker, cancel).perform();
-        let concluded = conclude(outcome, rest);
+        let performed = handover::Run::new(self, tools, spec, onlooker, cancel).perform();
+        let handover::Performed { outcome, unseen, channels } = performed;
+        let concluded = conclude(outcome, unseen);
+        drop(channels);
         if let Some(journal) = journal
             && let Err(error) = journal.sync()
         {

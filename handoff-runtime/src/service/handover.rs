@@ -216,13 +216,18 @@ impl Handover {
         }
     }
 
-    /// Its report and its exit code.
-    pub(super) fn report(&self, result: &Result<HandoffOutcome>, epoch: Option<u64>) -> (HandoverReport, u8) {
+    /// Its report and its exit code. `epoch` looks what the lease says, where the outcome does not tell.
+    pub(super) fn report(
+        &self,
+        result: &Result<HandoffOutcome>,
+        epoch: impl FnOnce() -> Option<u64>,
+    ) -> (HandoverReport, u8) {
+        let told = result.as_ref().ok().and_then(|outcome| outcome.epoch);
         let unknown = HandoverReport {
             handoff_id: self.handoff_id.map(|id| id.to_string()),
             old_pid: Some(self.old_pid),
             new_pid: self.successor_pid,
-            epoch,
+            epoch: told.or_else(epoch),
             ..HandoverReport::default()
         };
         match result {
@@ -231,7 +236,6 @@ impl Handover {
                     handoff_id: Some(outcome.handoff_id.to_string()),
                     committed: outcome.committed,
                     abort_reason: outcome.abort_reason.clone(),
-                    epoch: outcome.epoch.or(unknown.epoch),
                     new_pid: outcome.child.as_ref().map(|child| child.pid()).or(self.successor_pid),
                     timings_ms: timings(&outcome.timings),
                     ..unknown

@@ -54,6 +54,16 @@ pub(super) struct Run<'a> {
     outcome: Option<Outcome>,
 }
 
+/// How it ended.
+pub(super) struct Performed {
+    pub(super) outcome: Result<HandoffOutcome>,
+    /// What the onlooker has not seen.
+    pub(super) unseen: Vec<Progress>,
+    /// What is still open to the peers: each wakes up when its channel is closed, and whoever waits for the outcome wants the
+    /// processor first.
+    pub(super) channels: [Option<Channel>; 2],
+}
+
 /// What lies ready from the handover before.
 pub(super) struct Tools<'a> {
     pub(super) handoff_id: HandoffId,
@@ -145,10 +155,10 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Runs it from its start to its end; beside the outcome stands what the onlooker has not seen.
-    pub(super) fn perform(mut self) -> (Result<HandoffOutcome>, Vec<Progress>) {
+    /// Runs it from its start to its end.
+    pub(super) fn perform(mut self) -> Performed {
         if let Err(error) = self.supervisor.usable_listeners() {
-            return (Err(error), Vec::new());
+            return Performed { outcome: Err(error), unseen: Vec::new(), channels: [None, None] };
         }
         let start = Input::Start(self.plan());
         self.give(start);
@@ -166,8 +176,9 @@ impl<'a> Run<'a> {
             }
             self.news.tell_if_due();
         }
-        let rest = std::mem::replace(&mut self.news, News::new(self.onlooker)).rest();
-        (self.conclude(), rest)
+        let unseen = std::mem::replace(&mut self.news, News::new(self.onlooker)).rest();
+        let channels = [&mut self.incumbent, &mut self.successor].map(|peer| peer.as_mut()?.channel.take());
+        Performed { outcome: self.conclude(), unseen, channels }
     }
 
     fn plan(&self) -> Plan {

@@ -175,7 +175,7 @@ impl Runner {
     fn handover_over(&mut self, result: Result<HandoffOutcome>, unlogged: &[Progress]) {
         let Some(handover) = self.core.handover.take() else { return };
         let ended_ns = now_ns();
-        let (report, exit_code) = handover.report(&result, self.epoch());
+        let (report, exit_code) = handover.report(&result, || self.epoch());
         let mut next = self.finish(handover.client, &report, exit_code);
         self.admin.flush();
         log_news(unlogged);
