@@ -23,6 +23,7 @@ use handoff_lock::WatchedLease;
 use handoff_proto::supervisor::Watchdog;
 use handoff_proto::{HandoffId, Timing};
 
+use crate::channel::Channel;
 use crate::control::check_socket_path;
 use crate::crash;
 use crate::error::{Error, Result};
@@ -150,13 +151,13 @@ impl Supervisor {
     /// not committed.
     pub fn perform_handoff(&self, spec: SpawnSpec) -> Result<HandoffOutcome> {
         let cancel = Cancel::new().map_err(|error| Error::io("prepare a handover", error))?;
-        self.perform_watched(spec, &|news: Vec<Progress>| log_news(&news), &cancel, |outcome, rest| {
+        self.perform_watched(spec, None, &|news: Vec<Progress>| log_news(&news), &cancel, |outcome, rest| {
             log_news(&rest);
             outcome
         })?
     }
 
-    /// The same, watched, and to be called off. `conclude` gets the outcome and what the onlooker has not seen, and only then
+    /// The same, watched, and to be called off. An incumbent that is `connected` already has greeted meanwhile. `conclude` gets the outcome and what the onlooker has not seen, and only then
     /// its end is made durable: a power loss leaves nobody who could serve, whatever the journal says. Another call is refused
     /// until this one returns.
     ///
@@ -165,6 +166,7 @@ impl Supervisor {
     pub(crate) fn perform_watched<T>(
         &self,
         spec: SpawnSpec,
+        connected: Option<Channel>,
         onlooker: &dyn Onlooker,
         cancel: &Cancel,
         conclude: impl FnOnce(Result<HandoffOutcome>, Vec<Progress>) -> T,
@@ -174,7 +176,7 @@ impl Supervisor {
         let mut journal = self.open_journal(journal)?;
         let lease = self.data_dir.as_ref().map(|dir| lease.get_or_insert_with(|| WatchedLease::new(dir)));
         let handoff_id = next_id.take().unwrap_or_else(HandoffId::new);
-        let tools = handover::Tools { handoff_id, journal: journal.as_deref_mut(), lease, serving };
+        let tools = handover::Tools { handoff_id, connected, journal: journal.as_deref_mut(), lease, serving };
         let performed = handover::Run::new(self, tools, spec, onlooker, cancel).perform();
         let handover::Performed { outcome, unseen, channels } = performed;
         let concluded = conclude(outcome, unseen);

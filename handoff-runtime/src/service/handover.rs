@@ -16,6 +16,7 @@ use super::builds::Aborted;
 use super::daemon::unix_ms;
 use super::report::{Event, HandoverReport, HandoverStatus, SealStatus, TimingsMs, build_id_text, milliseconds};
 use super::spans::Moments;
+use crate::channel::Channel;
 use crate::outcome::{HandoffOutcome, SpawnSpec, Timings};
 use crate::progress::{Cancel, Onlooker, Progress, Sealed, Step};
 use crate::supervisor::Supervisor;
@@ -28,6 +29,9 @@ pub(super) const COMMITTED: u8 = 0;
 pub(super) const ABORTED: u8 = 2;
 pub(super) const NOT_TRIED: u8 = 3;
 pub(super) const BUSY: u8 = 4;
+
+/// How long a connection lies by, in nanoseconds: an incumbent that is not answered closes it after 5 s (`Timing::hello`).
+const CONNECTED_NS_MAX: u64 = 1_000_000_000;
 
 /// What the worker tells the loop.
 #[derive(Debug)]
@@ -61,7 +65,8 @@ pub(super) struct Handover {
     pub(super) client: ClientId,
     pub(super) spec: SpawnSpec,
     pub(super) old_pid: u32,
-    old_build: Option<String>,
+    /// Asked for when the handover is under way already.
+    pub(super) old_build: Option<String>,
     new_build: Option<String>,
     ordered_unix_ms: u64,
     moments: Moments,
@@ -81,7 +86,8 @@ pub(super) struct Handover {
 #[derive(Debug)]
 pub(super) struct Old {
     pub(super) pid: u32,
-    pub(super) build: Option<String>,
+    /// A connection to it, made when the order came: it greets while the order is looked at.
+    pub(super) connected: Option<Channel>,
 }
 
 impl Handover {
@@ -91,18 +97,19 @@ impl Handover {
     /// # Errors
     /// The system's: no descriptor is left; or the worker is gone. Nothing was started.
     pub(super) fn start(worker: &Worker, client: ClientId, spec: SpawnSpec, old: Old) -> Result<Self> {
-        let moments = Moments::new(now_ns());
+        let ordered_ns = now_ns();
         let cancel = Cancel::new().map_err(|error| Error::io("prepare a handover", error))?;
         let (unrecorded, recorded) = channel();
-        worker.order(Order { spec: spec.clone(), cancel: cancel.clone(), recorded })?;
+        let Old { pid: old_pid, connected } = old;
+        worker.order(Order { spec: spec.clone(), connected, ordered_ns, cancel: cancel.clone(), recorded })?;
         Ok(Self {
             client,
             spec,
-            old_pid: old.pid,
-            old_build: old.build,
+            old_pid,
+            old_build: None,
             new_build: None,
             ordered_unix_ms: unix_ms(),
-            moments,
+            moments: Moments::new(ordered_ns),
             cancel,
             unrecorded: Some(unrecorded),
             handoff_id: None,
@@ -265,6 +272,9 @@ pub(super) struct Worker {
 /// One handover, for the worker.
 struct Order {
     spec: SpawnSpec,
+    connected: Option<Channel>,
+    /// On CLOCK_MONOTONIC.
+    ordered_ns: u64,
     cancel: Cancel,
     /// Closed when the order is on record.
     recorded: Receiver<Infallible>,
@@ -323,7 +333,9 @@ impl Onlooker for Watcher<'_> {
 
 impl Order {
     fn perform(self, supervisor: &Supervisor, wire: &Wire) {
-        let Self { spec, cancel, recorded } = self;
+        let Self { spec, connected, ordered_ns, cancel, recorded } = self;
+        // The disk may have held up the end of the handover before this one.
+        let connected = connected.filter(|_| now_ns().saturating_sub(ordered_ns) < CONNECTED_NS_MAX);
         let told = Cell::new(false);
         let over = |result, rest| {
             // By now the loop may wait for the end of the next one.
@@ -332,7 +344,7 @@ impl Order {
             }
         };
         let watcher = Watcher { wire, recorded };
-        match catch_unwind(AssertUnwindSafe(|| supervisor.perform_watched(spec, &watcher, &cancel, over))) {
+        match catch_unwind(AssertUnwindSafe(|| supervisor.perform_watched(spec, connected, &watcher, &cancel, over))) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => over(Err(error), Vec::new()),
             // A loop that waits for ever for a worker that panicked could neither hand over nor stop.
@@ -409,7 +421,13 @@ mod tests {
         let (orders, _) = channel();
         let worker = Worker { orders, thread: thread::spawn(|| {}) };
         let (_unrecorded, recorded) = channel();
-        let order = Order { spec: SpawnSpec::new("/bin/true"), cancel: Cancel::new().unwrap(), recorded };
+        let order = Order {
+            spec: SpawnSpec::new("/bin/true"),
+            connected: None,
+            ordered_ns: now_ns(),
+            cancel: Cancel::new().unwrap(),
+            recorded,
+        };
         assert!(matches!(worker.order(order), Err(Error::Usage(_))));
         worker.leave();
     }

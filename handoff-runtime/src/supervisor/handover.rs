@@ -67,6 +67,8 @@ pub(super) struct Performed {
 /// What lies ready from the handover before.
 pub(super) struct Tools<'a> {
     pub(super) handoff_id: HandoffId,
+    /// To the incumbent. None, and it is connected to when its turn comes.
+    pub(super) connected: Option<Channel>,
     pub(super) journal: Option<&'a mut Journal>,
     /// Of the daemon's data directory, if that is known.
     pub(super) lease: Option<&'a mut WatchedLease>,
@@ -368,7 +370,8 @@ impl<'a> Run<'a> {
     }
 
     fn connect(&mut self) {
-        let input = match connect_to(&self.supervisor.control_path, self.tools.serving.take()) {
+        let Tools { connected, serving, .. } = &mut self.tools;
+        let input = match connect_to(&self.supervisor.control_path, connected.take(), serving.take()) {
             Ok(peer) => {
                 let id = peer.process.id();
                 self.record.incumbent_pid = id.pid;
@@ -556,8 +559,8 @@ fn channel_events(channel: &Channel) -> PollFlags {
 }
 
 /// The incumbent, and its process by the kernel's word.
-fn connect_to(control_path: &Path, known: Option<Process>) -> Result<Peer> {
-    let channel = control::connect(control_path)?;
+fn connect_to(control_path: &Path, connected: Option<Channel>, known: Option<Process>) -> Result<Peer> {
+    let channel = connected.map_or_else(|| control::connect(control_path), Ok)?;
     let doing = || format!("ask who listens at {}", control_path.display());
     let pid = channel.peer().map_err(|error| Error::io(doing(), error))?.pid;
     let known = known.filter(|known| known.pid() == pid).and_then(|known| known.if_alive());

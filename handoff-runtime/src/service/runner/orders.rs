@@ -6,6 +6,7 @@ use tracing::{debug, info, warn};
 
 use super::{Runner, child_env, report_lost};
 use crate::Result;
+use crate::control;
 use crate::outcome::{HandoffOutcome, SpawnSpec};
 use crate::progress::Progress;
 use crate::service::admin::ClientId;
@@ -76,17 +77,17 @@ impl Runner {
         mut spec: SpawnSpec,
         binary: Option<PathBuf>,
     ) -> std::result::Result<(), (u8, String)> {
-        let old_pid = self.may_hand_over()?;
+        let old = self.to_replace()?;
         if let Some(binary) = binary {
             spec.binary = allowed(&binary, &self.config).map_err(|reason| (NOT_TRIED, reason))?;
         }
         preflight::check_binary(&spec.binary).map_err(|error| (NOT_TRIED, error.to_string()))?;
         self.core.lineage.ordered(&spec.binary, &self.core.shelf);
-        self.hand_over(client, spec, old_pid)
+        self.hand_over(client, spec, old)
     }
 
     fn roll_back(&mut self, client: ClientId) -> std::result::Result<(), (u8, String)> {
-        let old_pid = self.may_hand_over()?;
+        let old = self.to_replace()?;
         let Some(previous) = self.core.lineage.previous() else {
             return Err((NOT_TRIED, NO_PREVIOUS.to_owned()));
         };
@@ -94,11 +95,11 @@ impl Runner {
         spec.binary = self.core.shelf.to_start(previous);
         preflight::check_binary(&spec.binary).map_err(|error| (NOT_TRIED, error.to_string()))?;
         self.core.lineage.ordered_back();
-        self.hand_over(client, spec, old_pid)
+        self.hand_over(client, spec, old)
     }
 
-    /// The process that would hand over.
-    fn may_hand_over(&self) -> std::result::Result<u32, (u8, String)> {
+    /// The process that is to hand over, if there is one that may.
+    fn to_replace(&self) -> std::result::Result<Old, (u8, String)> {
         let refused = |reason: &str| Err((NOT_TRIED, reason.to_owned()));
         if self.core.stopping.is_some() {
             return refused("the service is stopping");
@@ -109,20 +110,19 @@ impl Runner {
         let Daemon::Serving(living) = &self.core.daemon else {
             return refused("no daemon serves yet: it is being started; `handoff status` says more");
         };
-        Ok(living.process.pid())
+        // Why it can't be connected to is for the handover to say.
+        Ok(Old { pid: living.process.pid(), connected: control::connect(&self.config.control_socket).ok() })
     }
 
     /// Begins a handover to the candidate; it waits for [`record_order`](Self::record_order).
-    fn hand_over(&mut self, client: ClientId, spec: SpawnSpec, old_pid: u32) -> std::result::Result<(), (u8, String)> {
-        self.forget_session();
-        let build = self.incumbent().and_then(|incumbent| incumbent.build_id);
-        let old = Old { pid: old_pid, build };
-        let handover = Handover::start(&self.core.worker, client, spec, old).map_err(|error| {
+    fn hand_over(&mut self, client: ClientId, spec: SpawnSpec, old: Old) -> std::result::Result<(), (u8, String)> {
+        let mut handover = Handover::start(&self.core.worker, client, spec, old).map_err(|error| {
             self.core.lineage.aborted(Aborted::Settled);
-            self.expect_greeting();
             (NOT_TRIED, error.to_string())
         })?;
-        info!(binary = %handover.spec.binary.display(), old_pid, "handover ordered");
+        self.forget_session();
+        handover.old_build = self.incumbent().and_then(|incumbent| incumbent.build_id);
+        info!(binary = %handover.spec.binary.display(), old_pid = handover.old_pid, "handover ordered");
         self.admin.tell(client, &handover.first_event());
         self.core.handover = Some(handover);
         Ok(())

@@ -75,7 +75,7 @@ fn reaches_its_steps_in_order() {
         note(rest);
         outcome
     };
-    let outcome = stage.supervisor().perform_watched(stage.successor("good"), &note, &cancel, conclude);
+    let outcome = stage.supervisor().perform_watched(stage.successor("good"), None, &note, &cancel, conclude);
     outcome.unwrap().unwrap().child.unwrap().wait().unwrap();
     incumbent.end();
     let (moments, steps): (Vec<_>, Vec<_>) = steps.into_inner().into_iter().unzip();
@@ -98,6 +98,24 @@ fn reaches_its_steps_in_order() {
             Milestone::JournalClosed,
         ]
     );
+}
+
+#[test]
+fn an_incumbent_that_was_connected_to_before_is_not_looked_for() {
+    let stage = Stage::set();
+    let incumbent = Incumbent::serve(&stage, Manner::Good);
+    let connected = crate::control::connect(&stage.control()).unwrap();
+    std::fs::remove_file(stage.control()).unwrap();
+    let (supervisor, cancel) = (stage.supervisor(), Cancel::new().unwrap());
+    let unseen = |_: Vec<Progress>| {};
+    let hand_over = |connected| {
+        supervisor.perform_watched(stage.successor("good"), connected, &unseen, &cancel, |outcome, _| outcome).unwrap()
+    };
+    assert!(matches!(hand_over(None), Err(Error::Io { .. })), "nobody is to be found");
+    let outcome = hand_over(Some(connected)).unwrap();
+    assert!(outcome.committed, "{outcome:?}");
+    outcome.child.unwrap().wait().unwrap();
+    incumbent.end();
 }
 
 #[test]
@@ -212,8 +230,10 @@ fn an_order_can_be_written_down_while_the_successor_starts() {
     let incumbent = Incumbent::serve(&stage, Manner::Good);
     let clerk = Clerk { stage: &stage, phases: RefCell::default() };
     let cancel = Cancel::new().unwrap();
-    let outcome =
-        stage.supervisor().perform_watched(stage.successor("good"), &clerk, &cancel, |outcome, _| outcome).unwrap();
+    let outcome = stage
+        .supervisor()
+        .perform_watched(stage.successor("good"), None, &clerk, &cancel, |outcome, _| outcome)
+        .unwrap();
     outcome.unwrap().child.unwrap().wait().unwrap();
     incumbent.end();
     let negotiating = Some(Phase::Negotiating);
@@ -235,7 +255,7 @@ fn a_second_call_is_refused_at_once_and_a_cancel_undoes() {
     thread::scope(|scope| {
         let first = scope.spawn(|| {
             let spec = stage.successor("never warms");
-            supervisor.perform_watched(spec, &{ note }, &cancel, |outcome, _| outcome).unwrap().unwrap()
+            supervisor.perform_watched(spec, None, &{ note }, &cancel, |outcome, _| outcome).unwrap().unwrap()
         });
         is_greeted.recv().unwrap();
         let second = supervisor.perform_handoff(stage.successor("good"));
