@@ -151,15 +151,19 @@ impl Supervisor {
     /// not committed.
     pub fn perform_handoff(&self, spec: SpawnSpec) -> Result<HandoffOutcome> {
         let cancel = Cancel::new().map_err(|error| Error::io("prepare a handover", error))?;
-        self.perform_watched(spec, None, &|news: Vec<Progress>| log_news(&news), &cancel, |outcome, rest| {
-            log_news(&rest);
-            outcome
-        })?
+        let outcome =
+            self.perform_watched(spec, None, &|news: Vec<Progress>| log_news(&news), &cancel, |outcome, rest| {
+                log_news(&rest);
+                outcome
+            })?;
+        self.make_end_durable();
+        outcome
     }
 
-    /// The same, watched, and to be called off. An incumbent that is `connected` already has greeted meanwhile. `conclude` gets the outcome and what the onlooker has not seen, and only then
-    /// its end is made durable: a power loss leaves nobody who could serve, whatever the journal says. Another call is refused
-    /// until this one returns.
+    /// The same, watched, and to be called off. An incumbent that is `connected` already has greeted meanwhile. `conclude`
+    /// gets the outcome and what the onlooker has not seen. Another call is refused until this one returns.
+    ///
+    /// Its end is in the journal and need not be on the disk: see [`make_end_durable`](Self::make_end_durable).
     ///
     /// # Errors
     /// Another call runs, or the journal can't be opened.
@@ -173,21 +177,28 @@ impl Supervisor {
     ) -> Result<T> {
         let mut desk = self.desk()?;
         let Desk { journal, lease, serving, next_id } = &mut *desk;
-        let mut journal = self.open_journal(journal)?;
+        let journal = self.open_journal(journal)?;
         let lease = self.data_dir.as_ref().map(|dir| lease.get_or_insert_with(|| WatchedLease::new(dir)));
         let handoff_id = next_id.take().unwrap_or_else(HandoffId::new);
-        let tools = handover::Tools { handoff_id, connected, journal: journal.as_deref_mut(), lease, serving };
+        let tools = handover::Tools { handoff_id, connected, journal, lease, serving };
         let performed = handover::Run::new(self, tools, spec, onlooker, cancel).perform();
         let handover::Performed { outcome, unseen, channels } = performed;
         let concluded = conclude(outcome, unseen);
         drop(channels);
-        if let Some(journal) = journal
-            && let Err(error) = journal.sync()
-        {
-            tracing::warn!(%handoff_id, %error, "the end of a handover may not survive a power loss");
-        }
         *next_id = Some(HandoffId::new());
         Ok(concluded)
+    }
+
+    /// Brings the end of the last handover to the disk. Nothing waits for it: a power loss leaves nobody who could serve, whatever
+    /// the journal says.
+    pub(crate) fn make_end_durable(&self) {
+        // Another handover under way syncs its intent, and with it all before.
+        let Ok(mut desk) = self.desk() else { return };
+        if let Some(journal) = &mut desk.journal
+            && let Err(error) = journal.sync()
+        {
+            tracing::warn!(%error, "the end of a handover may not survive a power loss");
+        }
     }
 
     /// Finds out who serves, ends what is left of a handover that nobody will finish, and gets the listeners back from the

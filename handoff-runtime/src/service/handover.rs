@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use handoff_journal::{HistoryEntry, HistoryTimings};
 use handoff_proto::HandoffId;
@@ -32,6 +33,9 @@ pub(super) const BUSY: u8 = 4;
 
 /// How long a connection lies by, in nanoseconds: an incumbent that is not answered closes it after 5 s (`Timing::hello`).
 const CONNECTED_NS_MAX: u64 = 1_000_000_000;
+
+/// How long the disk is left to a new daemon, whose clients' first writes wait for it.
+const FIRST_WRITES: Duration = Duration::from_millis(100);
 
 /// What the worker tells the loop.
 #[derive(Debug)]
@@ -287,7 +291,15 @@ impl Worker {
     /// The system's: no thread is left.
     pub(super) fn start(supervisor: Supervisor, wire: Wire) -> Result<Self> {
         let (orders, ordered) = channel::<Order>();
-        let work = move || ordered.iter().for_each(|order| order.perform(&supervisor, &wire));
+        let work = move || {
+            while let Ok(order) = ordered.recv() {
+                order.perform(&supervisor, &wire);
+                while let Ok(order) = ordered.recv_timeout(FIRST_WRITES) {
+                    order.perform(&supervisor, &wire);
+                }
+                supervisor.make_end_durable();
+            }
+        };
         let thread = thread::Builder::new()
             .name("handover".to_owned())
             .spawn(work)

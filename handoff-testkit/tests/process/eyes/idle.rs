@@ -84,9 +84,13 @@ fn wake_ups(trace: &str) -> Vec<f64> {
     trace.lines().filter_map(woken).collect()
 }
 
-/// A thread as it sleeps: the number of its system call and the arguments (proc_pid_syscall(5)). `None`: it runs.
+/// A thread as it sleeps: the number of its system call and the arguments (proc_pid_syscall(5)). `None`: it runs, or waits for the
+/// disk.
 fn asleep(task: &Path) -> std::io::Result<Option<Vec<u64>>> {
     let text = fs::read_to_string(task.join("syscall"))?;
+    if text.split_whitespace().next() == Some(&libc::SYS_fdatasync.to_string()) {
+        return Ok(None);
+    }
     let number = |field: &str| match field.strip_prefix("0x") {
         Some(hex) => u64::from_str_radix(hex, 16).ok(),
         None => field.parse().ok(),
