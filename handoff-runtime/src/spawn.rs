@@ -43,7 +43,7 @@ pub(crate) fn spawn(
     let path = find(binary);
     let program = open(&path).map_err(|source| failed(why_not_opened(&source), source))?;
     let fds: Vec<_> = listeners.iter().map(|&(_, fd)| fd).chain(control).collect();
-    let texts = texts_for(&path, args, &environment_for(env, listeners, control.is_some()));
+    let texts = texts_for(&path, args, environment_for(env, listeners, control.is_some()));
     let texts = texts.map_err(|source| failed("its path, arguments or environment hold a zero byte".into(), source))?;
 
     let order = Order {
@@ -116,14 +116,16 @@ struct Texts {
     env: Vec<CString>,
 }
 
-fn texts_for(path: &Path, args: &[OsString], env: &[(OsString, OsString)]) -> io::Result<Texts> {
+fn texts_for(path: &Path, args: &[OsString], env: Vec<(OsString, OsString)>) -> io::Result<Texts> {
     let program = path.as_os_str();
     let all_args = [program].into_iter().chain(args.iter().map(OsString::as_os_str));
-    let all_env = env.iter().map(|(name, value)| {
-        let mut entry = name.clone();
-        entry.push("=");
-        entry.push(value);
-        CString::new(entry.into_vec())
+    let all_env = env.into_iter().map(|(name, value)| {
+        let mut entry = name.into_vec();
+        // With room for the zero that follows.
+        entry.reserve_exact(value.len() + 2);
+        entry.push(b'=');
+        entry.extend_from_slice(value.as_bytes());
+        CString::new(entry)
     });
     Ok(Texts {
         path: CString::new(program.as_bytes())?,
@@ -331,7 +333,7 @@ mod tests {
         let program = open(&path).unwrap();
         fs::rename(&path, dir.path().join("old")).unwrap();
         copy(Path::new("/bin/false"), &path);
-        let texts = texts_for(&path, &[], &[]).unwrap();
+        let texts = texts_for(&path, &[], Vec::new()).unwrap();
         let order = Order {
             binary: program.as_fd(),
             path: &texts.path,

@@ -121,7 +121,7 @@ impl Runner {
             (NOT_TRIED, error.to_string())
         })?;
         self.forget_session();
-        handover.old_build = self.incumbent().and_then(|incumbent| incumbent.build_id);
+        handover.old_build = self.build_id();
         info!(binary = %handover.spec.binary.display(), old_pid = handover.old_pid, "handover ordered");
         self.admin.tell(client, &handover.first_event());
         self.core.handover = Some(handover);
@@ -241,13 +241,22 @@ impl Runner {
         let pid = living.process.pid();
         let lease = self.lease();
         let own = lease.as_ref().filter(|lease| lease.owner.pid == pid && lease.of_this_boot());
-        let build_id = living.build_id.as_deref().or(own.map(|lease| lease.build_id.as_slice())).map(build_id_text);
         Some(IncumbentStatus {
             pid,
-            build_id,
+            build_id: self.build_id(),
             since_unix_ms: own.map_or(living.serving_since_unix_ms, |lease| lease.since_unix_ms),
             epoch: lease.map(|lease| lease.epoch),
         })
+    }
+
+    /// Of the daemon that serves: as it said, else as its lease says.
+    fn build_id(&self) -> Option<String> {
+        let Daemon::Serving(living) = &self.core.daemon else { return None };
+        if let Some(build_id) = &living.build_id {
+            return Some(build_id_text(build_id));
+        }
+        let own = self.lease().filter(|lease| lease.owner.pid == living.process.pid() && lease.of_this_boot());
+        own.map(|lease| build_id_text(&lease.build_id))
     }
 
     pub(super) fn epoch(&self) -> Option<u64> {
