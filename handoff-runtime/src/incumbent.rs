@@ -1,8 +1,8 @@
 //! The incumbent: answers on the control socket, runs the daemon's hooks, and performs what its machine decides.
 //!
 //! All decisions of the protocol are the machine's (`handoff_proto::incumbent`); here is no branch on its state. One poll
-//! loop, and one thread more for the hooks; which of the two runs the loop stands in `crew`. While nothing happens it sleeps
-//! without any timer.
+//! loop, and two threads, the caller's and the library's; which of the two runs the loop or a hook stands in `crew`. While
+//! nothing happens it sleeps without any timer.
 
 mod crew;
 mod driver;
@@ -17,12 +17,14 @@ use std::sync::Arc;
 use handoff_lock::DataDirLock;
 use handoff_proto::Timing;
 
+use crate::channel::Channel;
 use crate::control::{ControlSocket, StagedControl, check_socket_path};
 use crate::crash;
 use crate::drainable::Drainable;
 use crate::error::{Error, Result};
 use crate::listeners;
-pub(crate) use crew::IdleWorker;
+use crate::successor::{Announced, Serving};
+use crew::IdleWorker;
 
 /// A daemon that owns its data and can be handed over.
 ///
@@ -34,6 +36,8 @@ pub struct Incumbent {
     build_id: Vec<u8>,
     timing: Timing,
     worker: IdleWorker,
+    /// To the supervisor of the handover that it came by, until that one hangs up.
+    parting: Option<Channel>,
 }
 
 /// How [`Incumbent::serve`] ended. Either way another process owns the data: finish what is still being read, and exit.
@@ -56,7 +60,10 @@ impl Incumbent {
         let ready = IdleWorker::start()
             .and_then(|worker| publish_and_activate(control_socket, &mut lock).map(|control| (control, worker)));
         match ready {
-            Ok((control, worker)) => Ok(Self::taken_over(control, lock, Vec::new(), worker)),
+            Ok((control, worker)) => {
+                let (build_id, timing) = (Vec::new(), crash::initial_timing());
+                Ok(Self { control, lock, build_id, timing, worker, parting: None })
+            }
             Err(error) => {
                 lock.forget();
                 Err(error)
@@ -65,8 +72,10 @@ impl Incumbent {
     }
 
     /// A successor that has taken over: its control socket is published, its lease says Active under this build id.
-    pub(crate) fn taken_over(control: ControlSocket, lock: DataDirLock, build_id: Vec<u8>, worker: IdleWorker) -> Self {
-        Self { control, lock, build_id, timing: crash::initial_timing(), worker }
+    pub(crate) fn taken_over(by: Announced) -> Self {
+        let Announced { serving: Serving { control, lock, build_id }, helper, waker, parting } = by;
+        let worker = IdleWorker::taken_over(helper, waker);
+        Self { control, lock, build_id, timing: crash::initial_timing(), worker, parting }
     }
 
     /// Says what names this build; supervisors and `handoff status` show it, the lease keeps its first 64 bytes.

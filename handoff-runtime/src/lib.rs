@@ -57,6 +57,7 @@ pub mod crash;
 pub mod drainable;
 mod environment;
 pub mod error;
+mod helper;
 mod incumbent;
 mod listeners;
 #[cfg(feature = "measure")]

@@ -15,7 +15,7 @@ use crate::crash::{self, fail_here, points};
 use crate::drainable::{ReadinessSnapshot, SealReport};
 use crate::environment::{self, StartedAs};
 use crate::error::{Error, Result};
-use crate::incumbent::{IdleWorker, Incumbent};
+use crate::incumbent::Incumbent;
 use crate::listeners::InheritedListeners;
 use crate::successor::Driver;
 
@@ -125,11 +125,9 @@ impl Successor {
         }
         injected(fail_here!(points::N_BEFORE_HANDSHAKE))?;
         let mut driver = Driver::greet(self.control, build_id, self.timing)?;
-        // What only the incumbent needs, while nobody depends on this process yet, and the supervisor answers.
-        let worker = IdleWorker::start()?;
         let handoff_id = driver.greeted()?;
         injected(fail_here!(points::N_AFTER_HANDSHAKE))?;
-        Ok(HandshookSuccessor { driver, inherited: self.inherited, handoff_id, worker, prepared: None })
+        Ok(HandshookSuccessor { driver, inherited: self.inherited, handoff_id, prepared: None })
     }
 }
 
@@ -139,7 +137,6 @@ pub struct HandshookSuccessor {
     driver: Driver,
     inherited: InheritedListeners,
     handoff_id: HandoffId,
-    worker: IdleWorker,
     prepared: Option<Unlocked>,
 }
 
@@ -187,8 +184,8 @@ impl HandshookSuccessor {
             last_revision_per_shard: sealed.last_revision_per_shard,
             data_dir_fingerprint: sealed.data_dir_fingerprint,
         });
-        let Self { driver, inherited, handoff_id, worker, prepared } = self;
-        Ok(BegunSuccessor { driver, inherited, handoff_id, worker, prepared, mode, sealed })
+        let Self { driver, inherited, handoff_id, prepared } = self;
+        Ok(BegunSuccessor { driver, inherited, handoff_id, prepared, mode, sealed })
     }
 }
 
@@ -199,7 +196,6 @@ pub struct BegunSuccessor {
     driver: Driver,
     inherited: InheritedListeners,
     handoff_id: HandoffId,
-    worker: IdleWorker,
     prepared: Option<Unlocked>,
     mode: BeginMode,
     sealed: Option<SealReport>,
@@ -275,7 +271,8 @@ impl BegunSuccessor {
 
     /// Becomes the incumbent: binds the control socket beside `control_socket`, renames it into place, turns the lease
     /// Active, and tells the supervisor. Serve nobody and acknowledge nothing before it has returned (promise 5).
-    /// A supervisor that is gone does not stop it.
+    /// A supervisor that is gone does not stop it. Call [`Incumbent::serve`] next: it sends what the supervisor's socket has not
+    /// taken yet of a very long report.
     ///
     /// # Errors
     /// **The lock is kept until the process exits**: close the store and exit, and the old process resumes.
@@ -308,8 +305,7 @@ impl BegunSuccessor {
             lock.forget();
             return Err(error);
         }
-        let serving = self.driver.announce(readiness, control_socket, lock, serve)?;
-        Ok(Incumbent::taken_over(serving.control, serving.lock, serving.build_id, self.worker))
+        Ok(Incumbent::taken_over(self.driver.announce(readiness, control_socket, lock, serve)?))
     }
 }
 

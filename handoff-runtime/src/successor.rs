@@ -1,10 +1,11 @@
-//! Performs the successor machine's effects, on two threads around one machine.
+//! Performs the successor machine's effects, on two threads around one machine: the daemon's, and the library's (`helper`).
 //!
 //! The library thread waits for the supervisor and for time, sends the heartbeats, and never touches the disk. The
 //! daemon's thread runs the errands (the lock, the lease, the control socket) inside its own blocking calls, so a slow disk
 //! delays no heartbeat and no errand costs a change of thread. For the answer to the greeting and for its turn the daemon's
 //! thread waits in the library thread's place, so that they cost none either. Whoever has an input takes the mutex, steps the
-//! machine and performs the effects at once; only an errand is run outside of the mutex.
+//! machine and performs the effects at once; only an errand is run outside of the mutex. When the successor has taken over, the
+//! library thread is the incumbent's, and so is what is still to be said to the supervisor.
 //!
 //! No decision of the protocol is taken here, and nothing here ends the process.
 
@@ -17,7 +18,6 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use handoff_lock::{DataDirLock, Unlocked};
@@ -33,10 +33,12 @@ use crate::channel::{Channel, Received};
 use crate::crash_here;
 use crate::drainable::ReadinessSnapshot;
 use crate::error::{Error, Result};
+use crate::helper::Helper;
 use crate::sys::{poll, signals};
 use crate::timers::Timers;
 use crate::waker::Waker;
-use hands::{Hands, Serving};
+use hands::Hands;
+pub(crate) use hands::Serving;
 
 /// The target of the events of a handover; with the names of the steps it is an interface (`docs/operating.md`).
 const EVENTS: &str = "handoff::successor";
@@ -45,8 +47,19 @@ const EVENTS: &str = "handoff::successor";
 #[derive(Debug)]
 pub(crate) struct Driver {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    helper: Option<Helper>,
     hands: Hands,
+}
+
+/// What a successor that has taken over has become.
+#[derive(Debug)]
+pub(crate) struct Announced {
+    pub(crate) serving: Serving,
+    pub(crate) helper: Helper,
+    /// Nobody waits for it any more.
+    pub(crate) waker: Waker,
+    /// To the supervisor, which may not have taken all of the Ready yet.
+    pub(crate) parting: Option<Channel>,
 }
 
 impl Driver {
@@ -67,12 +80,10 @@ impl Driver {
             waker: Waker::new().map_err(failed)?,
             polled,
         });
+        let helper = Helper::start()?;
         let theirs = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name("handoff-successor".into())
-            .spawn(move || converse(&theirs))
-            .map_err(|error| Error::io("start the thread that talks to the supervisor", error))?;
-        Ok(Self { shared, thread: Some(thread), hands: Hands::new(build_id) })
+        helper.give(move || converse(&theirs));
+        Ok(Self { shared, helper: Some(helper), hands: Hands::new(build_id) })
     }
 
     /// Waits for the answer to the greeting.
@@ -161,7 +172,7 @@ impl Driver {
         control_socket: &Path,
         lock: DataDirLock,
         serve: impl FnOnce(),
-    ) -> Result<Serving> {
+    ) -> Result<Announced> {
         let report = Report {
             listening_on: readiness.listening_on,
             healthz_ok: readiness.healthz_ok,
@@ -178,16 +189,22 @@ impl Driver {
         };
         self.shared.lock().step(Input::Daemon(Call::Announce { report, lock: shown }));
         let announced = self.answer_and_serve(&mut serve_once);
-        let serving = announced.and_then(|_| self.hands.take_serving());
-        match serving {
-            Ok(_) => {
+        let taken_over = announced.and_then(|_| {
+            let serving = self.hands.take_serving()?;
+            let helper = self.helper.take().ok_or_else(|| Error::Usage("it has taken over before".into()))?;
+            Ok((serving, helper))
+        });
+        match taken_over {
+            Ok((serving, helper)) => {
                 serve_once();
-                // The library thread stays until the supervisor hangs up: a channel closed early looks like a death.
-                drop(self.thread.take());
+                let parting = self.shared.part();
+                Ok(Announced { serving, helper, waker: self.shared.waker.clone(), parting })
             }
-            Err(_) => self.hands.keep_lock_until_exit(),
+            Err(error) => {
+                self.hands.keep_lock_until_exit();
+                Err(error)
+            }
         }
-        serving
     }
 
     fn accepted(&mut self, answer: Answer) -> Result<Answer> {
@@ -202,12 +219,12 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        let Some(thread) = self.thread.take() else { return };
+        let Some(helper) = self.helper.take() else { return };
         self.shared.lock().step(Input::Daemon(Call::Dropped));
         self.shared.give_back();
         self.shared.waker.wake();
-        // It blocks on nothing but its own wait, which has just ended. A panic of it was reported when it happened.
-        let _ = thread.join();
+        // It blocks on nothing but its own wait, which has just ended.
+        helper.join();
     }
 }
 
@@ -274,6 +291,17 @@ impl Shared {
         self.changed.notify_all();
     }
 
+    /// The library thread's conversation ends, and its channel stays open: closed early, it would look like a death.
+    fn part(&self) -> Option<Channel> {
+        let mut core = self.lock();
+        core.listener = Listener::Nobody;
+        let channel = core.channel.take();
+        drop(core);
+        self.changed.notify_all();
+        self.waker.wake();
+        channel
+    }
+
     fn wake_if_due(&self, core: &mut Core) {
         if std::mem::take(&mut core.wake_due) {
             self.waker.wake();
@@ -304,6 +332,8 @@ struct Core {
 enum Listener {
     Library,
     Daemon,
+    /// It has taken over.
+    Nobody,
 }
 
 /// Whether the supervisor still takes what it is sent.
@@ -469,10 +499,10 @@ impl Core {
     }
 }
 
-/// The library thread. Ends when neither the wire nor time can change anything any more.
+/// The library thread's part. Ends when neither the wire nor time can change anything any more.
 fn converse(shared: &Shared) {
     let _ended = TellsThatItEnded(shared);
-    signals::leave_to_other_threads();
+    let _signals = signals::leave_to_other_threads();
     while let Some(wait) = next_wait(shared) {
         sleep(Some(&shared.waker), &shared.polled, &wait);
         shared.waker.drain();
@@ -490,6 +520,9 @@ fn next_wait(shared: &Shared) -> Option<Wait> {
     let core = shared.lock();
     let elsewhere = |core: &mut Core| core.listener == Listener::Daemon;
     let mut core = shared.changed.wait_while(core, elsewhere).unwrap_or_else(PoisonError::into_inner);
+    if core.listener == Listener::Nobody {
+        return None;
+    }
     core.turn();
     core.wake_due = false;
     let wait = core.wait();

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use handoff_lock::{LeaseState, read_lease};
 use handoff_proto::frame::{read_message, write_message};
@@ -93,14 +93,23 @@ fn take_over(mut begun: BegunSuccessor, dir: &Path, script: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// A signal that the daemon waits for must not find a thread of the library instead.
+/// A signal that the daemon waits for must not find a thread of the library instead. That one may still be starting.
 fn library_thread_leaves_signals_alone() -> bool {
     const SIGTERM_BIT: u64 = 1 << (15 - 1);
-    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
-    let statuses = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("status")).unwrap());
-    let status = statuses.into_iter().find(|status| status.contains("handoff-success")).unwrap();
-    let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:\t")).unwrap();
-    u64::from_str_radix(blocked, 16).unwrap() & SIGTERM_BIT != 0
+    let leaves_alone = |status: &str| {
+        let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:\t")).unwrap();
+        status.starts_with("Name:\thandoff\n") && u64::from_str_radix(blocked, 16).unwrap() & SIGTERM_BIT != 0
+    };
+    let until = Instant::now() + PATIENCE;
+    while Instant::now() < until {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let mut statuses = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("status")).unwrap());
+        if statuses.any(|status| leaves_alone(&status)) {
+            return true;
+        }
+        std::thread::yield_now();
+    }
+    false
 }
 
 /// Lets the test look at this process in this state; returns when the test says so.

@@ -1,7 +1,7 @@
 //! The two threads of an incumbent, and which of them waits for clients and time.
 //!
 //! ```text
-//!                            the hooks' thread         the caller's thread
+//!                            the library's thread      the caller's thread
 //!   nothing happens          waits                     sleeps
 //!   a hook is to be run      runs it                   waits: an abort is seen at once
 //!   the hook has ended       says so to the machine,   waits on
@@ -12,17 +12,13 @@
 //! So the order to drain, the drain, the seal and the word that it is done are one thread's: changing threads between them
 //! would cost more than all that is done there. Both threads work on the one driver, behind a mutex that nobody holds while
 //! he waits, or runs a hook.
-//!
-//! The hooks' thread exists before its process owns the data: a successor that can't have it must fail while somebody else
-//! serves, and between Prepare and Commit nothing is spawned.
 
-use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
 
 use super::Served;
 use super::driver::Driver;
 use crate::error::{Error, Result};
+use crate::helper::Helper;
 use crate::waker::Waker;
 use crate::worker::Bench;
 
@@ -33,7 +29,7 @@ struct Crew {
     changed: Condvar,
 }
 
-/// What the hooks' thread does.
+/// What the library's thread does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Hooks {
     Idle,
@@ -42,17 +38,11 @@ pub(super) enum Hooks {
     Gone,
 }
 
-/// The hooks' thread without a daemon, and what wakes the loop. Dropping it ends the thread.
+/// The library's thread when it waits for a daemon to serve, and what wakes its loop. Dropping it ends the thread.
 #[derive(Debug)]
 pub(crate) struct IdleWorker {
-    employer: Sender<Employment>,
-    thread: JoinHandle<()>,
+    helper: Helper,
     waker: Waker,
-}
-
-struct Employment {
-    crew: Arc<Crew>,
-    bench: Bench,
 }
 
 impl IdleWorker {
@@ -62,15 +52,12 @@ impl IdleWorker {
     /// No thread or no descriptor can be had.
     pub(crate) fn start() -> Result<Self> {
         let waker = Waker::new().map_err(|error| Error::io("make an eventfd for the control loop", error))?;
-        let (employer, employed) = channel();
-        let work = move || {
-            if let Ok(Employment { crew, bench }) = employed.recv() {
-                crew.run_hooks(&bench);
-            }
-        };
-        let thread = Builder::new().name("handoff-hooks".into()).spawn(work);
-        let thread = thread.map_err(|error| Error::io("start the thread of the hooks", error))?;
-        Ok(Self { employer, thread, waker })
+        Ok(Self { helper: Helper::start()?, waker })
+    }
+
+    /// That of a successor that has taken over.
+    pub(super) fn taken_over(helper: Helper, waker: Waker) -> Self {
+        Self { helper, waker }
     }
 
     /// Wakes whoever waits for the loop.
@@ -81,15 +68,14 @@ impl IdleWorker {
     /// Serves until the machine leaves.
     pub(super) fn serve(self, driver: Driver, bench: Bench) -> Result<Served> {
         let crew = Arc::new(Crew { driver: Mutex::new(driver), changed: Condvar::new() });
-        if self.employer.send(Employment { crew: Arc::clone(&crew), bench }).is_err() {
-            crew.lock().hooks_are_gone();
-        }
+        let theirs = Arc::clone(&crew);
+        self.helper.give(move || theirs.run_hooks(&bench));
         let served = crew.stand_by();
         crew.changed.notify_all();
         // No hook runs when the machine has left; after a failure one may, and for how long it knows alone.
         let has_left = crew.lock().left.is_some();
-        if has_left && self.thread.join().is_err() {
-            tracing::error!("the thread of the hooks has panicked");
+        if has_left {
+            self.helper.join();
         }
         served
     }
@@ -113,7 +99,7 @@ impl Crew {
         }
     }
 
-    /// The hooks' thread: runs them, and waits in between.
+    /// The library's thread: runs the hooks, and waits in between.
     fn run_hooks(&self, bench: &Bench) {
         let _gone = SaysThatItIsGone(self);
         let mut driver = self.lock();

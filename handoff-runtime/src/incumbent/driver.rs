@@ -55,6 +55,8 @@ pub(super) struct Driver {
     pub(super) drainable: Arc<dyn Drainable>,
     pub(super) successor: Option<Process>,
     pub(super) asked: Option<Channel>,
+    /// To the supervisor that this process was the successor of: closed early, it would look like a death.
+    parting: Option<Channel>,
     pub(super) build_id: Vec<u8>,
     /// What local effects have brought: the machine's next inputs.
     pub(super) results: VecDeque<Input>,
@@ -110,7 +112,7 @@ pub(super) enum Alarm {
 impl Driver {
     /// Makes everything that a handover needs ahead of it. Nothing here can fail: this process serves already.
     pub(super) fn new(incumbent: Incumbent, drainable: Arc<dyn Drainable>) -> (Self, Bench, IdleWorker) {
-        let Incumbent { control, lock, build_id, timing, worker } = incumbent;
+        let Incumbent { control, lock, build_id, timing, worker, parting } = incumbent;
         let owner = lock.lease().owner;
         let me = ProcessId { pid: owner.pid, start_time: owner.start_time };
         let config = Config { me, epoch: lock.epoch(), build_id: build_id.clone(), timing };
@@ -136,6 +138,7 @@ impl Driver {
             drainable,
             successor: None,
             asked: None,
+            parting,
             build_id,
             results: VecDeque::new(),
             left: None,
@@ -166,7 +169,7 @@ impl Driver {
         })
     }
 
-    /// The hooks' thread is gone: nobody could drain.
+    /// The library's thread is gone: nobody could drain.
     pub(super) fn hooks_are_gone(&mut self) {
         self.hooks = Hooks::Gone;
         if !self.is_over() {
@@ -215,6 +218,10 @@ impl Driver {
         }
         if let Some(asked) = &self.asked {
             watch.add(What::Asked, asked.polled(), PollFlags::IN);
+        }
+        if let Some(parting) = &self.parting {
+            let write = if parting.wants_write() { PollFlags::OUT } else { PollFlags::empty() };
+            watch.add(What::Parting, parting.polled(), PollFlags::IN | write);
         }
         watch
     }
@@ -276,6 +283,9 @@ impl Driver {
         }
         if found.has(What::Asked) {
             self.take_answer();
+        }
+        if found.has(What::Parting) {
+            self.part();
         }
         if found.has(What::Path) {
             self.path_watch.drain();
@@ -389,6 +399,20 @@ impl Driver {
         if !self.control.is_published() {
             self.feed(Input::ControlPathLost);
         }
+    }
+
+    /// Tells the supervisor the rest of the Ready, until it hangs up. It has nothing more to say.
+    fn part(&mut self) {
+        let Some(parting) = &mut self.parting else { return };
+        let told = parting.flush();
+        for _ in 0..MESSAGES_PER_TURN_MAX {
+            match (parting.receive(), &told) {
+                (Received::Message { .. }, _) => {}
+                (Received::Nothing, Ok(())) => return,
+                (Received::Nothing, Err(_)) | (Received::Closed | Received::Malformed(_), _) => break,
+            }
+        }
+        self.parting = None;
     }
 
     /// What the one that was asked on the control path says.

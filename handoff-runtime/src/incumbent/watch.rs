@@ -45,6 +45,7 @@ pub(super) enum What {
     /// By its pid.
     Successor(u32),
     Asked,
+    Parting,
 }
 
 /// What has become ready.

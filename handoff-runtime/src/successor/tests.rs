@@ -193,11 +193,11 @@ fn takes_over_from_a_sealed_incumbent() {
 
     let mut seen = None;
     let serve = || seen = Some((sealed.state().1, supervisor.has_heard()));
-    let serving = driver.announce(ready(&[5, 7]), &sealed.socket(), lock, serve).unwrap();
+    let taken_over = driver.announce(ready(&[5, 7]), &sealed.socket(), lock, serve).unwrap();
     assert_eq!(seen, Some((LeaseState::Active, false)), "it serves when it owns the data, and Ready comes after");
     assert_eq!(sealed.state(), (sealed.epoch + 1, LeaseState::Active));
-    assert!(serving.control.is_published());
-    assert_eq!(serving.lock.lease().build_id, b"build 7");
+    assert!(taken_over.serving.control.is_published());
+    assert_eq!(taken_over.serving.lock.lease().build_id, b"build 7");
     let expected = Message::Ready {
         handoff_id: ID,
         listening_on: vec!["here".into()],
@@ -221,10 +221,10 @@ fn takes_over_under_version_1() {
     let lock = take_lock(&mut driver, dir.path()).unwrap();
     let mut seen = None;
     let serve = || seen = Some(supervisor.has_heard());
-    let serving = driver.announce(ready(&[1]), &dir.path().join("control"), lock, serve).unwrap();
+    let taken_over = driver.announce(ready(&[1]), &dir.path().join("control"), lock, serve).unwrap();
     assert_eq!(seen, Some(true), "to this supervisor it owns nothing before Ready");
     assert!(matches!(supervisor.hear(), Message::Ready { healthz_ok: true, .. }));
-    assert!(serving.control.is_published());
+    assert!(taken_over.serving.control.is_published());
 }
 
 #[test]
@@ -386,8 +386,8 @@ fn a_lost_supervisor_does_not_stop_it_once_it_has_begun() {
     let sealed = Sealed::new();
     let (supervisor, mut driver, lock) = opening(&sealed, &[5]);
     drop(supervisor);
-    let serving = driver.announce(ready(&[5]), &sealed.socket(), lock, || {}).unwrap();
-    assert!(serving.control.is_published());
+    let taken_over = driver.announce(ready(&[5]), &sealed.socket(), lock, || {}).unwrap();
+    assert!(taken_over.serving.control.is_published());
     assert_eq!(sealed.state(), (sealed.epoch + 1, LeaseState::Active));
 }
 

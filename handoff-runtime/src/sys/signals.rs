@@ -1,14 +1,15 @@
 //! Signals as a descriptor of a loop (signalfd(2)), and threads that take none: no handler ever runs.
 
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 #[cfg(feature = "service")]
 pub(crate) use descriptor::Signals;
 
-/// Keeps this thread out of the daemon's way: signals to the process go to the daemon's own threads, which may handle them,
+/// Keeps this thread out of the daemon's way until the guard is dropped: signals to the process go to the daemon's own threads, which may handle them,
 /// or wait for them with signalfd(2) and would miss those that a thread of ours took. Faults of the thread itself stay
 /// unblocked, so that they are reported as ever.
-pub(crate) fn leave_to_other_threads() {
+pub(crate) fn leave_to_other_threads() -> LeftToOthers {
     let mut set = MaybeUninit::uninit();
     // SAFETY: sigfillset(3) initialises the set that it is given.
     unsafe { libc::sigfillset(set.as_mut_ptr()) };
@@ -18,8 +19,27 @@ pub(crate) fn leave_to_other_threads() {
         // SAFETY: sigdelset(3) changes an initialised set.
         unsafe { libc::sigdelset(&raw mut set, fault) };
     }
-    // SAFETY: pthread_sigmask(3) reads the set, which is initialised. It fails only for an unknown first argument.
-    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+    let mut before = MaybeUninit::uninit();
+    // SAFETY: pthread_sigmask(3) reads the set, which is initialised, and initialises `before`. It fails only for an unknown
+    // first argument.
+    let before = unsafe {
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, before.as_mut_ptr());
+        before.assume_init()
+    };
+    LeftToOthers { before, of_this_thread: PhantomData }
+}
+
+/// As long as it lives, other threads take the signals.
+pub(crate) struct LeftToOthers {
+    before: libc::sigset_t,
+    of_this_thread: PhantomData<*const ()>,
+}
+
+impl Drop for LeftToOthers {
+    fn drop(&mut self) {
+        // SAFETY: pthread_sigmask(3) reads the set, which is initialised.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut()) };
+    }
 }
 
 /// Reading signals instead of handling them, which a service does.

@@ -7,6 +7,7 @@ use handoff_testkit::load::{Load, LoadReport, LoadSpec};
 use handoff_testkit::oracle::Verdict;
 use rustix::fs::Access;
 
+use crate::daemons::SHARDS;
 use crate::{Outcome, check, trials};
 
 trials![
@@ -15,6 +16,7 @@ trials![
     two_builds_take_over_from_each_other,
     a_stop_leaves_nothing_behind,
     more_than_a_thousand_listeners,
+    a_hundred_thousand_shards,
 ];
 
 /// Everything that the load and the oracle count as wrong, which must all be zero.
@@ -105,4 +107,16 @@ fn more_than_a_thousand_listeners() -> Outcome {
     let pid = fixture.incumbent_pid()?;
     let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd"))?.count();
     check(descriptors > LISTENERS, format!("the successor has all listeners, among {descriptors} descriptors"))
+}
+
+/// Each report is half a MiB: no socket takes it at once, the last one when the successor serves already.
+fn a_hundred_thousand_shards() -> Outcome {
+    let setup = Setup::role("daemon-ours")?.listener("http", "127.0.0.1:0").supervisor_env(SHARDS, "100000");
+    let mut fixture = setup.start()?;
+    for _ in 0..5 {
+        let upgrade = fixture.upgrade(&[])?;
+        check(upgrade.committed(), format!("{upgrade:?}"))?;
+    }
+    let left = fixture.stop()?;
+    check(left.success(), format!("{left:?}"))
 }

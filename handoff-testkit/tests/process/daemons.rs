@@ -14,6 +14,8 @@ use std::{env, fs, process, thread};
 pub(crate) const DATA_DIR: &str = "TEST_DATA_DIR";
 /// What a daemon's control socket is called in its environment.
 pub(crate) const CONTROL_SOCKET: &str = "TEST_CONTROL_SOCKET";
+/// How many shards the one on this library reports; one, where nothing is said.
+pub(crate) const SHARDS: &str = "TEST_SHARDS";
 /// The name of its only listener.
 pub(crate) const LISTENER: &str = "http";
 
@@ -68,6 +70,12 @@ impl Seals {
     }
 }
 
+/// Of one shard the seals; of more than one large numbers, each of several bytes on the wire.
+fn revisions(seals: u64) -> Vec<u64> {
+    let shards = env::var(SHARDS).ok().and_then(|shards| shards.parse().ok());
+    shards.map_or_else(|| vec![seals], |shards| vec![1_000_000_000 + seals; shards])
+}
+
 /// How often the daemon on this library was asked to drain, in the life of its data directory.
 pub(crate) fn drains_of(data_dir: &Path) -> std::io::Result<usize> {
     match fs::read_to_string(data_dir.join("drains")) {
@@ -101,7 +109,7 @@ pub(crate) mod ours {
         }
 
         fn seal(&self, _: &SealContext) -> Result<SealReport, HookError> {
-            Ok(SealReport { last_revision_per_shard: vec![self.0.seal()?], ..SealReport::default() })
+            Ok(SealReport { last_revision_per_shard: revisions(self.0.seal()?), ..SealReport::default() })
         }
 
         fn resume_after_abort(&self, _: &Resume) -> Result<(), HookError> {
@@ -131,7 +139,7 @@ pub(crate) mod ours {
                 let ready = ReadinessSnapshot {
                     listening_on: vec![listener.local_addr()?.to_string()],
                     healthz_ok: true,
-                    advertised_revision_per_shard: vec![seals.count.load(Ordering::SeqCst)],
+                    advertised_revision_per_shard: revisions(seals.count.load(Ordering::SeqCst)),
                 };
                 (begun.announce_and_bind(ready, &control, lock)?, seals, listener)
             }

@@ -278,7 +278,7 @@ fn hand_over(stage: &Stage, role: Role, options: &[&str]) -> Result<Option<Seen>
 fn hooks_thread_of(daemon: u32) -> Result<u32, Box<dyn std::error::Error>> {
     let mut found = None;
     within_patience(|| {
-        found = thread_named(daemon, "handoff-hooks");
+        found = thread_named(daemon, "handoff");
         found.is_some()
     });
     found.ok_or_else(|| format!("daemon {daemon} has no thread for its hooks").into())
