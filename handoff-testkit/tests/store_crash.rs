@@ -9,6 +9,12 @@ use std::thread;
 use handoff_testkit::store::{LogRetention, NEIGHBOURS_MAX, State, Store, StoreError};
 use handoff_testkit::{CrashInjector, CrashPoint, run_with_crash};
 
+/// What a writer writes.
+const ROUNDS: u32 = 24;
+/// What the one that is to crash writes, if it does not: each checkpoint of the three others may leave one of its own nothing to
+/// do, and so not at the point.
+const ROUNDS_TO_CRASH: u32 = 4 * ROUNDS;
+
 /// What one writer was told was done.
 #[derive(Debug, Default)]
 struct Acknowledged {
@@ -95,9 +101,9 @@ fn crash_and_recover(point: CrashPoint, pass: u64, retention: LogRetention) {
             scope.spawn(move || {
                 together.wait();
                 if writer > 0 {
-                    return write_all_sorts(store, writer as u32, 24, acknowledged);
+                    return write_all_sorts(store, writer as u32, ROUNDS, acknowledged);
                 }
-                let outcome = run_with_crash(injector, || write_all_sorts(store, 0, 24, acknowledged));
+                let outcome = run_with_crash(injector, || write_all_sorts(store, 0, ROUNDS_TO_CRASH, acknowledged));
                 assert_eq!(outcome, Err(point), "it must have fired");
             });
         }
