@@ -7,6 +7,7 @@
 mod give_back;
 mod handover;
 mod news;
+mod peer;
 mod recovery;
 mod stopwatch;
 #[cfg(test)]

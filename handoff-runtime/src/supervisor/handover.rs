@@ -6,9 +6,6 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
-use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
-use std::process::ExitStatus;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use handoff_journal::{Details, Journal, JournalError, StateJournal};
@@ -30,6 +27,7 @@ use crate::timers::{Timers, now_ns};
 
 use super::Supervisor;
 use super::news::News;
+use super::peer::{Life, Peer, channel_events, listener_at};
 use super::stopwatch::{Stopwatch, crash_at};
 
 /// One handover.
@@ -74,21 +72,6 @@ pub(super) struct Tools<'a> {
     pub(super) lease: Option<&'a mut WatchedLease>,
     /// Who served after the last handover; then, who serves after this one.
     pub(super) serving: &'a mut Option<Process>,
-}
-
-/// One of the two other processes.
-struct Peer {
-    process: Process,
-    /// None when either side has closed it.
-    channel: Option<Channel>,
-    life: Life,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Life {
-    Watched,
-    /// Its death was told to the machine.
-    Told,
 }
 
 #[derive(Clone, Copy)]
@@ -316,7 +299,7 @@ impl<'a> Run<'a> {
         let input = match who {
             Who::Incumbent => Input::IncumbentGone,
             Who::Successor => {
-                let how = how_it_ended(&mut peer.process);
+                let how = peer.how_it_ended();
                 let pid = peer.process.pid();
                 control::remove_staging(&self.supervisor.control_path, pid);
                 Input::SuccessorGone(how)
@@ -371,7 +354,7 @@ impl<'a> Run<'a> {
 
     fn connect(&mut self) {
         let Tools { connected, serving, .. } = &mut self.tools;
-        let input = match connect_to(&self.supervisor.control_path, connected.take(), serving.take()) {
+        let input = match Peer::incumbent(&self.supervisor.control_path, connected.take(), serving.take()) {
             Ok(peer) => {
                 let id = peer.process.id();
                 self.record.incumbent_pid = id.pid;
@@ -405,7 +388,7 @@ impl<'a> Run<'a> {
         let named: Vec<_> = listeners.named.iter().map(|(name, fd)| (name.clone(), fd.as_fd())).collect();
         let SpawnSpec { binary, args, env, .. } = &self.spec;
         let process = spawn(binary, args, env, &named, Some(theirs.as_fd()))?;
-        Ok(Peer { process, channel: Some(channel), life: Life::Watched })
+        Ok(Peer::new(process, channel))
     }
 
     /// Keeps an error in its typed form and gives its text.
@@ -551,44 +534,6 @@ fn reading(lease: std::result::Result<Option<Lease>, LockError>) -> LeaseReading
     match lease {
         Ok(lease) => lease.as_ref().and_then(ownership::view).map_or(LeaseReading::Nobody, LeaseReading::Found),
         Err(error) => LeaseReading::Unreadable(error.to_string()),
-    }
-}
-
-fn channel_events(channel: &Channel) -> PollFlags {
-    if channel.wants_write() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN }
-}
-
-/// The incumbent, and its process by the kernel's word.
-fn connect_to(control_path: &Path, connected: Option<Channel>, known: Option<Process>) -> Result<Peer> {
-    let channel = connected.map_or_else(|| control::connect(control_path), Ok)?;
-    let doing = || format!("ask who listens at {}", control_path.display());
-    let pid = channel.peer().map_err(|error| Error::io(doing(), error))?.pid;
-    let known = known.filter(|known| known.pid() == pid).and_then(|known| known.if_alive());
-    match known.map_or_else(|| Process::open(pid), |known| Ok(Some(known)))? {
-        Some(process) => Ok(Peer { process, channel: Some(channel), life: Life::Watched }),
-        None => Err(Error::NotTried {
-            reason: format!("{}: process {pid} listens there, but is not to be seen from here", control_path.display()),
-        }),
-    }
-}
-
-/// Who listens at the control path, by the kernel's word: it needs not even answer.
-fn listener_at(control_path: &Path) -> Option<u32> {
-    control::connect(control_path).ok()?.peer().ok().map(|peer| peer.pid)
-}
-
-fn how_it_ended(process: &mut Process) -> String {
-    match process.try_wait() {
-        Ok(Some(status)) => describe(status),
-        Ok(None) | Err(_) => "died".into(),
-    }
-}
-
-fn describe(status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exited with status {code}"),
-        (None, Some(signal)) => format!("was killed by signal {signal}"),
-        (None, None) => "died".into(),
     }
 }
 
