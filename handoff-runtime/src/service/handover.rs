@@ -346,8 +346,7 @@ impl Onlooker for Watcher<'_> {
 impl Order {
     fn perform(self, supervisor: &Supervisor, wire: &Wire) {
         let Self { spec, connected, ordered_ns, cancel, recorded } = self;
-        // The disk may have held up the end of the handover before this one.
-        let connected = connected.filter(|_| now_ns().saturating_sub(ordered_ns) < CONNECTED_NS_MAX);
+        let connected = not_too_old(connected, now_ns().saturating_sub(ordered_ns));
         let told = Cell::new(false);
         let over = |result, rest| {
             // By now the loop may wait for the end of the next one.
@@ -363,6 +362,11 @@ impl Order {
             Err(_) => over(Err(Error::Usage("the handover's thread panicked".to_owned())), Vec::new()),
         }
     }
+}
+
+/// The disk may have held up the end of the handover before this one.
+fn not_too_old(connected: Option<Channel>, age_ns: u64) -> Option<Channel> {
+    connected.filter(|_| age_ns < CONNECTED_NS_MAX)
 }
 
 const FIRST_PHASE: &str = "negotiating";
@@ -442,6 +446,14 @@ mod tests {
         };
         assert!(matches!(worker.order(order), Err(Error::Usage(_))));
         worker.leave();
+    }
+
+    #[test]
+    fn a_connection_that_has_lain_by_for_long_is_not_used() {
+        let connected = || Channel::pair().ok().map(|(channel, _)| channel);
+        assert!(not_too_old(connected(), CONNECTED_NS_MAX - 1).is_some());
+        assert!(not_too_old(connected(), CONNECTED_NS_MAX).is_none());
+        assert!(u128::from(CONNECTED_NS_MAX) < handoff_proto::Timing::default().hello.as_nanos());
     }
 
     #[test]

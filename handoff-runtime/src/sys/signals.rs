@@ -137,3 +137,28 @@ mod descriptor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn blocked() -> String {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        status.lines().find_map(|line| line.strip_prefix("SigBlk:\t")).unwrap().to_owned()
+    }
+
+    /// Hooks run on the thread that has conversed: what they start must not find every signal blocked.
+    #[test]
+    fn signals_are_left_to_others_only_as_long_as_the_guard_lives() {
+        let seen = std::thread::spawn(|| {
+            let before = blocked();
+            let guard = leave_to_other_threads();
+            let within = blocked();
+            drop(guard);
+            (before, within, blocked())
+        });
+        let (before, within, after) = seen.join().unwrap();
+        assert_ne!(before, within);
+        assert_eq!(before, after);
+    }
+}

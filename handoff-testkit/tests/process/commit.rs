@@ -109,14 +109,18 @@ fn more_than_a_thousand_listeners() -> Outcome {
     check(descriptors > LISTENERS, format!("the successor has all listeners, among {descriptors} descriptors"))
 }
 
-/// Each report is half a MiB: no socket takes it at once, the last one when the successor serves already.
+/// Each report is half a MiB: no socket takes it at once, the last one when the successor serves already. A supervisor that does not
+/// hear all of it finds out by the lease, after a long silence, that the successor serves.
 fn a_hundred_thousand_shards() -> Outcome {
+    const HANDOVERS: usize = 5;
     let setup = Setup::role("daemon-ours")?.listener("http", "127.0.0.1:0").supervisor_env(SHARDS, "100000");
     let mut fixture = setup.start()?;
-    for _ in 0..5 {
+    for _ in 0..HANDOVERS {
         let upgrade = fixture.upgrade(&[])?;
         check(upgrade.committed(), format!("{upgrade:?}"))?;
     }
     let left = fixture.stop()?;
-    check(left.success(), format!("{left:?}"))
+    check(left.success(), format!("{left:?}"))?;
+    let heard = fixture.log().matches("ready_received").count();
+    check(heard == HANDOVERS, format!("{heard} of {HANDOVERS} Readys were heard:\n{}", fixture.log()))
 }
