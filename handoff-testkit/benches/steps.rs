@@ -25,9 +25,12 @@ fn room() -> tempfile::TempDir {
 
 fn lock(criterion: &mut Criterion) {
     let room = room();
-    let locks = Locks::new(room.path()).expect("a directory");
+    let mut locks = Locks::new(room.path()).expect("a directory");
     let mut group = criterion.benchmark_group("lock");
     group.bench_function("handoff", |bencher| bencher.iter(|| locks.handoff().expect("locked")));
+    group.bench_function("handoff-in-a-handover", |bencher| {
+        bencher.iter(|| locks.handoff_in_a_handover().expect("locked"));
+    });
     group.bench_function("peer", |bencher| bencher.iter(|| locks.peer().expect("locked")));
     group.bench_function("floor", |bencher| bencher.iter(|| locks.floor().expect("locked")));
     group.finish();

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use handoff_journal::{HandoffId, Journal, Phase, StateJournal};
-use handoff_lock::DataDirLock;
+use handoff_lock::{Attempt, DataDirLock, Unlocked};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
@@ -36,8 +36,11 @@ pub struct Step {
 /// All steps.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Steps {
-    /// The data directory's lock, taken and released.
+    /// The data directory's lock, taken and released, from nothing to nothing.
     pub lock: Step,
+    /// The same as it is done within a handover: here with what was opened before, and the pidfile, which is written later,
+    /// left out; by the others as ever, since they have one way only.
+    pub lock_in_a_handover: Step,
     /// A record of the journal, durable when it is done.
     pub journal: Step,
     /// A record of the journal that is not waited for. `beyond-handoff` has no such thing, and the floor is a bare write.
@@ -68,13 +71,16 @@ pub(super) fn main(args: &[std::ffi::OsString]) -> Result<(), AnyError> {
 }
 
 fn steps(dir: &Path, rounds: u32) -> Result<Steps, AnyError> {
-    let locks = Locks::new(dir)?;
+    let mut locks = Locks::new(dir)?;
     let mut journals = Journals::new(dir)?;
     let mut steps = Steps::default();
     for _ in 0..rounds {
         steps.lock.handoff.push(timed(|| locks.handoff())?);
         steps.lock.peer.push(timed(|| locks.peer())?);
         steps.lock.floor.push(timed(|| locks.floor())?);
+        steps.lock_in_a_handover.handoff.push(timed(|| locks.handoff_in_a_handover())?);
+        steps.lock_in_a_handover.peer.push(timed(|| locks.peer())?);
+        steps.lock_in_a_handover.floor.push(timed(|| locks.floor())?);
         steps.journal.handoff.push(timed(|| journals.handoff())?);
         steps.journal.peer.push(timed(|| journals.peer())?);
         steps.journal.floor.push(timed(|| journals.floor())?);
@@ -94,6 +100,8 @@ fn timed(step: impl FnOnce() -> Result<(), AnyError>) -> Result<f64, AnyError> {
 #[derive(Debug)]
 pub struct Locks {
     handoff: PathBuf,
+    /// Opened ahead, as both processes of a handover have it; `None` after a failure.
+    opened: Option<Unlocked>,
     peer: PathBuf,
     floor: PathBuf,
 }
@@ -103,11 +111,11 @@ impl Locks {
     ///
     /// # Errors
     /// The disk refuses.
-    pub fn new(dir: &Path) -> io::Result<Self> {
-        let locks =
-            Self { handoff: dir.join("lock-handoff"), peer: dir.join("lock-peer"), floor: dir.join("lock-floor") };
-        std::fs::create_dir_all(&locks.floor)?;
-        Ok(locks)
+    pub fn new(dir: &Path) -> Result<Self, AnyError> {
+        let opened = Some(Unlocked::open(&dir.join("lock-in-a-handover"))?);
+        let floor = dir.join("lock-floor");
+        std::fs::create_dir_all(&floor)?;
+        Ok(Self { handoff: dir.join("lock-handoff"), opened, peer: dir.join("lock-peer"), floor })
     }
 
     /// By this library: the lease, the epoch, both inodes.
@@ -116,6 +124,18 @@ impl Locks {
     /// The lock is held, or the disk refuses.
     pub fn handoff(&self) -> Result<(), AnyError> {
         Ok(DataDirLock::acquire(&self.handoff)?.release()?)
+    }
+
+    /// By this library within a handover: a successor's way to the lock, and then an incumbent's way to give it up.
+    ///
+    /// # Errors
+    /// The lock is held, or the disk refuses.
+    pub fn handoff_in_a_handover(&mut self) -> Result<(), AnyError> {
+        let opened = self.opened.take().ok_or("the lock was lost before")?;
+        let Attempt::Locked(claim) = opened.try_lock() else { return Err("somebody else has the lock".into()) };
+        let lock = claim.claim_quietly(None).map_err(|(_, error)| error)?;
+        self.opened = Some(lock.seal().map_err(|(_, error)| error)?);
+        Ok(())
     }
 
     /// By `beyond-handoff`: flock, and a pidfile that is synced.

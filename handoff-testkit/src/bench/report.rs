@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::args::Args;
+use super::micro::Step;
 use super::rounds::{Measured, Samples};
 use super::sides::{PHASES, Side};
 use super::stats::{Ratio, Summary};
@@ -56,7 +57,14 @@ fn first_line(path: &str) -> String {
 }
 
 /// The ratios that are reported, and between which samples they are.
-const RATIOS: [&str; 5] = ["pause_vs_peer", "pause_vs_floor", "call_vs_peer", "lock_vs_peer", "journal_vs_peer"];
+const RATIOS: [&str; 6] = [
+    "pause_vs_peer",
+    "pause_vs_floor",
+    "call_vs_peer",
+    "lock_vs_peer",
+    "lock_in_a_handover_vs_peer",
+    "journal_vs_peer",
+];
 
 fn ratio(name: &str, measured: &Measured) -> Option<Ratio> {
     let [handoff, peer, floor, _] = &measured.sides[..] else { return None };
@@ -64,10 +72,15 @@ fn ratio(name: &str, measured: &Measured) -> Option<Ratio> {
         "pause_vs_peer" => Ratio::of(&handoff.pause, &peer.pause),
         "pause_vs_floor" => Ratio::of(&handoff.pause, &floor.pause),
         "call_vs_peer" => Ratio::of(&handoff.call, &peer.call),
-        "lock_vs_peer" => Ratio::of(&measured.steps.lock.handoff, &measured.steps.lock.peer),
-        "journal_vs_peer" => Ratio::of(&measured.steps.journal.handoff, &measured.steps.journal.peer),
+        "lock_vs_peer" => against_the_peer(&measured.steps.lock),
+        "lock_in_a_handover_vs_peer" => against_the_peer(&measured.steps.lock_in_a_handover),
+        "journal_vs_peer" => against_the_peer(&measured.steps.journal),
         _ => None,
     }
+}
+
+fn against_the_peer(step: &Step) -> Option<Ratio> {
+    Ratio::of(&step.handoff, &step.peer)
 }
 
 impl Report {
@@ -162,6 +175,7 @@ fn directory_table(out: &mut String, measured: &Measured) {
     }
     for (what, step) in [
         ("lock, taken and released", &measured.steps.lock),
+        ("the same in a handover", &measured.steps.lock_in_a_handover),
         ("journal record, durable", &measured.steps.journal),
         ("journal record, no sync", &measured.steps.journal_unsynced),
     ] {
@@ -170,8 +184,8 @@ fn directory_table(out: &mut String, measured: &Measured) {
     }
     for name in RATIOS {
         match ratio(name, measured) {
-            Some(it) => drop(writeln!(out, "{name:<18}{:>7.3}   ({:.3} - {:.3})", it.ratio, it.low, it.high)),
-            None => drop(writeln!(out, "{name:<18}      -")),
+            Some(it) => drop(writeln!(out, "{name:<28}{:>7.3}   ({:.3} - {:.3})", it.ratio, it.low, it.high)),
+            None => drop(writeln!(out, "{name:<28}      -")),
         }
     }
 }
@@ -206,12 +220,17 @@ fn side_to_json(samples: &Samples) -> Value {
 }
 
 fn steps_to_json(measured: &Measured) -> Value {
-    let step = |step: &super::micro::Step| {
+    let step = |step: &Step| {
         let of = |samples: &[f64]| Some(Summary::of(samples)).filter(|_| !samples.is_empty());
         json!({ "handoff": of(&step.handoff), "peer": of(&step.peer), "floor": of(&step.floor) })
     };
     let steps = &measured.steps;
-    json!({ "lock": step(&steps.lock), "journal": step(&steps.journal), "journal_unsynced": step(&steps.journal_unsynced) })
+    json!({
+        "lock": step(&steps.lock),
+        "lock_in_a_handover": step(&steps.lock_in_a_handover),
+        "journal": step(&steps.journal),
+        "journal_unsynced": step(&steps.journal_unsynced),
+    })
 }
 
 /// The parts of a side's handover that it has, in order.

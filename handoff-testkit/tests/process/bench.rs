@@ -13,7 +13,14 @@ use crate::{Outcome, check, trials};
 trials![a_run_has_the_promised_shape, growth_has_a_row_for_each_size, a_wrong_argument_is_one_error];
 
 const SIDES: [&str; 4] = ["handoff", "peer", "floor", "restart"];
-const RATIOS: [&str; 5] = ["pause_vs_peer", "pause_vs_floor", "call_vs_peer", "lock_vs_peer", "journal_vs_peer"];
+const RATIOS: [&str; 6] = [
+    "pause_vs_peer",
+    "pause_vs_floor",
+    "call_vs_peer",
+    "lock_vs_peer",
+    "lock_in_a_handover_vs_peer",
+    "journal_vs_peer",
+];
 
 fn bench(args: &[&str]) -> std::io::Result<Output> {
     Command::new(std::env::current_exe()?).args(args).env(ROLE_VARIABLE, "bench").output()
