@@ -73,8 +73,8 @@ impl Incumbent {
 
     /// A successor that has taken over: its control socket is published, its lease says Active under this build id.
     pub(crate) fn taken_over(by: Announced) -> Self {
-        let Announced { serving: Serving { control, lock, build_id }, helper, waker, parting } = by;
-        let worker = IdleWorker::taken_over(helper, waker);
+        let Announced { serving: Serving { control, lock, build_id }, helper, waker, relief, parting } = by;
+        let worker = IdleWorker::taken_over(helper, waker, relief);
         Self { control, lock, build_id, timing: crash::initial_timing(), worker, parting }
     }
 

@@ -67,6 +67,7 @@ mod outcome;
 mod ownership;
 mod process;
 mod progress;
+mod relief;
 mod role;
 #[cfg(feature = "service")]
 pub mod service;

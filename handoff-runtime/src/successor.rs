@@ -3,7 +3,7 @@
 //! The library thread waits for the supervisor and for time, sends the heartbeats, and never touches the disk. The
 //! daemon's thread runs the errands (the lock, the lease, the control socket) inside its own blocking calls, so a slow disk
 //! delays no heartbeat and no errand costs a change of thread. For the answer to the greeting and for its turn the daemon's
-//! thread waits in the library thread's place, so that they cost none either. Whoever has an input takes the mutex, steps the
+//! thread waits in the library thread's place, which is called in a moment later (`relief`), so that they cost none either. Whoever has an input takes the mutex, steps the
 //! machine and performs the effects at once; only an errand is run outside of the mutex. When the successor has taken over, the
 //! library thread is the incumbent's, and so is what is still to be said to the supervisor.
 //!
@@ -15,6 +15,7 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -34,6 +35,7 @@ use crate::crash_here;
 use crate::drainable::ReadinessSnapshot;
 use crate::error::{Error, Result};
 use crate::helper::Helper;
+use crate::relief::Relief;
 use crate::sys::{poll, signals};
 use crate::timers::Timers;
 use crate::waker::Waker;
@@ -56,8 +58,9 @@ pub(crate) struct Driver {
 pub(crate) struct Announced {
     pub(crate) serving: Serving,
     pub(crate) helper: Helper,
-    /// Nobody waits for it any more.
+    /// Nobody waits for these any more.
     pub(crate) waker: Waker,
+    pub(crate) relief: Relief,
     /// To the supervisor, which may not have taken all of the Ready yet.
     pub(crate) parting: Option<Channel>,
 }
@@ -78,6 +81,7 @@ impl Driver {
             core: Mutex::new(core),
             changed: Condvar::new(),
             waker: Waker::new().map_err(failed)?,
+            relief: Relief::new().map_err(failed)?,
             polled,
         });
         let helper = Helper::start()?;
@@ -150,6 +154,10 @@ impl Driver {
             } else if core.thread == Thread::Ended {
                 return Err(Error::Aborted { reason: "the thread that talks to the supervisor has ended".into() });
             } else {
+                // Only the library thread can bring it.
+                if core.listener == Listener::OnCall {
+                    self.shared.waker.wake();
+                }
                 core = self.shared.changed.wait(core).unwrap_or_else(PoisonError::into_inner);
             }
         }
@@ -187,7 +195,11 @@ impl Driver {
                 serve();
             }
         };
-        self.shared.lock().step(Input::Daemon(Call::Announce { report, lock: shown }));
+        let mut core = self.shared.lock();
+        // The store was opened meanwhile: an order to give up comes before the word that it is done.
+        core.turn();
+        core.step(Input::Daemon(Call::Announce { report, lock: shown }));
+        drop(core);
         let announced = self.answer_and_serve(&mut serve_once);
         let taken_over = announced.and_then(|_| {
             let serving = self.hands.take_serving()?;
@@ -198,7 +210,8 @@ impl Driver {
             Ok((serving, helper)) => {
                 serve_once();
                 let parting = self.shared.part();
-                Ok(Announced { serving, helper, waker: self.shared.waker.clone(), parting })
+                let (waker, relief) = (self.shared.waker.clone(), self.shared.relief.clone());
+                Ok(Announced { serving, helper, waker, relief, parting })
             }
             Err(error) => {
                 self.hands.keep_lock_until_exit();
@@ -256,6 +269,8 @@ struct Shared {
     changed: Condvar,
     /// The library thread has something new to wait for.
     waker: Waker,
+    /// Calls the library thread while the daemon's is at work.
+    relief: Relief,
     /// The supervisor's socket, to wait for it without the mutex.
     polled: Arc<UnixStream>,
 }
@@ -281,14 +296,14 @@ impl Shared {
         }
     }
 
-    /// The library thread waits for the supervisor and for time again.
+    /// The library thread waits for the supervisor and for time again, unless the daemon's is back in a moment.
     fn give_back(&self) {
         let mut core = self.lock();
-        core.listener = Listener::Library;
-        // It looks at everything when it comes back.
+        core.listener = Listener::OnCall;
+        // It looks at everything when it comes.
         core.wake_due = false;
         drop(core);
-        self.changed.notify_all();
+        self.relief.in_a_moment();
     }
 
     /// The library thread's conversation ends, and its channel stays open: closed early, it would look like a death.
@@ -297,9 +312,20 @@ impl Shared {
         core.listener = Listener::Nobody;
         let channel = core.channel.take();
         drop(core);
-        self.changed.notify_all();
+        self.relief.not_needed();
         self.waker.wake();
         channel
+    }
+
+    /// The library thread has nothing to do until it is called.
+    fn stand_by(&self) {
+        let mut fds =
+            [&self.waker as &dyn AsFd, &self.relief].map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN));
+        if let Err(error) = poll::wait(&mut fds, None) {
+            tracing::warn!(%error, "poll failed; looking at everything again");
+        }
+        self.waker.drain();
+        self.relief.take();
     }
 
     fn wake_if_due(&self, core: &mut Core) {
@@ -330,8 +356,10 @@ struct Core {
 /// Which thread waits for the supervisor and for time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Listener {
-    Library,
     Daemon,
+    /// The daemon's is at work, and the library's is called in if that takes longer than a moment.
+    OnCall,
+    Library,
     /// It has taken over.
     Nobody,
 }
@@ -517,12 +545,16 @@ struct Wait {
 
 /// One turn of the library thread, once it is its turn; `None`: it was the last.
 fn next_wait(shared: &Shared) -> Option<Wait> {
-    let core = shared.lock();
-    let elsewhere = |core: &mut Core| core.listener == Listener::Daemon;
-    let mut core = shared.changed.wait_while(core, elsewhere).unwrap_or_else(PoisonError::into_inner);
+    let mut core = shared.lock();
+    while core.listener == Listener::Daemon {
+        drop(core);
+        shared.stand_by();
+        core = shared.lock();
+    }
     if core.listener == Listener::Nobody {
         return None;
     }
+    core.listener = Listener::Library;
     core.turn();
     core.wake_due = false;
     let wait = core.wait();
@@ -550,8 +582,12 @@ struct TakenOver<'a>(&'a Shared);
 
 impl<'a> TakenOver<'a> {
     fn by_the_daemon(shared: &'a Shared) -> Self {
-        shared.lock().listener = Listener::Daemon;
-        shared.waker.wake();
+        let before = std::mem::replace(&mut shared.lock().listener, Listener::Daemon);
+        match before {
+            Listener::OnCall => shared.relief.not_needed(),
+            Listener::Library => shared.waker.wake(),
+            Listener::Daemon | Listener::Nobody => {}
+        }
         Self(shared)
     }
 }

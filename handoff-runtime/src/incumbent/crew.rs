@@ -3,8 +3,9 @@
 //! ```text
 //!                            the library's thread      the caller's thread
 //!   nothing happens          waits                     sleeps
-//!   a hook is to be run      runs it                   waits: an abort is seen at once
-//!   the hook has ended       says so to the machine,   waits on
+//!   a hook is to be run      runs it                   is called in, if that takes longer than a moment (`relief`);
+//!                                                      then waits: an abort is seen at once
+//!   the hook has ended       says so to the machine,   sleeps on, or waits on
 //!                            runs what comes next
 //!   woken by something else  as it was                 leaves the waiting to the other, if no hook runs
 //! ```
@@ -19,13 +20,16 @@ use super::Served;
 use super::driver::Driver;
 use crate::error::{Error, Result};
 use crate::helper::Helper;
+use crate::relief::Relief;
 use crate::waker::Waker;
 use crate::worker::Bench;
 
 /// What both threads share.
 struct Crew {
     driver: Mutex<Driver>,
-    /// Something is there for the other thread to do.
+    /// Calls the caller's thread.
+    relief: Relief,
+    /// The caller's thread waits no more.
     changed: Condvar,
 }
 
@@ -43,6 +47,7 @@ pub(super) enum Hooks {
 pub(crate) struct IdleWorker {
     helper: Helper,
     waker: Waker,
+    relief: Relief,
 }
 
 impl IdleWorker {
@@ -51,13 +56,17 @@ impl IdleWorker {
     /// # Errors
     /// No thread or no descriptor can be had.
     pub(crate) fn start() -> Result<Self> {
-        let waker = Waker::new().map_err(|error| Error::io("make an eventfd for the control loop", error))?;
-        Ok(Self { helper: Helper::start()?, waker })
+        let failed = |error| Error::io("prepare the control loop's descriptors", error);
+        Ok(Self {
+            waker: Waker::new().map_err(failed)?,
+            relief: Relief::new().map_err(failed)?,
+            helper: Helper::start()?,
+        })
     }
 
     /// That of a successor that has taken over.
-    pub(super) fn taken_over(helper: Helper, waker: Waker) -> Self {
-        Self { helper, waker }
+    pub(super) fn taken_over(helper: Helper, waker: Waker, relief: Relief) -> Self {
+        Self { helper, waker, relief }
     }
 
     /// Wakes whoever waits for the loop.
@@ -67,7 +76,7 @@ impl IdleWorker {
 
     /// Serves until the machine leaves.
     pub(super) fn serve(self, driver: Driver, bench: Bench) -> Result<Served> {
-        let crew = Arc::new(Crew { driver: Mutex::new(driver), changed: Condvar::new() });
+        let crew = Arc::new(Crew { driver: Mutex::new(driver), relief: self.relief, changed: Condvar::new() });
         let theirs = Arc::clone(&crew);
         self.helper.give(move || theirs.run_hooks(&bench));
         let served = crew.stand_by();
@@ -82,7 +91,7 @@ impl IdleWorker {
 }
 
 impl Crew {
-    /// The caller's thread: waits while a hook runs.
+    /// The caller's thread: waits while a hook runs for long.
     fn stand_by(&self) -> Result<Served> {
         let mut driver = self.lock();
         loop {
@@ -91,7 +100,11 @@ impl Crew {
             }
             driver = match driver.hooks {
                 Hooks::Running => self.watch(driver),
-                Hooks::Idle | Hooks::Gone => self.changed.wait(driver).unwrap_or_else(PoisonError::into_inner),
+                Hooks::Idle | Hooks::Gone => {
+                    drop(driver);
+                    self.relief.wait();
+                    self.lock()
+                }
             };
             if driver.hooks == Hooks::Idle {
                 self.changed.notify_all();
@@ -107,7 +120,7 @@ impl Crew {
             driver = if let Some(order) = driver.jobs.next() {
                 driver.hooks = Hooks::Running;
                 if driver.watched.is_none() {
-                    self.changed.notify_all();
+                    self.relief.in_a_moment();
                 }
                 drop(driver);
                 let ended = bench.perform(order);
@@ -121,6 +134,7 @@ impl Crew {
             } else if driver.watched.is_some() {
                 self.changed.wait(driver).unwrap_or_else(PoisonError::into_inner)
             } else {
+                self.relief.not_needed();
                 self.watch(driver)
             };
         }
@@ -153,6 +167,6 @@ impl Drop for SaysThatItIsGone<'_> {
         let mut driver = self.0.lock();
         driver.hooks_are_gone();
         driver.wake_watcher();
-        self.0.changed.notify_all();
+        self.0.relief.at_once();
     }
 }
