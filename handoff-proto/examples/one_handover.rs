@@ -159,7 +159,7 @@ impl World {
     fn perform_incumbents(&mut self, effect: incumbent::Effect) {
         use incumbent::Effect;
         let answer = match effect {
-            Effect::Send(_, version, message) => {
+            Effect::Send(_, version, message) | Effect::SendWithNext(_, version, message) => {
                 let (_, message) = self.sent(version, &message);
                 return self.inputs.push_back(Input::Supervisor(supervisor::Input::FromIncumbent(message)));
             }

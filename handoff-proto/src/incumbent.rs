@@ -446,6 +446,12 @@ impl Handover {
             out.push(Effect::Send(link.session, link.version, message));
         }
     }
+
+    fn send_with_next(&self, message: Message, out: &mut Effects) {
+        if let Some(link) = self.link {
+            out.push(Effect::SendWithNext(link.session, link.version, message));
+        }
+    }
 }
 
 fn settle_timer(running: &mut Running, wanted: bool, timer: Timer, after: Duration, out: &mut Effects) {

@@ -330,9 +330,22 @@ fn silent_and_hostile_clients_never_block_a_handover() {
 fn the_supervisor_may_send_prepare_and_seal_request_in_one_go() {
     let daemon = Daemon::start();
     let mut supervisor = daemon.supervisor();
-    let id = supervisor.prepare();
-    supervisor.send(Message::SealRequest { handoff_id: id });
+    let id = supervisor.prepare_and_seal();
     supervisor.expect("Drained");
+    assert_eq!(supervisor.expect("SealComplete"), daemon.mock.seal_complete(id));
+}
+
+#[test]
+fn a_long_seal_keeps_neither_the_news_of_the_drain_nor_an_answer_back() {
+    let daemon = Daemon::start();
+    daemon.mock.block_seal();
+    let mut supervisor = daemon.supervisor();
+    supervisor.prepare_and_seal();
+    supervisor.expect("Drained");
+    supervisor.send(Message::Status);
+    supervisor.expect("StatusReport");
+    assert_eq!(daemon.mock.calls(), [Call::Drain, Call::Seal]);
+    daemon.mock.unblock();
     supervisor.expect("SealComplete");
 }
 

@@ -109,11 +109,18 @@ impl Incumbent {
         match (self.take_state(), result) {
             (State::Draining(handover, early), Ok(drain)) => {
                 let Drain { open_conns_remaining, accept_closed } = drain;
-                handover.send(Message::Drained { open_conns_remaining, accept_closed }, out);
-                handover.reached(Milestone::DrainedSent, out);
+                let drained = Message::Drained { open_conns_remaining, accept_closed };
                 match early {
-                    Early::Asked => self.start_seal(handover, out),
-                    Early::NotAsked | Early::CalledOff => self.state = State::Drained(handover),
+                    Early::Asked => {
+                        handover.send_with_next(drained, out);
+                        handover.reached(Milestone::DrainedSent, out);
+                        self.start_seal(handover, out);
+                    }
+                    Early::NotAsked | Early::CalledOff => {
+                        handover.send(drained, out);
+                        handover.reached(Milestone::DrainedSent, out);
+                        self.state = State::Drained(handover);
+                    }
                 }
             }
             (State::Draining(handover, _), Err(error)) => {

@@ -143,6 +143,9 @@ pub enum Input {
 pub enum Effect {
     /// Send a message, in a frame of that version. If it can't be sent, the session is [`Input::Closed`].
     Send(SessionId, ProtoVersion, Message),
+    /// Send a message together with the next one, or before it once that takes longer than a moment. It wakes its reader, who is
+    /// in nobody's way when there is more to be read.
+    SendWithNext(SessionId, ProtoVersion, Message),
     /// Send a heartbeat with the time of day.
     SendHeartbeat(SessionId, ProtoVersion),
     /// Send a `StatusReport` with the daemon's snapshot.
@@ -281,7 +284,7 @@ pub enum Timer {
 pub enum Milestone {
     /// Prepare was accepted.
     Prepared,
-    /// `Drained` was sent.
+    /// `Drained` was sent, or goes with what the seal brings.
     DrainedSent,
     /// The seal hook was started.
     SealStarted,

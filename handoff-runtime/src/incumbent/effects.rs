@@ -23,6 +23,7 @@ impl Driver {
     pub(super) fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Send(session, version, message) => self.send(session, version, &message),
+            Effect::SendWithNext(session, version, message) => self.send_with_next(session, version, &message),
             Effect::SendHeartbeat(session, version) => {
                 self.send(session, version, &Message::Heartbeat { ts_ms: unix_ms() });
             }
@@ -87,6 +88,16 @@ impl Driver {
         if let Some(session) = self.session(session)
             && session.writing == Writing::Works
             && let Err(error) = session.channel.send(version, message)
+        {
+            unwritable(&mut session.writing, &error);
+        }
+    }
+
+    /// If the next one takes its time, so that the other thread is called in to wait, that one finds it waiting and sends it.
+    fn send_with_next(&mut self, session: SessionId, version: ProtoVersion, message: &Message) {
+        if let Some(session) = self.session(session)
+            && session.writing == Writing::Works
+            && let Err(error) = session.channel.send_with_next(version, message)
         {
             unwritable(&mut session.writing, &error);
         }

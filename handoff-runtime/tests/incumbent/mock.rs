@@ -1,6 +1,7 @@
 //! A daemon with scripted hooks, and a supervisor that says what a test tells it.
 
 use std::cell::RefCell;
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel};
@@ -8,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use handoff_lock::DataDirLock;
-use handoff_proto::frame::{read_message, write_message};
+use handoff_proto::frame::{self, read_message, write_message};
 use handoff_proto::{HandoffId, Message, ProtoVersion, Timing, WireError, short_name};
 use handoff_runtime::{
     DrainContext, DrainReport, Drainable, HookError, Incumbent, Resume, SealContext, SealReport, Served,
@@ -35,6 +36,8 @@ struct Script {
     panics: bool,
     not_readable: bool,
     blocked: bool,
+    /// Of the hooks, only the seal is held.
+    seal_only: bool,
     progress: bool,
 }
 
@@ -96,10 +99,15 @@ impl Mock {
         self.script().blocked = true;
     }
 
-    pub(crate) fn report_progress(&self) {
+    pub(crate) fn block_seal(&self) {
         let mut script = self.script();
-        script.progress = true;
+        script.seal_only = true;
         script.blocked = true;
+    }
+
+    pub(crate) fn report_progress(&self) {
+        self.script().progress = true;
+        self.block_seal();
     }
 
     pub(crate) fn unblock(&self) {
@@ -123,7 +131,7 @@ impl Mock {
 impl Drainable for Mock {
     fn drain(&self, cx: &DrainContext) -> Result<DrainReport, HookError> {
         let mut script = self.called(Call::Drain);
-        let (error, panics, holds) = (script.drain_error.take(), script.panics, !script.progress);
+        let (error, panics, holds) = (script.drain_error.take(), script.panics, !script.seal_only);
         script.panics = false;
         drop(script);
         if holds {
@@ -255,13 +263,27 @@ impl Supervisor {
         write_message(self.stream.get_mut(), self.version, &message).unwrap();
     }
 
+    /// As one write.
+    pub(crate) fn send_together(&mut self, messages: &[Message]) {
+        let frames: Vec<u8> =
+            messages.iter().flat_map(|message| frame::encode(self.version, message).unwrap()).collect();
+        self.stream.get_mut().write_all(&frames).unwrap();
+    }
+
     pub(crate) fn prepare(&mut self) -> HandoffId {
         self.prepare_for(0, 60_000)
     }
 
     pub(crate) fn prepare_for(&mut self, successor_pid: u32, deadline_ms: u64) -> HandoffId {
         let handoff_id = HandoffId::new();
-        self.send(Message::PrepareHandoff { handoff_id, successor_pid, deadline_ms, drain_grace_ms: 1_000 });
+        self.send(prepare(handoff_id, successor_pid, deadline_ms));
+        handoff_id
+    }
+
+    /// A supervisor of version 2 does so when it has nothing to wait for in between.
+    pub(crate) fn prepare_and_seal(&mut self) -> HandoffId {
+        let handoff_id = HandoffId::new();
+        self.send_together(&[prepare(handoff_id, 0, 60_000), Message::SealRequest { handoff_id }]);
         handoff_id
     }
 
@@ -294,4 +316,8 @@ impl Supervisor {
             }
         }
     }
+}
+
+fn prepare(handoff_id: HandoffId, successor_pid: u32, deadline_ms: u64) -> Message {
+    Message::PrepareHandoff { handoff_id, successor_pid, deadline_ms, drain_grace_ms: 1_000 }
 }

@@ -72,7 +72,8 @@ impl World {
             Effect::StopSuccessor | Effect::ContinueSuccessor | Effect::KillSuccessor => {
                 seen_if(role.watched.is_some_and(|id| self.living(id).is_some()))
             }
-            Effect::SendHeartbeat(..)
+            Effect::SendWithNext(..)
+            | Effect::SendHeartbeat(..)
             | Effect::SendStatus { .. }
             | Effect::SendListeners(_)
             | Effect::RunDrain { .. }
@@ -117,6 +118,11 @@ impl World {
             Effect::Send(id, _, message) => {
                 if let Some(session) = self.process_mut(slot).session_mut(id) {
                     session.pipe.send_to_supervisor(message);
+                }
+            }
+            Effect::SendWithNext(id, _, message) => {
+                if let Some(session) = self.process_mut(slot).session_mut(id) {
+                    session.pipe.send_to_supervisor_with_next(message);
                 }
             }
             Effect::Close(id, _) => {
@@ -218,6 +224,11 @@ impl World {
             Role::Incumbent(role) => role.watched.and_then(|id| self.living(id)),
             _ => None,
         }
+    }
+
+    /// The next message takes its time, and what was to go with it leaves without it.
+    pub(super) fn flush(&mut self, slot: Slot) {
+        self.process_mut(slot).sessions.iter_mut().for_each(|session| session.pipe.flush());
     }
 
     // ---- the lock

@@ -23,6 +23,8 @@ pub enum Move {
     Act(Actor),
     /// The hook that runs ends well.
     HookEnds(Slot),
+    /// What waits for a process's next message leaves before it.
+    Flushes(Slot),
     /// The successor's daemon has opened its store.
     StoreOpened(Slot),
     /// A timer of the supervisor runs out.
@@ -271,6 +273,9 @@ impl World {
                 if role.hook.is_some() {
                     moves.push(Move::HookEnds(slot));
                 }
+                if process.sessions.iter().any(|session| !session.pipe.unsent.is_empty()) {
+                    moves.push(Move::Flushes(slot));
+                }
                 let fires = |timer: &&_| self.may_fire_in_incumbent(process, role, **timer);
                 moves.extend(role.drive.armed().iter().filter(fires).map(|timer| Move::FiresInIncumbent(slot, *timer)));
             }
@@ -363,6 +368,7 @@ impl World {
             Move::Act(actor) => self.act(actor, Performed::Well),
             Move::Fail(actor) => self.act(actor, Performed::Failing),
             Move::HookEnds(slot) => self.hook_ends(slot, Performed::Well),
+            Move::Flushes(slot) => self.flush(slot),
             Move::HookFails(slot) => self.hook_ends(slot, Performed::Failing),
             Move::StoreOpened(slot) => self.store_opened(slot, Performed::Well),
             Move::OpensUnfit(slot) => self.store_opened(slot, Performed::Failing),

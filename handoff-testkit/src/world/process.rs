@@ -147,6 +147,8 @@ pub(super) enum Resume {
 pub(super) struct Pipe {
     pub(super) to_process: VecDeque<Message>,
     pub(super) to_supervisor: VecDeque<Message>,
+    /// What its process has still to send: with the next message, or a moment later.
+    pub(super) unsent: VecDeque<Message>,
     pub(super) supervisor_end: End,
     pub(super) process_end: End,
 }
@@ -269,6 +271,7 @@ impl Pipe {
             self.process_end = End::Closed;
         }
         self.to_process.clear();
+        self.unsent.clear();
     }
 
     pub(super) fn supervisor_closes(&mut self) {
@@ -276,6 +279,7 @@ impl Pipe {
             self.supervisor_end = End::Closed;
         }
         self.to_supervisor.clear();
+        self.unsent.clear();
     }
 
     pub(super) fn send_to_process(&mut self, message: Message) {
@@ -286,8 +290,19 @@ impl Pipe {
 
     pub(super) fn send_to_supervisor(&mut self, message: Message) {
         if self.supervisor_end == End::Open {
+            self.flush();
             self.to_supervisor.push_back(without_text(message));
         }
+    }
+
+    pub(super) fn send_to_supervisor_with_next(&mut self, message: Message) {
+        if self.supervisor_end == End::Open {
+            self.unsent.push_back(without_text(message));
+        }
+    }
+
+    pub(super) fn flush(&mut self) {
+        self.to_supervisor.append(&mut self.unsent);
     }
 }
 

@@ -90,6 +90,12 @@ fn an_early_seal_request_is_kept_once_and_only_in_version_2() {
     assert_eq!(closes(&twice.receive(A, request.clone())), [(A, Why::Violation)]);
     let effects = rig.step(Input::DrainEnded(Ok(drain())));
     assert!(effects.contains(&Effect::RunSeal));
+    let drained = Message::Drained { open_conns_remaining: 3, accept_closed: true };
+    assert!(effects.contains(&Effect::SendWithNext(A, 2, drained.clone())), "the supervisor has asked for more");
+
+    let mut rig = Rig::draining(2);
+    let effects = rig.step(Input::DrainEnded(Ok(drain())));
+    assert!(effects.contains(&Effect::Send(A, 2, drained)), "the supervisor waits for it");
 
     let mut rig = Rig::draining(1);
     assert_eq!(closes(&rig.receive(A, request)), [(A, Why::Violation)]);

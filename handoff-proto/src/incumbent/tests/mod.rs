@@ -143,7 +143,10 @@ impl Rig {
 pub(super) fn messages(effects: &[Effect]) -> Vec<&Message> {
     effects
         .iter()
-        .filter_map(|effect| if let Effect::Send(_, _, message) = effect { Some(message) } else { None })
+        .filter_map(|effect| match effect {
+            Effect::Send(_, _, message) | Effect::SendWithNext(_, _, message) => Some(message),
+            _ => None,
+        })
         .collect()
 }
 

@@ -158,7 +158,10 @@ impl Stage {
             Effect::Arm(timer, _) => drop(self.armed.insert(timer)),
             Effect::Disarm(timer) => drop(self.armed.remove(&timer)),
             Effect::Close(session, _) => self.open.retain(|open| *open != session),
-            Effect::Send(session, ..) | Effect::SendHeartbeat(session, _) | Effect::SendListeners(session) => {
+            Effect::Send(session, ..)
+            | Effect::SendWithNext(session, ..)
+            | Effect::SendHeartbeat(session, _)
+            | Effect::SendListeners(session) => {
                 assert!(self.open.contains(&session), "sent into a closed session");
             }
             Effect::SendStatus { session, .. } => assert!(self.open.contains(&session)),
