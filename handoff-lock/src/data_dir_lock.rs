@@ -139,8 +139,15 @@ impl DataDirLock {
     }
 
     /// Writes the pidfile, for people; best effort.
-    pub fn announce(&self) {
+    pub fn announce(&mut self) {
         self.pair.write_pidfile();
+    }
+
+    /// Removes the pidfile ahead of a release that somebody will wait for, who then does not wait for this; best effort. If
+    /// the release is called off, [`announce`](Self::announce) again.
+    pub fn withdraw(&mut self) {
+        // A forked child has nothing to withdraw.
+        let _ = self.pair.remove_pidfile();
     }
 
     /// Reserves epochs ahead and syncs the reservation, unless enough are left. Call it when nobody waits: it spares a later
@@ -213,7 +220,7 @@ impl Claim {
     /// the lease or the reservation can't be written. The lock is released.
     #[allow(clippy::result_large_err)]
     pub fn claim(self, handoff_id: Option<[u8; 16]>) -> Result<DataDirLock, (Unlocked, LockError)> {
-        let lock = self.claim_quietly(handoff_id)?;
+        let mut lock = self.claim_quietly(handoff_id)?;
         lock.announce();
         Ok(lock)
     }

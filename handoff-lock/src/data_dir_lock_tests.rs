@@ -89,6 +89,29 @@ fn what_an_owner_left_that_died_while_it_wrote_its_pid_is_taken_over() {
 }
 
 #[test]
+fn a_pidfile_that_was_withdrawn_is_gone_until_it_is_announced_again() {
+    let dir = scratch();
+    let pidfile = dir.path().join(PIDFILE);
+    let mut lock = DataDirLock::acquire(dir.path()).unwrap();
+    lock.withdraw();
+    assert!(!pidfile.exists());
+    assert!(own_pid(holder(dir.path()).unwrap()), "the lease names the owner");
+    lock.announce();
+    assert_eq!(fs::read_to_string(&pidfile).unwrap(), format!("{}\n", std::process::id()));
+    lock.release().unwrap();
+    assert!(!pidfile.exists());
+}
+
+#[test]
+fn a_dead_owners_pidfile_goes_with_the_next_owner_who_never_wrote_one() {
+    let dir = scratch();
+    fs::write(dir.path().join(PIDFILE), i32::MAX.to_string()).unwrap();
+    let Attempt::Locked(claim) = Unlocked::open(dir.path()).unwrap().try_lock() else { panic!("nobody has it") };
+    claim.claim_quietly(None).unwrap().seal().unwrap();
+    assert!(!dir.path().join(PIDFILE).exists());
+}
+
+#[test]
 fn stale_is_refused_when_the_pidfile_lies() {
     let dir = scratch();
     let _peer = lock_file_only(dir.path());

@@ -113,6 +113,7 @@ pub(crate) struct Pair {
     path: PathBuf,
     filesystems: Filesystems,
     holding: Holding,
+    pidfile: Pidfile,
     // In this order, so that the directory is closed, and thereby freed, first.
     dir: GuardedFd,
     file: GuardedFd,
@@ -125,6 +126,14 @@ enum Holding {
     Lock,
     /// Locked and owned: what the lock file must hold, whichever inode it is.
     Ownership(Box<Record>),
+}
+
+/// What an owner knows of the pidfile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pidfile {
+    /// Ours, or what a dead owner has left.
+    MayBeThere,
+    Removed,
 }
 
 /// What an owner wrote last.
@@ -178,7 +187,15 @@ impl Pair {
         let file = open_file(&dir, &data_dir.join(LOCK_FILE))?;
         // Asked now, so that a claim, which may be on somebody's pause, need not, and can't be one of nobody.
         Owner::ask().map_err(|error| LockError::io("/proc/self/stat", error))?;
-        Ok(Self { data_dir: data_dir.into(), path: path.into(), filesystems, holding: Holding::Nothing, dir, file })
+        Ok(Self {
+            data_dir: data_dir.into(),
+            path: path.into(),
+            filesystems,
+            holding: Holding::Nothing,
+            pidfile: Pidfile::MayBeThere,
+            dir,
+            file,
+        })
     }
 
     /// As the caller named it.
@@ -264,7 +281,7 @@ impl Pair {
             return Err(LockError::io(&self.data_dir, sys::not_at_home()));
         }
         if let Holding::Ownership(_) = self.holding {
-            pidfile::remove(self.dir()?);
+            self.remove_pidfile()?;
         }
         self.unlock_dir()?;
         if let Err(error) = unflock(self.file()?) {
@@ -311,6 +328,7 @@ impl Pair {
         let newest = Numbered { sequence: last.wrapping_add(1), lease };
         self.write(&newest.encode(), lock_file::slot_offset(newest.sequence))?;
         self.holding = Holding::Ownership(Box::new(Record { newest, mark }));
+        self.pidfile = Pidfile::MayBeThere;
         Ok(())
     }
 
@@ -373,10 +391,23 @@ impl Pair {
     }
 
     /// Best effort, as all about the pidfile.
-    pub(crate) fn write_pidfile(&self) {
+    pub(crate) fn write_pidfile(&mut self) {
+        self.pidfile = Pidfile::MayBeThere;
         if let Ok(dir) = self.dir.get() {
             pidfile::write_own(dir);
         }
+    }
+
+    /// Best effort too. Only for an owner.
+    ///
+    /// # Errors
+    /// The calling process is a forked child.
+    pub(crate) fn remove_pidfile(&mut self) -> Result<(), LockError> {
+        if self.pidfile == Pidfile::MayBeThere {
+            pidfile::remove(self.dir()?);
+            self.pidfile = Pidfile::Removed;
+        }
+        Ok(())
     }
 
     fn write(&self, bytes: &[u8], at: u64) -> Result<(), LockError> {

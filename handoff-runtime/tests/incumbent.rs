@@ -190,6 +190,25 @@ fn an_abort_during_a_hook_is_seen_by_the_hook() {
 }
 
 #[test]
+fn the_pidfile_goes_before_the_drain_and_comes_back_with_an_undone_handover() {
+    for undone_when_sealed in [false, true] {
+        let daemon = Daemon::start();
+        daemon.wait_for_pidfile();
+        let (mut supervisor, id) = drained(&daemon);
+        assert_eq!(daemon.pidfile(), None, "nobody waits for it in the pause");
+        if undone_when_sealed {
+            supervisor.send(Message::SealRequest { handoff_id: id });
+            supervisor.expect("SealComplete");
+            assert_eq!(daemon.pidfile(), None, "it would be the next owner's");
+        }
+        supervisor.send(Message::ResumeAfterAbort { handoff_id: id });
+        supervisor.expect("Resumed");
+        daemon.wait_for_pidfile();
+        daemon.hand_over();
+    }
+}
+
+#[test]
 fn a_failed_seal_keeps_the_lock_and_allows_a_retry() {
     for version in [1, 2] {
         let daemon = Daemon::start();

@@ -181,9 +181,9 @@ impl Driver {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a new owner of the lock owes, and nobody waits for: to name itself to people, and to keep a later claim from
-    /// having to wait for the disk.
-    fn catch_up(&mut self) {
+    /// What an owner of the lock owes who goes on serving, and nobody waits for: to name itself to people, and to keep a later
+    /// claim from having to wait for the disk.
+    pub(super) fn catch_up(&mut self) {
         let slot = Arc::clone(&self.lock);
         let errand = move || {
             let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);

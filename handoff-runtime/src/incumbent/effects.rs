@@ -36,6 +36,7 @@ impl Driver {
             Effect::CancelHook => self.jobs.cancel(),
             Effect::RunResume { state_may_have_changed, epoch } => {
                 self.jobs.run(Job::Resume(Resume::new(state_may_have_changed, epoch)));
+                self.catch_up();
             }
 
             Effect::StampLease(id) => self.bring(|driver| Input::Stamped(driver.lock_slot().stamp(id))),

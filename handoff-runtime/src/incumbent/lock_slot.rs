@@ -35,9 +35,12 @@ impl LockSlot {
         Self { condition: Condition::Held(lock), data_dir }
     }
 
-    /// Writes a handover's id into the lease.
+    /// Writes a handover's id into the lease. The daemon still serves: what the release will need is done now.
     pub(super) fn stamp(&mut self, id: HandoffId) -> Result<(), String> {
-        self.held()?.stamp(Some(*id.as_bytes())).map_err(text)
+        let lock = self.held()?;
+        lock.stamp(Some(*id.as_bytes())).map_err(text)?;
+        lock.withdraw();
+        Ok(())
     }
 
     /// Says in the lease that we serve.
@@ -51,8 +54,8 @@ impl LockSlot {
     }
 
     /// Names this process to people.
-    pub(super) fn announce(&self) {
-        if let Condition::Held(lock) = &self.condition {
+    pub(super) fn announce(&mut self) {
+        if let Condition::Held(lock) = &mut self.condition {
             lock.announce();
         }
     }
@@ -113,10 +116,10 @@ impl LockSlot {
         tried
     }
 
-    /// Becomes the owner under the next epoch.
+    /// Becomes the owner under the next epoch; [`announce`](Self::announce) follows when the daemon serves.
     pub(super) fn claim(&mut self) -> Result<u64, String> {
         let (next, result) = match self.take() {
-            Condition::Claimed(claim) => match claim.claim(None) {
+            Condition::Claimed(claim) => match claim.claim_quietly(None) {
                 Ok(lock) => {
                     let epoch = lock.epoch();
                     (Condition::Held(lock), Ok(epoch))

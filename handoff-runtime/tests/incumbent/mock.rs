@@ -206,6 +206,20 @@ impl Daemon {
         self.dir.path().join("control.sock")
     }
 
+    pub(crate) fn pidfile(&self) -> Option<String> {
+        std::fs::read_to_string(self.data_dir().join(".handoff.pidfile")).ok()
+    }
+
+    /// It comes when nobody waits for it.
+    pub(crate) fn wait_for_pidfile(&self) {
+        let end = Instant::now() + BOUND;
+        let own = format!("{}\n", std::process::id());
+        while self.pidfile().as_ref() != Some(&own) {
+            assert!(Instant::now() < end, "{:?}", self.pidfile());
+            std::thread::yield_now();
+        }
+    }
+
     pub(crate) fn lock_is_free(&self) -> bool {
         DataDirLock::acquire(&self.data_dir()).is_ok()
     }
