@@ -8,9 +8,9 @@
 //!    └───────────────────────────────────────────────┘
 //! ```
 //!
-//! To wake a sleeping thread costs more than most of what is done within a handover, and the one that is woken takes a processor
-//! from those that a client waits for. So who goes to work, and mostly is back at once, names a time instead: work that is
-//! over by then has cost nobody a change of threads. Work that is not, be it as long as it will, is stood in for.
+//! To wake a sleeping thread costs more than most of what is done within a handover, and the one that is woken takes a
+//! processor from those that a client waits for. So who goes to work, and mostly is back at once, names a time instead: work
+//! that is over by then has cost nobody a change of threads. Work that is not, be it as long as it will, is stood in for.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -3,9 +3,10 @@
 //! The library thread waits for the supervisor and for time, sends the heartbeats, and never touches the disk. The
 //! daemon's thread runs the errands (the lock, the lease, the control socket) inside its own blocking calls, so a slow disk
 //! delays no heartbeat and no errand costs a change of thread. For the answer to the greeting and for its turn the daemon's
-//! thread waits in the library thread's place, which is called in a moment later (`relief`), so that they cost none either. Whoever has an input takes the mutex, steps the
-//! machine and performs the effects at once; only an errand is run outside of the mutex. When the successor has taken over, the
-//! library thread is the incumbent's, and so is what is still to be said to the supervisor.
+//! thread waits in the library thread's place, which is called in a moment after that one has gone to work (`relief`), so that
+//! they cost none either. Whoever has an input takes the mutex, steps the machine and performs the effects at once; only an
+//! errand is run outside of the mutex. When the successor has taken over, the library thread is the incumbent's, and so is
+//! what is still to be said to the supervisor.
 //!
 //! No decision of the protocol is taken here, and nothing here ends the process.
 
