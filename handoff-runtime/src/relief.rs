@@ -20,11 +20,9 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::{Errno, read, retry_on_intr};
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
-};
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
 
-use crate::sys::poll;
+use crate::sys::poll::{self, timespec};
 
 /// Far below every interval of the protocol: whoever stands in has missed nothing. Above what most stores take to drain, to
 /// seal or to open.
@@ -101,11 +99,6 @@ impl AsFd for Relief {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.timer.as_fd()
     }
-}
-
-fn timespec(duration: Duration) -> Timespec {
-    // All of these are below a second.
-    Timespec { tv_sec: 0, tv_nsec: duration.subsec_nanos().into() }
 }
 
 #[cfg(test)]

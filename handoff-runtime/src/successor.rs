@@ -16,10 +16,10 @@ mod hands;
 mod tests;
 
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use handoff_lock::{DataDirLock, Unlocked};
 use handoff_proto::successor::{
@@ -286,7 +286,7 @@ impl Shared {
             }
             let Some(wait) = core.wait() else { return };
             drop(core);
-            sleep(None, &self.polled, &wait);
+            sleep(&mut wait.on(&self.polled), wait.timeout);
         }
     }
 
@@ -313,11 +313,7 @@ impl Shared {
 
     /// The library thread has nothing to do until it is called.
     fn stand_by(&self) {
-        let mut fds =
-            [&self.waker as &dyn AsFd, &self.relief].map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN));
-        if let Err(error) = poll::wait(&mut fds, None) {
-            tracing::warn!(%error, "poll failed; looking at everything again");
-        }
+        sleep(&mut [PollFd::new(&self.waker, PollFlags::IN), PollFd::new(&self.relief, PollFlags::IN)], None);
         self.waker.drain();
         self.relief.take();
     }
@@ -334,7 +330,9 @@ fn converse(shared: &Shared) {
     let _ended = TellsThatItEnded(shared);
     let _signals = signals::leave_to_other_threads();
     while let Some(wait) = next_wait(shared) {
-        sleep(Some(&shared.waker), &shared.polled, &wait);
+        let mut fds = wait.on(&shared.polled);
+        fds.push(PollFd::new(&shared.waker, PollFlags::IN));
+        sleep(&mut fds, wait.timeout);
         shared.waker.drain();
     }
 }
@@ -363,12 +361,8 @@ fn next_wait(shared: &Shared) -> Option<Wait> {
     wait
 }
 
-fn sleep(waker: Option<&Waker>, socket: &UnixStream, wait: &Wait) {
-    let mut fds: Vec<_> = waker.map(|waker| PollFd::new(waker, PollFlags::IN)).into_iter().collect();
-    if !wait.interest.is_empty() {
-        fds.push(PollFd::new(socket, wait.interest));
-    }
-    if let Err(error) = poll::wait(&mut fds, wait.timeout) {
+fn sleep(fds: &mut [PollFd<'_>], timeout: Option<Duration>) {
+    if let Err(error) = poll::wait(fds, timeout) {
         tracing::warn!(%error, "poll failed; looking at everything again");
     }
 }

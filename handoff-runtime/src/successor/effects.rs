@@ -3,11 +3,12 @@
 //! One input at a time, whichever thread has it, under the mutex; nothing here waits. Which thread waits stands in the parent.
 
 use std::collections::VecDeque;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use handoff_proto::successor::{Answer, Effect, Errand, GaveUp, Input, Milestone, Successor as Machine, Timer, Wire};
 use handoff_proto::{HandoffId, Machine as _, Message, ProtoVersion, WireError};
-use rustix::event::PollFlags;
+use rustix::event::{PollFd, PollFlags};
 use rustix::net::Shutdown;
 
 use crate::channel::{Channel, Received};
@@ -211,8 +212,18 @@ impl Core {
 
 /// What is waited for; no interest in the socket once it is hung up.
 pub(super) struct Wait {
-    pub(super) interest: PollFlags,
+    interest: PollFlags,
     pub(super) timeout: Option<Duration>,
+}
+
+impl Wait {
+    pub(super) fn on<'fd>(&self, socket: &'fd UnixStream) -> Vec<PollFd<'fd>> {
+        let mut fds = Vec::with_capacity(2);
+        if !self.interest.is_empty() {
+            fds.push(PollFd::new(socket, self.interest));
+        }
+        fds
+    }
 }
 
 fn unix_ms() -> u64 {
