@@ -369,6 +369,22 @@ fn a_long_seal_keeps_neither_the_news_of_the_drain_nor_an_answer_back() {
 }
 
 #[test]
+fn a_long_seal_behind_a_long_drain_keeps_the_news_back_neither() {
+    let daemon = Daemon::start();
+    daemon.mock.block_until_cancelled();
+    let mut supervisor = daemon.supervisor();
+    supervisor.prepare_and_seal();
+    daemon.mock.wait_for(Call::Drain);
+    // Whoever answers this waits beside the hook.
+    supervisor.send(Message::Status);
+    supervisor.expect("StatusReport");
+    daemon.mock.block_seal();
+    supervisor.expect("Drained");
+    daemon.mock.unblock();
+    supervisor.expect("SealComplete");
+}
+
+#[test]
 fn the_seal_reports_its_progress() {
     let daemon = Daemon::start();
     daemon.mock.report_progress();

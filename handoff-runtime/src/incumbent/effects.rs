@@ -8,7 +8,7 @@ use handoff_proto::{HandoffId, Message, Phase, ProtoVersion, StatusReport, WireE
 
 use super::driver::{Alarm, Driver, Writing};
 use super::lock_slot::LockSlot;
-use crate::channel::FDS_PER_MESSAGE_MAX;
+use crate::channel::{Channel, FDS_PER_MESSAGE_MAX};
 use crate::control;
 use crate::crash_here;
 use crate::drainable::{Resume, StateSnapshot};
@@ -86,19 +86,22 @@ impl Driver {
     }
 
     fn send(&mut self, session: SessionId, version: ProtoVersion, message: &Message) {
-        if let Some(session) = self.session(session)
-            && session.writing == Writing::Works
-            && let Err(error) = session.channel.send(version, message)
-        {
-            unwritable(&mut session.writing, &error);
-        }
+        self.write(session, |channel| channel.send(version, message));
     }
 
     /// If the next one takes its time, so that the other thread is called in to wait, that one finds it waiting and sends it.
+    /// One that waits already would have to be woken for it: then it goes at once.
     fn send_with_next(&mut self, session: SessionId, version: ProtoVersion, message: &Message) {
+        match self.watched {
+            Some(_) => self.send(session, version, message),
+            None => self.write(session, |channel| channel.send_with_next(version, message)),
+        }
+    }
+
+    fn write(&mut self, session: SessionId, write: impl FnOnce(&mut Channel) -> Result<(), WireError>) {
         if let Some(session) = self.session(session)
             && session.writing == Writing::Works
-            && let Err(error) = session.channel.send_with_next(version, message)
+            && let Err(error) = write(&mut session.channel)
         {
             unwritable(&mut session.writing, &error);
         }

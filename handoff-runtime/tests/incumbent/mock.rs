@@ -99,10 +99,12 @@ impl Mock {
         self.script().blocked = true;
     }
 
+    /// Also lets a drain that is held end.
     pub(crate) fn block_seal(&self) {
         let mut script = self.script();
         script.seal_only = true;
         script.blocked = true;
+        self.0.1.notify_all();
     }
 
     pub(crate) fn report_progress(&self) {
@@ -120,9 +122,9 @@ impl Mock {
     }
 
     /// Holds a hook until it is let go or cancelled; the flag has no descriptor, so it is looked at now and then.
-    fn hold(&self, cancelled: impl Fn() -> bool) {
+    fn hold(&self, is_held: impl Fn(&Script) -> bool, cancelled: impl Fn() -> bool) {
         let mut script = self.script();
-        while script.blocked && !cancelled() {
+        while is_held(&script) && !cancelled() {
             script = self.0.1.wait_timeout(script, Duration::from_millis(5)).unwrap().0;
         }
     }
@@ -131,12 +133,10 @@ impl Mock {
 impl Drainable for Mock {
     fn drain(&self, cx: &DrainContext) -> Result<DrainReport, HookError> {
         let mut script = self.called(Call::Drain);
-        let (error, panics, holds) = (script.drain_error.take(), script.panics, !script.seal_only);
+        let (error, panics) = (script.drain_error.take(), script.panics);
         script.panics = false;
         drop(script);
-        if holds {
-            self.hold(|| cx.cancelled());
-        }
+        self.hold(|script| script.blocked && !script.seal_only, || cx.cancelled());
         match error {
             Some(text) if panics => panic!("{text}"),
             Some(text) => Err(text.into()),
@@ -151,7 +151,7 @@ impl Drainable for Mock {
         if progress {
             cx.progress(1, 2, 41);
         }
-        self.hold(|| cx.cancelled());
+        self.hold(|script| script.blocked, || cx.cancelled());
         match error {
             Some(text) => Err(text.into()),
             None => Ok(SealReport { last_revision_per_shard: vec![41, 42], data_dir_fingerprint: [7; 32] }),
