@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use handoff_lock::{DataDirLock, LeaseState, LockError, Unlocked, read_lease};
@@ -403,6 +404,16 @@ fn an_abort_while_it_opens_comes_back_from_announce() {
 }
 
 #[test]
+fn an_abort_that_nobody_has_read_yet_comes_before_the_announcement() {
+    let sealed = Sealed::new();
+    let (mut supervisor, mut driver, lock) = opening(&sealed, &[5]);
+    supervisor.abort();
+    let error = driver.announce(ready(&[5]), &sealed.socket(), lock, never).unwrap_err();
+    assert!(error.to_string().contains("changed my mind"), "{error}");
+    assert!(!sealed.socket().exists() && sealed.state().1 == LeaseState::Opening);
+}
+
+#[test]
 fn only_the_lock_of_this_handover_is_accepted() {
     let sealed = Sealed::new();
     let (mut supervisor, mut driver, lock) = opening(&sealed, &[5]);
@@ -461,7 +472,17 @@ fn heartbeats_are_sent_while_the_daemon_warms_and_opens() {
     let sealed = Sealed::new();
     let (mut supervisor, mut driver) = Supervisor::greet_with(2, timing);
     (0..3).for_each(|_| supervisor.hear_heartbeat());
-    supervisor.begin_warmed(&mut driver, sealed.epoch, &[]);
+    driver.warmed().unwrap();
+    assert_eq!(supervisor.hear(), Message::Warmed { handoff_id: ID });
+    thread::scope(|scope| {
+        let begun = scope.spawn(|| driver.wait_for_begin().map(drop));
+        // Those of the daemon's own thread; the library's has long stepped back at the last.
+        (0..3).for_each(|_| supervisor.hear_heartbeat());
+        supervisor.begin(sealed.epoch, &[]);
+        begun.join().unwrap().unwrap();
+    });
+    // A daemon that does something else first, without a call of ours.
+    (0..3).for_each(|_| supervisor.hear_heartbeat());
     let _lock = take_lock(&mut driver, sealed.path()).unwrap();
     (0..3).for_each(|_| supervisor.hear_heartbeat());
 }
