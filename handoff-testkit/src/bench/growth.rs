@@ -19,10 +19,10 @@ use serde_json::{Value, json};
 
 use super::AnyError;
 use super::args::Args;
-use super::service::{order_from_handoff, wait_until_gone};
+use super::service::{Ordered, wait_until_gone};
 use super::sides;
 use super::stats::Summary;
-use crate::fixture::{Fixture, Setup};
+use crate::fixture::Setup;
 use crate::store::Store;
 
 pub(super) const ROLE: &str = "bench-empty";
@@ -101,7 +101,7 @@ impl Growth {
 
 /// A service of the daemon that does nothing, kept until it is dropped.
 struct Empty {
-    fixture: Fixture,
+    handoff: Ordered,
 }
 
 /// What the handovers at one point came to, in microseconds: the medians of the whole call, the pause and the start.
@@ -113,7 +113,7 @@ struct Point {
 
 impl Empty {
     fn start(setup: Setup) -> io::Result<Self> {
-        Ok(Self { fixture: setup.start()? })
+        Ok(Self { handoff: Ordered::connect(setup.start()?)? })
     }
 
     fn setup(room: &Path) -> io::Result<Setup> {
@@ -121,13 +121,13 @@ impl Empty {
     }
 
     /// `between` comes ahead of each handover, and is not measured.
-    fn hand_over(&self, times: u32, mut between: impl FnMut() -> io::Result<()>) -> io::Result<Point> {
+    fn hand_over(&mut self, times: u32, mut between: impl FnMut() -> io::Result<()>) -> io::Result<Point> {
         let (mut call, mut pause, mut start) = (Vec::new(), Vec::new(), Vec::new());
-        let mut old = self.fixture.incumbent_pid()?;
+        let mut old = self.handoff.fixture.incumbent_pid()?;
         // The first one warms up.
         for number in 0..=times {
             between()?;
-            let handover = order_from_handoff(&self.fixture)?;
+            let handover = self.handoff.hand_over()?;
             wait_until_gone(std::mem::replace(&mut old, handover.answer.pid))?;
             if number > 0 {
                 let part = |name| handover.answer.phases.get(name).copied().unwrap_or_default();
@@ -167,7 +167,7 @@ fn over_shards(room: &Path, count: usize, handovers: u32) -> io::Result<Point> {
 /// The connections are made anew before each handover: they are the old process's, and end with it.
 fn over_connections(room: &Path, count: usize, handovers: u32) -> io::Result<Point> {
     let path = room.join(format!("{HELD}-{count}"));
-    let empty = Empty::start(Empty::setup(room)?.listener(HELD, format!("unix:{}", path.display())))?;
+    let mut empty = Empty::start(Empty::setup(room)?.listener(HELD, format!("unix:{}", path.display())))?;
     let mut connections = Vec::with_capacity(count);
     empty.hand_over(handovers, || {
         connections.clear();
@@ -237,7 +237,7 @@ fn median_open(dir: &Path, end: End) -> Result<f64, AnyError> {
 
 /// The supervisor's resident memory after so many handovers.
 fn over_handovers(room: &Path, sizes: &[usize]) -> io::Result<Curve> {
-    let empty = Empty::start(Empty::setup(room)?)?;
+    let mut empty = Empty::start(Empty::setup(room)?)?;
     let mut rows = Vec::with_capacity(sizes.len());
     let mut done = 0;
     for &total in sizes {
@@ -247,7 +247,7 @@ fn over_handovers(room: &Path, sizes: &[usize]) -> io::Result<Curve> {
             empty.hand_over(missing as u32 - 1, || Ok(()))?;
             done = total;
         }
-        rows.push((total, vec![resident_kib(empty.fixture.supervisor_pid())?]));
+        rows.push((total, vec![resident_kib(empty.handoff.fixture.supervisor_pid())?]));
     }
     Ok(Curve { title: "handovers", columns: vec!["supervisor, KiB"], rows })
 }

@@ -13,8 +13,8 @@
 //!
 //! - The sides take turns within one run, in another order each round: what disturbs the machine disturbs all of them.
 //! - Only the side that is measured has clients. The next turn begins when the old process of the last one is gone.
-//! - Every side is timed in the same way: from the order to the answer, on the same kind of pipe; the pause is what the clients
-//!   see.
+//! - Every side is timed in the same way: from the order to the answer, on a pipe or a connection that was there before; the pause
+//!   is what the clients see.
 //! - A figure whose clients lost something is no figure: the report counts it.
 
 mod args;

@@ -56,8 +56,15 @@ pub(super) struct Service {
 
 #[derive(Debug)]
 enum Supervisor {
-    Handoff(Box<Fixture>),
+    Handoff(Box<Ordered>),
     Piped { process: Child, orders: Option<ChildStdin>, answers: BufReader<ChildStdout> },
+}
+
+/// `handoff run`, with a connection that takes orders: kept, as the pipes of the other sides are.
+#[derive(Debug)]
+pub(super) struct Ordered {
+    pub(super) fixture: Fixture,
+    admin: BufReader<UnixStream>,
 }
 
 impl Service {
@@ -91,7 +98,7 @@ impl Service {
     /// It was not committed.
     pub(super) fn hand_over(&mut self) -> io::Result<Handover> {
         match &mut self.supervisor {
-            Supervisor::Handoff(fixture) => order_from_handoff(fixture),
+            Supervisor::Handoff(handoff) => handoff.hand_over(),
             Supervisor::Piped { orders, answers, .. } => {
                 let ordered = Instant::now();
                 orders.as_mut().ok_or_else(gone)?.write_all(b"\n")?;
@@ -117,7 +124,7 @@ impl Service {
     /// It does not stop.
     pub(super) fn stop(&mut self) -> io::Result<()> {
         match &mut self.supervisor {
-            Supervisor::Handoff(fixture) => fixture.stop().map(drop),
+            Supervisor::Handoff(handoff) => handoff.fixture.stop().map(drop),
             Supervisor::Piped { process, orders, .. } => {
                 drop(orders.take());
                 process.wait().map(drop)
@@ -146,7 +153,8 @@ fn start_handoff(home: &Path, connections: usize, variable: Option<(String, Stri
         setup = setup.supervisor_env(name, value);
     }
     let fixture = setup.start()?;
-    Ok((fixture.address("http")?, fixture.incumbent_pid()?, Supervisor::Handoff(Box::new(fixture))))
+    let (address, pid) = (fixture.address("http")?, fixture.incumbent_pid()?);
+    Ok((address, pid, Supervisor::Handoff(Box::new(Ordered::connect(fixture)?))))
 }
 
 fn start_piped(role: &str, home: &Path, connections: usize, variable: Option<(String, String)>) -> io::Result<Started> {
@@ -159,30 +167,36 @@ fn start_piped(role: &str, home: &Path, connections: usize, variable: Option<(St
     Ok((greeting.address, greeting.pid, Supervisor::Piped { process, orders, answers }))
 }
 
-/// The order as `handoff upgrade` gives it, without the start of another process.
-///
-/// # Errors
-/// It was not committed.
-pub(super) fn order_from_handoff(fixture: &Fixture) -> io::Result<Handover> {
-    let path = fixture.state_dir().join("admin.sock");
-    let ordered = Instant::now();
-    let mut admin = UnixStream::connect(path)?;
-    admin.write_all(b"{\"cmd\":\"upgrade\"}\n")?;
-    let mut lines = BufReader::new(admin);
-    let (line, report) = loop {
-        let line = next_line(&mut lines)?;
-        let value: Value = serde_json::from_str(&line)?;
-        if value.get("event").is_none() {
-            break (line, value);
-        }
-    };
-    let answered = Instant::now();
-    let pid = report["new_pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
-    let Some(pid) = pid.filter(|_| report["committed"] == true) else {
-        return Err(io::Error::other(format!("not handed over: {line}\n{}", fixture.log())));
-    };
-    let answer = sides::phases_of_handoff(pid, &report["timings_ms"]);
-    Ok(Handover { ordered, answered, answer })
+impl Ordered {
+    /// # Errors
+    /// Nobody takes orders.
+    pub(super) fn connect(fixture: Fixture) -> io::Result<Self> {
+        let admin = BufReader::new(UnixStream::connect(fixture.state_dir().join("admin.sock"))?);
+        Ok(Self { fixture, admin })
+    }
+
+    /// The order as `handoff upgrade` gives it, without the start of another process.
+    ///
+    /// # Errors
+    /// It was not committed.
+    pub(super) fn hand_over(&mut self) -> io::Result<Handover> {
+        let ordered = Instant::now();
+        self.admin.get_mut().write_all(b"{\"cmd\":\"upgrade\"}\n")?;
+        let (line, report) = loop {
+            let line = next_line(&mut self.admin)?;
+            let value: Value = serde_json::from_str(&line)?;
+            if value.get("event").is_none() {
+                break (line, value);
+            }
+        };
+        let answered = Instant::now();
+        let pid = report["new_pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+        let Some(pid) = pid.filter(|_| report["committed"] == true) else {
+            return Err(io::Error::other(format!("not handed over: {line}\n{}", self.fixture.log())));
+        };
+        let answer = sides::phases_of_handoff(pid, &report["timings_ms"]);
+        Ok(Handover { ordered, answered, answer })
+    }
 }
 
 fn next_line(lines: &mut impl BufRead) -> io::Result<String> {
