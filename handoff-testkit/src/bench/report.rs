@@ -57,10 +57,11 @@ fn first_line(path: &str) -> String {
 }
 
 /// The ratios that are reported, and between which samples they are.
-const RATIOS: [&str; 6] = [
+const RATIOS: [&str; 7] = [
     "pause_vs_peer",
     "pause_vs_floor",
     "call_vs_peer",
+    "perform_vs_peer",
     "lock_vs_peer",
     "lock_in_a_handover_vs_peer",
     "journal_vs_peer",
@@ -72,6 +73,7 @@ fn ratio(name: &str, measured: &Measured) -> Option<Ratio> {
         "pause_vs_peer" => Ratio::of(&handoff.pause, &peer.pause),
         "pause_vs_floor" => Ratio::of(&handoff.pause, &floor.pause),
         "call_vs_peer" => Ratio::of(&handoff.call, &peer.call),
+        "perform_vs_peer" => Ratio::of(&handoff.perform, &peer.perform),
         "lock_vs_peer" => against_the_peer(&measured.steps.lock),
         "lock_in_a_handover_vs_peer" => against_the_peer(&measured.steps.lock_in_a_handover),
         "journal_vs_peer" => against_the_peer(&measured.steps.journal),

@@ -13,10 +13,11 @@ use crate::{Outcome, check, trials};
 trials![a_run_has_the_promised_shape, growth_has_a_row_for_each_size, a_wrong_argument_is_one_error];
 
 const SIDES: [&str; 4] = ["handoff", "peer", "floor", "restart"];
-const RATIOS: [&str; 6] = [
+const RATIOS: [&str; 7] = [
     "pause_vs_peer",
     "pause_vs_floor",
     "call_vs_peer",
+    "perform_vs_peer",
     "lock_vs_peer",
     "lock_in_a_handover_vs_peer",
     "journal_vs_peer",
