@@ -17,6 +17,7 @@ use crate::lease::{Lease, LeaseState, Owner};
 use crate::pair::{LOCK_FILE, Pair, open_to_read, settled_lease};
 use crate::pidfile;
 use crate::sys::{self, LockTable};
+use crate::watched_lease::WatchedLease;
 
 /// Who holds the lock of a data dir.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,12 +61,7 @@ pub fn holder(dir: &Path) -> Result<Option<Holder>, LockError> {
 /// # Errors
 /// As [`holder`].
 pub fn read_lease(dir: &Path) -> Result<Option<Lease>, LockError> {
-    Place::open(dir)?.map_or(Ok(None), |place| place.lease())
-}
-
-/// The lock file of a data dir, to look at it; `None` if there is none.
-pub(crate) fn open_lock_file(dir: &Path) -> Result<Option<OwnedFd>, LockError> {
-    Ok(Place::open(dir)?.and_then(|place| place.file))
+    WatchedLease::new(dir).read()
 }
 
 /// What can be seen of a lock from outside.
@@ -127,7 +123,7 @@ impl Place {
             Err(error) => return Err(LockError::io(data_dir, error)),
         };
         let path = data_dir.join(LOCK_FILE);
-        let file = open_to_read(dir.as_fd(), &path)?;
+        let file = open_to_read(dir.as_fd(), LOCK_FILE.as_ref(), &path)?.map(|(file, _)| file);
         Ok(Some(Self { path, dir, file }))
     }
 

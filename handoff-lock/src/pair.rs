@@ -319,7 +319,8 @@ impl Pair {
             return settled_lease(self.file()?, &self.lock_path());
         }
         let path = self.lock_path();
-        open_to_read(self.dir()?, &path)?.map_or(Ok(None), |file| settled_lease(file.as_fd(), &path))
+        let opened = open_to_read(self.dir()?, LOCK_FILE.as_ref(), &path)?;
+        opened.map_or(Ok(None), |(file, _)| settled_lease(file.as_fd(), &path))
     }
 
     /// Becomes the owner: writes the first lease of an acquisition, one above `found`.
@@ -426,10 +427,14 @@ impl Drop for Pair {
     }
 }
 
-/// Opens the lock file of a directory to look at it; `None` if it is missing.
-pub(crate) fn open_to_read(dir: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedFd>, LockError> {
-    match retry_on_intr(|| openat(dir, LOCK_FILE, OFlags::RDONLY | FILE_FLAGS, Mode::empty())) {
-        Ok(file) => check_is_file(file.as_fd(), path).map(|()| Some(file)),
+/// Opens the lock file to look at it: `name` in `dir`, which is `path` for people. `None` if it is missing.
+pub(crate) fn open_to_read(
+    dir: BorrowedFd<'_>,
+    name: &Path,
+    path: &Path,
+) -> Result<Option<(OwnedFd, Stat)>, LockError> {
+    match retry_on_intr(|| openat(dir, name, OFlags::RDONLY | FILE_FLAGS, Mode::empty())) {
+        Ok(file) => check_is_file(file.as_fd(), path).map(|stat| Some((file, stat))),
         Err(Errno::NOENT) => Ok(None),
         Err(error) => Err(refused_open(path, error)),
     }
@@ -466,10 +471,10 @@ fn open_file(dir: &GuardedFd, path: &Path) -> Result<GuardedFd, LockError> {
     Ok(file)
 }
 
-fn check_is_file(file: BorrowedFd<'_>, path: &Path) -> Result<(), LockError> {
+fn check_is_file(file: BorrowedFd<'_>, path: &Path) -> Result<Stat, LockError> {
     let stat = fstat(file).map_err(|error| LockError::io(path, error))?;
     match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => Ok(()),
+        FileType::RegularFile => Ok(stat),
         _ => Err(LockError::lease(path, NOT_A_FILE)),
     }
 }

@@ -3,19 +3,17 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Stat, fstat, lstat};
+use rustix::fs::{CWD, Stat, lstat};
 
 use crate::error::LockError;
-use crate::holder::open_lock_file;
 use crate::lease::Lease;
-use crate::pair::{LOCK_FILE, is_same, settled_lease};
+use crate::pair::{LOCK_FILE, is_same, open_to_read, settled_lease};
 
 /// Reads the lease of one data dir, from outside and without the lock, with two system calls.
 ///
 /// It locks nothing. A lock file that is replaced is opened anew.
 #[derive(Debug)]
 pub struct WatchedLease {
-    dir: PathBuf,
     path: PathBuf,
     /// The lock file, once there is one.
     open: Option<(OwnedFd, Stat)>,
@@ -24,7 +22,7 @@ pub struct WatchedLease {
 impl WatchedLease {
     /// Of the data dir `dir`, which need not exist yet. Opens nothing.
     pub fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), path: dir.join(LOCK_FILE), open: None }
+        Self { path: dir.join(LOCK_FILE), open: None }
     }
 
     /// The lease at this moment, as [`read_lease`](crate::read_lease) gives it.
@@ -34,9 +32,7 @@ impl WatchedLease {
     pub fn read(&mut self) -> Result<Option<Lease>, LockError> {
         if !self.is_in_place() {
             self.open = None;
-            let Some(file) = open_lock_file(&self.dir)? else { return Ok(None) };
-            let stat = fstat(&file).map_err(|error| LockError::io(&self.path, error))?;
-            self.open = Some((file, stat));
+            self.open = open_to_read(CWD, &self.path, &self.path)?;
         }
         match &self.open {
             Some((file, _)) => settled_lease(file.as_fd(), &self.path),
