@@ -127,7 +127,12 @@ impl Process {
     /// The same process, if it lives.
     pub(crate) fn if_alive(&self) -> Option<Self> {
         let is_alive = is_dead(&self.pidfd).is_ok_and(|is_dead| !is_dead);
-        is_alive.then(|| Self { id: self.id, pidfd: Arc::clone(&self.pidfd), status: None })
+        is_alive.then(|| self.duplicate())
+    }
+
+    /// The same process, dead or alive.
+    pub(crate) fn duplicate(&self) -> Self {
+        Self { id: self.id, pidfd: Arc::clone(&self.pidfd), status: self.status }
     }
 
     /// The pidfd, to wait for its death while another thread lets go of it.

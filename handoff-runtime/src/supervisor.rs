@@ -65,6 +65,15 @@ struct Desk {
     next_id: Option<HandoffId>,
 }
 
+/// What is known of the incumbent before a handover begins. What is missing is found out, and nothing of it is believed.
+#[derive(Debug, Default)]
+pub(crate) struct AtHand {
+    /// Who should listen on the control path, so that its place in `/proc` need not be looked at.
+    pub(crate) process: Option<Process>,
+    /// A connection to it: it greets while the order is still looked at.
+    pub(crate) connected: Option<Channel>,
+}
+
 #[derive(Debug, Default)]
 struct Listeners {
     named: Vec<(String, OwnedFd)>,
@@ -152,17 +161,22 @@ impl Supervisor {
     /// not committed.
     pub fn perform_handoff(&self, spec: SpawnSpec) -> Result<HandoffOutcome> {
         let cancel = Cancel::new().map_err(|error| Error::io("prepare a handover", error))?;
-        let outcome =
-            self.perform_watched(spec, None, &|news: Vec<Progress>| log_news(&news), &cancel, |outcome, rest| {
+        let outcome = self.perform_watched(
+            spec,
+            AtHand::default(),
+            &|news: Vec<Progress>| log_news(&news),
+            &cancel,
+            |outcome, rest| {
                 log_news(&rest);
                 outcome
-            })?;
+            },
+        )?;
         self.make_end_durable();
         outcome
     }
 
-    /// The same, watched, and to be called off. An incumbent that is `connected` already has greeted meanwhile. `conclude`
-    /// gets the outcome and what the onlooker has not seen. Another call is refused until this one returns.
+    /// The same, watched, and to be called off, with what is `at_hand` of the incumbent. `conclude` gets the outcome and what the
+    /// onlooker has not seen. Another call is refused until this one returns.
     ///
     /// Its end is in the journal and need not be on the disk: see [`make_end_durable`](Self::make_end_durable).
     ///
@@ -171,7 +185,7 @@ impl Supervisor {
     pub(crate) fn perform_watched<T>(
         &self,
         spec: SpawnSpec,
-        connected: Option<Channel>,
+        at_hand: AtHand,
         onlooker: &dyn Onlooker,
         cancel: &Cancel,
         conclude: impl FnOnce(Result<HandoffOutcome>, Vec<Progress>) -> T,
@@ -181,7 +195,8 @@ impl Supervisor {
         let journal = self.open_journal(journal)?;
         let lease = self.data_dir.as_ref().map(|dir| lease.get_or_insert_with(|| WatchedLease::new(dir)));
         let handoff_id = next_id.take().unwrap_or_else(HandoffId::new);
-        let tools = handover::Tools { handoff_id, connected, journal, lease, serving };
+        let at_hand = AtHand { process: at_hand.process.or_else(|| serving.take()), ..at_hand };
+        let tools = handover::Tools { handoff_id, at_hand, journal, lease, serving };
         let performed = handover::Run::new(self, tools, spec, onlooker, cancel).perform();
         let handover::Performed { outcome, unseen, channels } = performed;
         let concluded = conclude(outcome, unseen);

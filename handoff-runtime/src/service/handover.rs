@@ -19,8 +19,9 @@ use super::report::{Event, HandoverReport, HandoverStatus, SealStatus, TimingsMs
 use super::spans::Moments;
 use crate::channel::Channel;
 use crate::outcome::{HandoffOutcome, SpawnSpec, Timings};
+use crate::process::Process;
 use crate::progress::{Cancel, Onlooker, Progress, Sealed, Step};
-use crate::supervisor::Supervisor;
+use crate::supervisor::{AtHand, Supervisor};
 use crate::timers::now_ns;
 use crate::waker::Waker;
 use crate::{Error, Result};
@@ -89,7 +90,7 @@ pub(super) struct Handover {
 /// The process that is to be replaced.
 #[derive(Debug)]
 pub(super) struct Old {
-    pub(super) pid: u32,
+    pub(super) process: Process,
     /// A connection to it, made when the order came: it greets while the order is looked at.
     pub(super) connected: Option<Channel>,
 }
@@ -104,8 +105,8 @@ impl Handover {
         let ordered_ns = now_ns();
         let cancel = Cancel::new().map_err(|error| Error::io("prepare a handover", error))?;
         let (unrecorded, recorded) = channel();
-        let Old { pid: old_pid, connected } = old;
-        worker.order(Order { spec: spec.clone(), connected, ordered_ns, cancel: cancel.clone(), recorded })?;
+        let old_pid = old.process.pid();
+        worker.order(Order { spec: spec.clone(), old, ordered_ns, cancel: cancel.clone(), recorded })?;
         Ok(Self {
             client,
             spec,
@@ -276,7 +277,7 @@ pub(super) struct Worker {
 /// One handover, for the worker.
 struct Order {
     spec: SpawnSpec,
-    connected: Option<Channel>,
+    old: Old,
     /// On CLOCK_MONOTONIC.
     ordered_ns: u64,
     cancel: Cancel,
@@ -345,8 +346,9 @@ impl Onlooker for Watcher<'_> {
 
 impl Order {
     fn perform(self, supervisor: &Supervisor, wire: &Wire) {
-        let Self { spec, connected, ordered_ns, cancel, recorded } = self;
-        let connected = not_too_old(connected, now_ns().saturating_sub(ordered_ns));
+        let Self { spec, old, ordered_ns, cancel, recorded } = self;
+        let connected = not_too_old(old.connected, now_ns().saturating_sub(ordered_ns));
+        let at_hand = AtHand { process: Some(old.process), connected };
         let told = Cell::new(false);
         let over = |result, rest| {
             // By now the loop may wait for the end of the next one.
@@ -355,7 +357,7 @@ impl Order {
             }
         };
         let watcher = Watcher { wire, recorded };
-        match catch_unwind(AssertUnwindSafe(|| supervisor.perform_watched(spec, connected, &watcher, &cancel, over))) {
+        match catch_unwind(AssertUnwindSafe(|| supervisor.perform_watched(spec, at_hand, &watcher, &cancel, over))) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => over(Err(error), Vec::new()),
             // A loop that waits for ever for a worker that panicked could neither hand over nor stop.
@@ -439,7 +441,7 @@ mod tests {
         let (_unrecorded, recorded) = channel();
         let order = Order {
             spec: SpawnSpec::new("/bin/true"),
-            connected: None,
+            old: Old { process: Process::open(std::process::id()).unwrap().unwrap(), connected: None },
             ordered_ns: now_ns(),
             cancel: Cancel::new().unwrap(),
             recorded,

@@ -25,10 +25,10 @@ use crate::spawn::spawn;
 use crate::sys::poll;
 use crate::timers::{Timers, now_ns};
 
-use super::Supervisor;
 use super::news::News;
 use super::peer::{Life, Peer, channel_events, listener_at};
 use super::stopwatch::{Stopwatch, crash_at};
+use super::{AtHand, Supervisor};
 
 /// One handover.
 pub(super) struct Run<'a> {
@@ -65,12 +65,11 @@ pub(super) struct Performed {
 /// What lies ready from the handover before.
 pub(super) struct Tools<'a> {
     pub(super) handoff_id: HandoffId,
-    /// To the incumbent. None, and it is connected to when its turn comes.
-    pub(super) connected: Option<Channel>,
+    pub(super) at_hand: AtHand,
     pub(super) journal: Option<&'a mut Journal>,
     /// Of the daemon's data directory, if that is known.
     pub(super) lease: Option<&'a mut WatchedLease>,
-    /// Who served after the last handover; then, who serves after this one.
+    /// Gets who serves after this one.
     pub(super) serving: &'a mut Option<Process>,
 }
 
@@ -353,8 +352,8 @@ impl<'a> Run<'a> {
     }
 
     fn connect(&mut self) {
-        let Tools { connected, serving, .. } = &mut self.tools;
-        let input = match Peer::incumbent(&self.supervisor.control_path, connected.take(), serving.take()) {
+        let at_hand = std::mem::take(&mut self.tools.at_hand);
+        let input = match Peer::incumbent(&self.supervisor.control_path, at_hand) {
             Ok(peer) => {
                 let id = peer.process.id();
                 self.record.incumbent_pid = id.pid;

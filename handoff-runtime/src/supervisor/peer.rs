@@ -12,6 +12,8 @@ use crate::control;
 use crate::error::{Error, Result};
 use crate::process::Process;
 
+use super::AtHand;
+
 /// An incumbent or a successor, seen from the supervisor.
 pub(super) struct Peer {
     pub(super) process: Process,
@@ -32,12 +34,12 @@ impl Peer {
         Self { process, channel: Some(channel), life: Life::Watched }
     }
 
-    /// The incumbent that answers at `control_path`: who is `connected` already if anybody is, and `known` from the last handover
-    /// if that is the same process.
+    /// The incumbent that answers at `control_path`, by what is `at_hand` of it where that is so.
     ///
     /// # Errors
     /// Nobody listens there, or a process that is not to be seen from here.
-    pub(super) fn incumbent(control_path: &Path, connected: Option<Channel>, known: Option<Process>) -> Result<Self> {
+    pub(super) fn incumbent(control_path: &Path, at_hand: AtHand) -> Result<Self> {
+        let AtHand { process: known, connected } = at_hand;
         let channel = connected.map_or_else(|| control::connect(control_path), Ok)?;
         let doing = || format!("ask who listens at {}", control_path.display());
         let pid = channel.peer().map_err(|error| Error::io(doing(), error))?.pid;

@@ -47,27 +47,31 @@ fn no_sync_between_drained_and_ready() -> Outcome {
     check(syncs(&lines[ready..]) > 0, "the journal's end is synced after the commit")
 }
 
-/// Counted at a supervisor that has handed over once: it knows the incumbent, and has the lock file open. The service connects
-/// while it looks at the order, all else is done by the thread that hands over.
+/// Counted at the first handover and at the second. The service connects while it looks at the order, all else is done by the
+/// thread that hands over.
 ///
 /// What it tells the log and its service is not counted, nor the wait before it: it comes when the handover is over, or after
 /// a while, which under strace is over sooner than the handover. Nor is a wait for the service's record of the order, which
 /// under strace may take longer than the successor's start.
 fn few_calls_in_the_supervisor() -> Outcome {
     let fixture = Setup::role("daemon-ours")?.listener("http", "127.0.0.1:0").start()?;
-    let first = fixture.upgrade(&[])?;
-    check(first.committed(), format!("{first:?}"))?;
-    let options = ["-f", "-xx", "-s", "16"];
-    let Some(trace) = Strace::attach(&fixture.path().join("trace"), &options, &[fixture.supervisor_pid()])? else {
-        return Ok(());
-    };
-    let upgrade = fixture.upgrade(&[])?;
-    let lines = trace.lines()?;
-    check(upgrade.committed(), format!("{upgrade:?}"))?;
+    for number in ["first", "second"] {
+        let options = ["-f", "-xx", "-s", "16"];
+        let Some(trace) = Strace::attach(&fixture.path().join(number), &options, &[fixture.supervisor_pid()])? else {
+            return Ok(());
+        };
+        let upgrade = fixture.upgrade(&[])?;
+        let lines = trace.lines()?;
+        check(upgrade.committed(), format!("{number}: {upgrade:?}"))?;
+        are_few(&lines, fixture.supervisor_pid()).map_err(|error| format!("{number}: {error}"))?;
+    }
+    Ok(())
+}
 
+fn are_few(lines: &[String], supervisor: u32) -> Outcome {
     let commit = lines.iter().position(|line| sends(line, 10)).ok_or("Commit was not seen on the wire")?;
     let thread = lines[commit].split(' ').next().unwrap_or_default();
-    let service = fixture.supervisor_pid().to_string();
+    let service = supervisor.to_string();
     let by = |line: &str, task: &str| line.split(' ').next() == Some(task);
     let connect = lines.iter().position(|line| line.contains(" socket(")).ok_or("no connect was seen")?;
     let connects = |line: &str| by(line, &service) && [" socket(", " connect("].iter().any(|it| line.contains(it));

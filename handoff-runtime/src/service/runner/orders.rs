@@ -111,7 +111,8 @@ impl Runner {
             return refused("no daemon serves yet: it is being started; `handoff status` says more");
         };
         // Why it can't be connected to is for the handover to say.
-        Ok(Old { pid: living.process.pid(), connected: control::connect(&self.config.control_socket).ok() })
+        let connected = control::connect(&self.config.control_socket).ok();
+        Ok(Old { process: living.process.duplicate(), connected })
     }
 
     /// Begins a handover to the candidate; it waits for [`record_order`](Self::record_order).

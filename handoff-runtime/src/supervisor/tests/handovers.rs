@@ -12,6 +12,7 @@ use super::cast::{Incumbent, Manner, Stage, open_fds, played_alone};
 use crate::error::Error;
 use crate::outcome::HandoffOutcome;
 use crate::progress::{Cancel, Onlooker, Progress, Step};
+use crate::supervisor::AtHand;
 
 /// Plays one handover and gives its outcome and what the incumbent heard.
 fn play(stage: &Stage, manner: Manner, script: &str) -> (HandoffOutcome, Vec<&'static str>) {
@@ -75,7 +76,8 @@ fn reaches_its_steps_in_order() {
         note(rest);
         outcome
     };
-    let outcome = stage.supervisor().perform_watched(stage.successor("good"), None, &note, &cancel, conclude);
+    let outcome =
+        stage.supervisor().perform_watched(stage.successor("good"), AtHand::default(), &note, &cancel, conclude);
     outcome.unwrap().unwrap().child.unwrap().wait().unwrap();
     incumbent.end();
     let (moments, steps): (Vec<_>, Vec<_>) = steps.into_inner().into_iter().unzip();
@@ -109,7 +111,8 @@ fn an_incumbent_that_was_connected_to_before_is_not_looked_for() {
     let (supervisor, cancel) = (stage.supervisor(), Cancel::new().unwrap());
     let unseen = |_: Vec<Progress>| {};
     let hand_over = |connected| {
-        supervisor.perform_watched(stage.successor("good"), connected, &unseen, &cancel, |outcome, _| outcome).unwrap()
+        let at_hand = AtHand { process: None, connected };
+        supervisor.perform_watched(stage.successor("good"), at_hand, &unseen, &cancel, |outcome, _| outcome).unwrap()
     };
     assert!(matches!(hand_over(None), Err(Error::Io { .. })), "nobody is to be found");
     let outcome = hand_over(Some(connected)).unwrap();
@@ -232,7 +235,7 @@ fn an_order_can_be_written_down_while_the_successor_starts() {
     let cancel = Cancel::new().unwrap();
     let outcome = stage
         .supervisor()
-        .perform_watched(stage.successor("good"), None, &clerk, &cancel, |outcome, _| outcome)
+        .perform_watched(stage.successor("good"), AtHand::default(), &clerk, &cancel, |outcome, _| outcome)
         .unwrap();
     outcome.unwrap().child.unwrap().wait().unwrap();
     incumbent.end();
@@ -255,7 +258,10 @@ fn a_second_call_is_refused_at_once_and_a_cancel_undoes() {
     thread::scope(|scope| {
         let first = scope.spawn(|| {
             let spec = stage.successor("never warms");
-            supervisor.perform_watched(spec, None, &{ note }, &cancel, |outcome, _| outcome).unwrap().unwrap()
+            supervisor
+                .perform_watched(spec, AtHand::default(), &{ note }, &cancel, |outcome, _| outcome)
+                .unwrap()
+                .unwrap()
         });
         is_greeted.recv().unwrap();
         let second = supervisor.perform_handoff(stage.successor("good"));
