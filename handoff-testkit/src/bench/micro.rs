@@ -74,26 +74,47 @@ fn steps(dir: &Path, rounds: u32) -> Result<Steps, AnyError> {
     let mut locks = Locks::new(dir)?;
     let mut journals = Journals::new(dir)?;
     let mut steps = Steps::default();
-    for _ in 0..rounds {
-        steps.lock.handoff.push(timed(|| locks.handoff())?);
-        steps.lock.peer.push(timed(|| locks.peer())?);
-        steps.lock.floor.push(timed(|| locks.floor())?);
-        steps.lock_in_a_handover.handoff.push(timed(|| locks.handoff_in_a_handover())?);
-        steps.lock_in_a_handover.peer.push(timed(|| locks.peer())?);
-        steps.lock_in_a_handover.floor.push(timed(|| locks.floor())?);
-        steps.journal.handoff.push(timed(|| journals.handoff())?);
-        steps.journal.peer.push(timed(|| journals.peer())?);
-        steps.journal.floor.push(timed(|| journals.floor())?);
-        steps.journal_unsynced.handoff.push(timed(|| journals.handoff_unsynced())?);
-        steps.journal_unsynced.floor.push(timed(|| journals.floor_unsynced())?);
+    for round in 0..rounds as usize {
+        let Steps { lock, lock_in_a_handover, journal, journal_unsynced } = &mut steps;
+        let ways: [Way<Locks>; 3] = [
+            (|locks| locks.handoff(), &mut lock.handoff),
+            (|locks| locks.peer(), &mut lock.peer),
+            (|locks| locks.floor(), &mut lock.floor),
+        ];
+        take_turns(round, &mut locks, ways)?;
+        let ways: [Way<Locks>; 3] = [
+            (Locks::handoff_in_a_handover, &mut lock_in_a_handover.handoff),
+            (|locks| locks.peer(), &mut lock_in_a_handover.peer),
+            (|locks| locks.floor(), &mut lock_in_a_handover.floor),
+        ];
+        take_turns(round, &mut locks, ways)?;
+        let ways: [Way<Journals>; 3] = [
+            (Journals::handoff, &mut journal.handoff),
+            (Journals::peer, &mut journal.peer),
+            (Journals::floor, &mut journal.floor),
+        ];
+        take_turns(round, &mut journals, ways)?;
+        let ways: [Way<Journals>; 2] = [
+            (Journals::handoff_unsynced, &mut journal_unsynced.handoff),
+            (Journals::floor_unsynced, &mut journal_unsynced.floor),
+        ];
+        take_turns(round, &mut journals, ways)?;
     }
     Ok(steps)
 }
 
-fn timed(step: impl FnOnce() -> Result<(), AnyError>) -> Result<f64, AnyError> {
-    let start = Instant::now();
-    step()?;
-    Ok(sides::us(start.elapsed()))
+/// One way to do a step with its subject, and where its samples go.
+type Way<'a, T> = (fn(&mut T) -> Result<(), AnyError>, &'a mut Vec<f64>);
+
+/// Each way once, in another order each round: what the one before has left behind meets all of them.
+fn take_turns<T, const N: usize>(round: usize, subject: &mut T, mut ways: [Way<'_, T>; N]) -> Result<(), AnyError> {
+    ways.rotate_left(round % N);
+    for (way, samples) in ways {
+        let start = Instant::now();
+        way(subject)?;
+        samples.push(sides::us(start.elapsed()));
+    }
+    Ok(())
 }
 
 /// Three ways to lock a data directory, each on a directory of its own.
