@@ -356,7 +356,7 @@ fn the_supervisor_may_send_prepare_and_seal_request_in_one_go() {
 
 #[test]
 fn a_long_seal_keeps_neither_the_news_of_the_drain_nor_an_answer_back() {
-    let daemon = Daemon::start();
+    let daemon = Daemon::start_without_heartbeats();
     daemon.mock.block_seal();
     let mut supervisor = daemon.supervisor();
     supervisor.prepare_and_seal();
@@ -370,7 +370,7 @@ fn a_long_seal_keeps_neither_the_news_of_the_drain_nor_an_answer_back() {
 
 #[test]
 fn a_long_seal_behind_a_long_drain_keeps_the_news_back_neither() {
-    let daemon = Daemon::start();
+    let daemon = Daemon::start_without_heartbeats();
     daemon.mock.block_until_cancelled();
     let mut supervisor = daemon.supervisor();
     supervisor.prepare_and_seal();

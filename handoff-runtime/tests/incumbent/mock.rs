@@ -180,11 +180,20 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     pub(crate) fn start() -> Self {
+        Self::start_beating(Duration::from_millis(50))
+    }
+
+    /// Its heartbeats, with which whatever was held back would go, come after every test.
+    pub(crate) fn start_without_heartbeats() -> Self {
+        Self::start_beating(BOUND * 10)
+    }
+
+    fn start_beating(heartbeat: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mock = Mock::default();
         let lock = DataDirLock::acquire(&dir.path().join("data")).unwrap();
         let timing = Timing {
-            heartbeat: Duration::from_millis(50),
+            heartbeat,
             // Long enough that a busy test machine makes nobody silent, except for the test that is about it.
             liveness: Duration::from_secs(2),
             limbo_slack: Duration::from_millis(100),
