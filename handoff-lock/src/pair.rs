@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, Stat, flock, fstat, fsync, openat, stat, statat,
+    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, Stat, flock, fstat, fsync, lstat, openat, stat, statat,
 };
 use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 
@@ -485,7 +485,8 @@ const NOT_A_FILE: &str = "it is not a regular file, so it is no lock file; remov
 fn refused_open(path: &Path, error: impl Into<io::Error>) -> LockError {
     let error = error.into();
     match Errno::from_io_error(&error) {
-        Some(Errno::LOOP | Errno::ISDIR) => LockError::lease(path, NOT_A_FILE),
+        // A loop of links on the way to it is not its own.
+        Some(Errno::LOOP | Errno::ISDIR) if lstat(path).is_ok() => LockError::lease(path, NOT_A_FILE),
         _ => LockError::io(path, error),
     }
 }

@@ -55,6 +55,17 @@ mod tests {
     }
 
     #[test]
+    fn a_loop_of_links_on_the_way_is_no_fault_of_the_lock_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
+        std::os::unix::fs::symlink(&a, &b).unwrap();
+        std::os::unix::fs::symlink(&b, &a).unwrap();
+        assert!(matches!(WatchedLease::new(&a).read(), Err(LockError::Io { .. })));
+        std::os::unix::fs::symlink(&a, dir.path().join(LOCK_FILE)).unwrap();
+        assert!(matches!(WatchedLease::new(dir.path()).read(), Err(LockError::Lease { .. })));
+    }
+
+    #[test]
     fn sees_every_owner_and_a_file_that_was_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let mut watched = WatchedLease::new(&dir.path().join("data"));
