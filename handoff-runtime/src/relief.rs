@@ -19,9 +19,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::io::{Errno, read, retry_on_intr};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
 
+use crate::sys::counter;
 use crate::sys::poll::{self, timespec};
 
 /// Far below every interval of the protocol: whoever stands in has missed nothing. Above what most stores take to drain, to
@@ -78,11 +78,7 @@ impl Relief {
 
     /// Forgets the call. Take it first, then look at what it was for.
     pub(crate) fn take(&self) {
-        let mut expirations = [0; 8];
-        match retry_on_intr(|| read(&self.timer, &mut expirations)) {
-            Ok(_) | Err(Errno::AGAIN) => {}
-            Err(error) => tracing::warn!(%error, "a timerfd could not be read"),
-        }
+        counter::take(&self.timer);
         // After the read: whoever finds it due until here is seen by the look that follows.
         self.due.swap(false, Ordering::AcqRel);
     }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::{Errno, read, retry_on_intr, write};
+use rustix::io::{Errno, retry_on_intr, write};
+
+use crate::sys::counter;
 
 /// How often a wake-up is tried.
 const TRIES_MAX: u32 = 3;
@@ -49,11 +51,7 @@ impl Waker {
 
     /// Forgets the wake-ups so far. Drain first, then look at what they were for.
     pub(crate) fn drain(&self) {
-        let mut count = [0u8; 8];
-        match retry_on_intr(|| read(&self.event, &mut count)) {
-            Ok(_) | Err(Errno::AGAIN) => {}
-            Err(error) => tracing::warn!(%error, "an eventfd could not be read"),
-        }
+        counter::take(&self.event);
         // After the read: who wakes between the two writes nothing, and what it is for is looked at next. Before it, that one's
         // write would be read away, and later ones believe that the descriptor is still readable.
         self.awake.swap(false, Ordering::AcqRel);

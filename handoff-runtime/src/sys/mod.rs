@@ -3,6 +3,7 @@
 //! Everything here takes owned or borrowed descriptors and gives [`std::io::Result`]; nothing here knows the protocol.
 
 pub(crate) mod clock;
+pub(crate) mod counter;
 pub(crate) mod env;
 pub(crate) mod fd;
 pub(crate) mod poll;
