@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `HANDOFF_CRASH_HOW` | `exit` (default), `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself), `delay:MS` (sleeps that long and goes on), `error` (the library's call or the hook at this point returns an error, where there is one) |
 //! | `HANDOFF_CRASH_ONCE` | set: only the first process that comes by. The variables are inherited by every generation; whoever finds the marker does nothing. The pid goes to `crashed-ROLE.pid` beside it, and one that was stopped and goes on leaves `crashed-ROLE.awake` |
-//! | `HANDOFF_CRASH_PLAN` | a file of lines `NAME=VALUE` that stand for the variables above; it is read at every crossing, so that each handover of a running service can have a fault of its own |
+//! | `HANDOFF_CRASH_PLAN` | a file of lines `NAME=VALUE` that stand for the variables above; an empty line ends one fault and begins another. It is read at every crossing, so that each handover of a running service can have faults of its own |
 //! | `HANDOFF_TIMING` | the protocol's intervals in milliseconds, such as `liveness=1500,heartbeat=300`, so that a test need not wait for the real ones |
 
 mod timing;
@@ -52,6 +52,8 @@ pub mod points {
         S_AFTER_COMMIT_SENT = "s-after-commit-sent",
         /// The journal says that nothing is under way.
         S_AFTER_JOURNAL_CLEAR = "s-after-journal-clear",
+        /// A supervisor that was started again knows who serves, and has noted nothing of it.
+        S_IN_RECOVERY = "s-in-recovery",
         /// The drain hook has returned, and nobody was told.
         O_IN_DRAIN = "o-in-drain",
         /// The incumbent has sent Drained.
@@ -115,17 +117,31 @@ pub fn maybe_crash(point: &str) {
 #[inline(always)]
 pub const fn maybe_crash(_point: &str) {}
 
-/// The error that `HANDOFF_CRASH_HOW=error` asks for, if `point` is the one that `HANDOFF_CRASH_AT` names.
+/// The error that `HANDOFF_CRASH_HOW=error` asks for, if `point` is the one that `HANDOFF_CRASH_AT` names. For a daemon's own hooks,
+/// beside [`crash_here!`](crate::crash_here).
+///
+/// # Errors
+/// On purpose, and only with the feature `crash-points`.
 #[cfg(feature = "crash-points")]
-pub(crate) fn fail_if_named(point: &str) -> std::io::Result<()> {
+pub fn maybe_fail(point: &str) -> std::io::Result<()> {
     armed::fail_if_named(point)
+}
+
+/// Nothing: the feature `crash-points` is off.
+///
+/// # Errors
+/// None.
+#[cfg(not(feature = "crash-points"))]
+#[inline(always)]
+pub const fn maybe_fail(_point: &str) -> std::io::Result<()> {
+    Ok(())
 }
 
 /// Returns the error that `HANDOFF_CRASH_HOW=error` asks for at this point.
 #[cfg(feature = "crash-points")]
 macro_rules! fail_here {
     ($point:expr) => {
-        $crate::crash::fail_if_named($point)
+        $crate::crash::maybe_fail($point)
     };
 }
 
@@ -185,46 +201,36 @@ mod armed {
     /// Where the plan stands.
     enum Source {
         /// In the environment, as it was at the first crossing: a handover reads no variable at its later ones.
-        Environment(Plan),
+        Environment([Plan; 1]),
         File(PathBuf),
     }
 
     static SOURCE: OnceLock<Source> = OnceLock::new();
 
     pub(super) fn crash_if_named(point: &str) {
-        let plan = plan();
-        if !plan.names(point) || plan.how == How::Fail || !plan.leave_marker(point) {
-            return;
-        }
-        match plan.how {
-            How::Exit => exit_now(EXIT_STATUS),
-            How::Kill => signal_self(libc::SIGKILL),
-            How::Stop => {
-                signal_self(libc::SIGSTOP);
-                plan.note_awake();
+        for plan in plans().iter().filter(|plan| plan.names(point) && plan.how != How::Fail) {
+            if plan.leave_marker(point) {
+                plan.strike();
             }
-            // The delay is the fault itself; nothing is waited for.
-            How::Delay(time) => std::thread::sleep(time),
-            How::Fail => {}
         }
     }
 
     pub(super) fn fail_if_named(point: &str) -> io::Result<()> {
-        let plan = plan();
-        if plan.names(point) && plan.how == How::Fail && plan.leave_marker(point) {
-            return Err(io::Error::other(format!("an error on purpose at {point}")));
+        let fails = |plan: &&Plan| plan.names(point) && plan.how == How::Fail && plan.leave_marker(point);
+        match plans().iter().find(fails) {
+            Some(_) => Err(io::Error::other(format!("an error on purpose at {point}"))),
+            None => Ok(()),
         }
-        Ok(())
     }
 
-    fn plan() -> Cow<'static, Plan> {
+    fn plans() -> Cow<'static, [Plan]> {
         let source = SOURCE.get_or_init(|| match var_os("HANDOFF_CRASH_PLAN") {
             Some(path) => Source::File(path.into()),
-            None => Source::Environment(Plan::of(|name| var_os(name))),
+            None => Source::Environment([Plan::of(|name| var_os(name))]),
         });
         match source {
             Source::Environment(plan) => Cow::Borrowed(plan),
-            Source::File(path) => Cow::Owned(Plan::read(path)),
+            Source::File(path) => Cow::Owned(Plan::read_all(path)),
         }
     }
 
@@ -254,12 +260,30 @@ mod armed {
         }
 
         /// Where there is no such file, nothing is to happen.
-        fn read(path: &Path) -> Self {
+        fn read_all(path: &Path) -> Vec<Self> {
             let text = read_to_string(path).unwrap_or_default();
-            Self::of(|name| {
-                let value = |line: &str| Some(line.strip_prefix(name)?.strip_prefix('=')?.into());
-                text.lines().find_map(value)
-            })
+            let read = |fault: &str| {
+                Self::of(|name| {
+                    let value = |line: &str| Some(line.strip_prefix(name)?.strip_prefix('=')?.into());
+                    fault.lines().find_map(value)
+                })
+            };
+            text.split("\n\n").map(read).collect()
+        }
+
+        /// What is to happen, when the marker is left.
+        fn strike(&self) {
+            match self.how {
+                How::Exit => exit_now(EXIT_STATUS),
+                How::Kill => signal_self(libc::SIGKILL),
+                How::Stop => {
+                    signal_self(libc::SIGSTOP);
+                    self.note_awake();
+                }
+                // The delay is the fault itself; nothing is waited for.
+                How::Delay(time) => std::thread::sleep(time),
+                How::Fail => {}
+            }
         }
 
         fn names(&self, point: &str) -> bool {
@@ -343,7 +367,7 @@ mod tests {
 
     #[test]
     fn every_point_is_listed_under_its_role() {
-        assert_eq!(points::ALL.len(), 24);
+        assert_eq!(points::ALL.len(), 25);
         assert!(points::ALL.iter().all(|point| ["s-", "o-", "n-"].iter().any(|role| point.starts_with(role))));
     }
 
@@ -382,6 +406,9 @@ mod tests {
         assert_eq!(run(), Some(101));
         std::fs::write(&plan, "HANDOFF_CRASH_AT=n-after-ready\n").unwrap();
         assert_eq!(run(), Some(0));
+        let two = "HANDOFF_CRASH_AT=n-after-begin\nHANDOFF_CRASH_HOW=delay:1\n\nHANDOFF_CRASH_AT=n-after-lock\n";
+        std::fs::write(&plan, two).unwrap();
+        assert_eq!(run(), Some(99), "the first fault is over, and the second one strikes");
     }
 
     #[test]

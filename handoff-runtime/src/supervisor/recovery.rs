@@ -11,6 +11,7 @@ use handoff_proto::{LeaseState, LeaseView, Machine, Phase, ProcessId};
 use rustix::event::{PollFd, PollFlags};
 
 use crate::control;
+use crate::crash_here;
 use crate::error::{Error, Result};
 use crate::outcome::{GivenBack, Recovery};
 use crate::process::Process;
@@ -53,6 +54,7 @@ pub(super) fn recover(
         Verdict::Nobody => None,
         Verdict::HeldBy(pid) => return Err(Error::DataDirHeld { pid }),
     };
+    crash_here!(crate::crash::points::S_IN_RECOVERY);
     let serving_id = serving.as_ref().map(Process::id);
     let retiring = match record.as_ref().and_then(|record| left_behind(record, serving_id)) {
         Some(old) => Process::find(old)?,
