@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use handoff_testkit::fixture::Setup;
 use handoff_testkit::load::{Load, LoadSpec};
+use handoff_testkit::store::StoreClient;
 use serde_json::Value;
 
 type AnyError = Box<dyn std::error::Error>;
@@ -27,7 +28,7 @@ fn main() -> Result<ExitCode, AnyError> {
     let mut fixture = Setup::store()?.start()?;
     let acks = fixture.path().join("acks");
     let spec = LoadSpec { clients, readers, think: THINK, ..LoadSpec::new(fixture.address("http")?, &acks) };
-    let load = Load::start(&spec)?;
+    let load = Load::start(&spec, StoreClient::new())?;
     let (mut seen_ms, mut told_ms) = (Vec::with_capacity(handovers), Vec::with_capacity(handovers));
     for number in 1..=handovers {
         let upgrade = fixture.upgrade(&[])?;
@@ -45,13 +46,13 @@ fn main() -> Result<ExitCode, AnyError> {
         seen_ms.push(load.gaps().longest_between(from, to).as_secs_f64() * 1e3);
         told_ms.push(pause_ms);
     }
-    let counts = load.stop()?;
+    let seen = load.stop()?;
     fixture.stop()?;
 
     let mut apart_ms: Vec<f64> = seen_ms.iter().zip(&told_ms).map(|(seen, told)| seen - told).collect();
     let within_ms = (APART + THINK).as_secs_f64() * 1e3;
     let agree = apart_ms.iter().filter(|apart| apart.abs() < within_ms).count();
-    println!("{} handovers, {clients} clients write, {readers} read, {counts:?}", told_ms.len());
+    println!("{} handovers, {clients} clients write, {readers} read: {}", told_ms.len(), seen.counts);
     println!("{agree} of {handovers} agree within {within_ms} ms (2 ms and one think time)");
     for (what, values) in [("told by the history", told_ms), ("seen by the clients", seen_ms)] {
         println!("{what:<22}{}", spread(values));

@@ -17,6 +17,12 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+#[cfg(feature = "store")]
+use crate::audit::{OnDisk, Verdict};
+use crate::load::Endpoint;
+#[cfg(feature = "store")]
+use crate::load::{Cost, Seen};
+
 /// The environment variable that names the fixture a process belongs to.
 const MARK: &str = "HANDOFF_TESTKIT_FIXTURE";
 
@@ -31,7 +37,7 @@ pub struct Setup {
     env: Vec<(String, String)>,
     supervisor_env: Vec<(String, String)>,
     listeners: Vec<(String, String)>,
-    config: String,
+    config: Vec<String>,
     data_dir: Option<PathBuf>,
     within: PathBuf,
     program: Option<PathBuf>,
@@ -46,7 +52,7 @@ impl Setup {
             env: Vec::new(),
             supervisor_env: Vec::new(),
             listeners: Vec::new(),
-            config: String::new(),
+            config: Vec::new(),
             data_dir: None,
             within: std::env::temp_dir(),
             program: None,
@@ -103,11 +109,12 @@ impl Setup {
         self
     }
 
-    /// Adds a line to the supervisor's configuration, such as `deadline = "5s"`.
+    /// Adds a line to the supervisor's configuration, such as `deadline = "5s"`; it takes the place of an earlier one with the same key.
     #[must_use]
     pub fn config(mut self, line: &str) -> Self {
-        self.config.push_str(line);
-        self.config.push('\n');
+        let key = |line: &str| line.split('=').next().unwrap_or_default().trim().to_owned();
+        self.config.retain(|earlier| key(earlier) != key(line));
+        self.config.push(line.to_owned());
         self
     }
 
@@ -169,7 +176,7 @@ impl Setup {
             args.join(", "),
             pairs(&self.env),
             pairs(&self.listeners),
-            self.config,
+            self.config.join("\n"),
         )
     }
 }
@@ -197,6 +204,15 @@ pub struct Upgrade {
 }
 
 impl Upgrade {
+    /// Of the command's output.
+    pub fn of(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            outcome: serde_json::from_slice(&output.stdout).ok(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
     /// Whether the new process serves.
     pub fn committed(&self) -> bool {
         self.code == Some(0)
@@ -246,12 +262,21 @@ impl Fixture {
     /// # Errors
     /// When it can't be started, or nothing serves in time; the error then holds what it said.
     pub fn start_supervisor(&mut self) -> io::Result<()> {
+        self.launch_supervisor()?;
+        self.wait_until("the daemon serves", |status| status["incumbent"]["pid"].is_u64()).map(drop)
+    }
+
+    /// Starts a supervisor, and waits for nothing.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn launch_supervisor(&mut self) -> io::Result<()> {
         let log = File::options().create(true).append(true).open(self.log_path())?;
         let mut command = self.command(&["run", "--config"])?;
         command.arg(self.path().join("handoff.toml")).stdout(log.try_clone()?).stderr(log);
         command.envs(self.supervisor_env.iter().map(|(name, value)| (name, value)));
         self.supervisor = Some(command.spawn()?);
-        self.wait_until("the daemon serves", |status| status["incumbent"]["pid"].is_u64()).map(drop)
+        Ok(())
     }
 
     /// Asks for the status until `accept` likes it, and gives that one back.
@@ -304,12 +329,26 @@ impl Fixture {
     /// # Errors
     /// When nobody answers, or there is no such TCP listener or UDP socket.
     pub fn address(&self, name: &str) -> io::Result<SocketAddr> {
+        let address = self.listener(name)?;
+        let parsed = address.strip_prefix("udp:").unwrap_or(&address).parse();
+        parsed.map_err(|_| io::Error::other(format!("{name} is no internet address: {address}")))
+    }
+
+    /// Where clients of the listener of this name connect to.
+    ///
+    /// # Errors
+    /// When nobody answers, or there is no such listener for streams.
+    pub fn endpoint(&self, name: &str) -> io::Result<Endpoint> {
+        let address = self.listener(name)?;
+        Endpoint::parse(&address)
+            .ok_or_else(|| io::Error::other(format!("{name} is no listener for streams: {address}")))
+    }
+
+    fn listener(&self, name: &str) -> io::Result<String> {
         let status = self.status()?;
         let listeners = status["listeners"].as_array().into_iter().flatten();
         let address = listeners.filter(|listener| listener["name"] == name).find_map(|it| it["addr"].as_str());
-        address
-            .and_then(|address| address.strip_prefix("udp:").unwrap_or(address).parse().ok())
-            .ok_or_else(|| io::Error::other(format!("no internet address is named {name}: {status}")))
+        address.map(str::to_owned).ok_or_else(|| io::Error::other(format!("no listener is named {name}: {status}")))
     }
 
     /// Runs `handoff upgrade --json` with these further arguments.
@@ -317,12 +356,7 @@ impl Fixture {
     /// # Errors
     /// When the program can't be run.
     pub fn upgrade(&self, args: &[&str]) -> io::Result<Upgrade> {
-        let output = self.handoff("upgrade", args)?;
-        Ok(Upgrade {
-            code: output.status.code(),
-            outcome: serde_json::from_slice(&output.stdout).ok(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        })
+        self.handoff("upgrade", args).map(Upgrade::of)
     }
 
     /// Runs a command of the program `handoff` on this fixture's service, with `--json`.
@@ -398,12 +432,22 @@ impl Fixture {
         Err(io::Error::other(format!("the supervisor does not end:\n{}", self.log())))
     }
 
-    /// Checks what the clients were told against what is on disk, in a process of its own. The service must have stopped.
+    /// The verdict on the reference store under a load: compares what its clients were told with the store reopened from disk, in a
+    /// process of its own. The service must have stopped.
     ///
     /// # Errors
     /// When that can't be told.
     #[cfg(feature = "store")]
-    pub fn verify(&self, acks_dir: &Path) -> io::Result<crate::oracle::Verdict> {
+    pub fn verify(&self, seen: &Seen, cost: Cost) -> io::Result<Verdict> {
+        Ok(Verdict::new(seen, self.verify_disk(&seen.acks_dir)?, cost))
+    }
+
+    /// The part of [`verify`](Self::verify) that is on disk, for clients that are no [load](crate::load) and log in `acks_dir`.
+    ///
+    /// # Errors
+    /// When that can't be told.
+    #[cfg(feature = "store")]
+    pub fn verify_disk(&self, acks_dir: &Path) -> io::Result<OnDisk> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args([acks_dir, self.data_dir()]).env(crate::ROLE_VARIABLE, "verify");
         let output = command.output()?;

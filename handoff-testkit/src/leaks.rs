@@ -15,6 +15,63 @@ pub fn descriptor_count(pid: u32) -> io::Result<usize> {
     Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count() - own)
 }
 
+/// What the process's descriptors are, by their links in /proc/PID/fd (proc_pid_fd(5)), sorted.
+///
+/// # Errors
+/// There is no such process, or it is another user's.
+pub fn descriptors(pid: u32) -> io::Result<Vec<String>> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
+    let mut links: Vec<_> =
+        entries.filter_map(|entry| fs::read_link(entry.path()).ok()).map(|link| link.display().to_string()).collect();
+    links.sort_unstable();
+    Ok(links)
+}
+
+/// What a process has in its hands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// Open descriptors.
+    pub descriptors: usize,
+    /// Threads.
+    pub threads: usize,
+    /// Lines of its /proc/PID/maps (proc_pid_maps(5)).
+    pub maps: usize,
+    /// Children, those included that have ended and were not waited for.
+    pub children: usize,
+}
+
+impl Resources {
+    /// Of a living process.
+    ///
+    /// # Errors
+    /// There is no such process, or it is another user's.
+    pub fn of(pid: u32) -> io::Result<Self> {
+        Ok(Self {
+            descriptors: descriptor_count(pid)?,
+            threads: fs::read_dir(format!("/proc/{pid}/task"))?.count(),
+            maps: fs::read_to_string(format!("/proc/{pid}/maps"))?.lines().count(),
+            children: children(pid)?,
+        })
+    }
+
+    /// The most of each.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            descriptors: self.descriptors.max(other.descriptors),
+            threads: self.threads.max(other.threads),
+            maps: self.maps.max(other.maps),
+            children: self.children.max(other.children),
+        }
+    }
+}
+
+/// How many processes have this one as their parent (proc_pid_stat(5), field 4).
+fn children(parent: u32) -> io::Result<usize> {
+    let pids = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    Ok(pids.filter(|pid| stat_field(*pid, 1).and_then(|ppid| ppid.parse().ok()) == Some(parent)).count())
+}
+
 /// The living processes that have `dir` in their command line or environment, but for `known` and this one. With a
 /// temporary directory of the test's own, these are the processes that the test has left behind.
 ///
@@ -68,13 +125,18 @@ fn is_alive(pid: u32) -> bool {
 /// The process's state (proc_pid_stat(5)): `T` is stopped, `Z` a zombie. `None`: it is gone. It stands behind the name, which
 /// may hold anything.
 pub(crate) fn process_state(pid: u32) -> Option<char> {
+    stat_field(pid, 0)?.chars().next()
+}
+
+/// A field behind the process's name; the state is the first. `None`: the process is gone.
+fn stat_field(pid: u32, number: usize) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(") ")?.1.chars().next()
+    stat.rsplit_once(") ")?.1.split(' ').nth(number).map(str::to_owned)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
+    use std::io::{Read, Write};
     use std::process::{Child, Command, Stdio};
 
     use super::*;
@@ -98,6 +160,28 @@ mod tests {
         };
         assert_eq!(child("7</dev/null") - child(""), 1);
         assert!(descriptor_count(0).is_err());
+    }
+
+    #[test]
+    fn threads_maps_and_children_are_counted() {
+        let mut shell = speaking(Command::new("sh").args(["-c", "echo; read _; sleep 1000 & echo; read _; kill $!"]));
+        let before = Resources::of(shell.id()).expect("alive");
+        assert_eq!((before.threads, before.children), (1, 0));
+        assert!(before.maps > 0);
+        shell.stdin.as_mut().expect("piped").write_all(b"\n").expect("told");
+        shell.stdout.as_mut().expect("piped").read_exact(&mut [0]).expect("it speaks");
+        assert_eq!(Resources::of(shell.id()).expect("alive").children, 1);
+        shell.stdin.as_mut().expect("piped").write_all(b"\n").expect("told");
+        shell.wait().expect("ours");
+        let own = Resources::of(std::process::id()).expect("alive");
+        std::thread::scope(|scope| {
+            let (stay, leave) = std::sync::mpsc::channel::<()>();
+            let (tell, told) = std::sync::mpsc::channel();
+            scope.spawn(move || (tell.send(Resources::of(std::process::id())), leave.recv().ok()));
+            let with_one_more = told.recv().expect("told").expect("alive");
+            assert!(with_one_more.threads > 1 && own.threads >= 1);
+            drop(stay);
+        });
     }
 
     #[test]

@@ -27,12 +27,12 @@
 #![cfg_attr(not(feature = "bench"), forbid(unsafe_code))]
 #![deny(unsafe_code)]
 
+pub mod audit;
 #[cfg(feature = "bench")]
 pub mod bench;
 pub mod crash;
 pub mod fixture;
 pub mod leaks;
-#[cfg(feature = "store")]
 pub mod load;
 pub mod matrix;
 pub mod mock;
@@ -41,10 +41,12 @@ pub mod model;
 #[cfg(feature = "store")]
 pub mod oracle;
 mod roles;
+mod spread;
 #[cfg(feature = "store")]
 pub mod store;
 #[cfg(feature = "model")]
 pub mod world;
+pub mod yardstick;
 
 pub use crash::{
     CrashInjector, CrashPoint, ProcessCrash, check_crash_point, clear_injector, install_injector, run_with_crash,
@@ -53,6 +55,8 @@ pub use fixture::{Fixture, Setup};
 pub use matrix::Matrix;
 pub use mock::{HookCall, MockDrainable, ScriptedSupervisor, connect_with_retry};
 pub use roles::{ChildRole, ROLE_VARIABLE, init, init_with};
+pub use spread::Spread;
+pub use yardstick::{Metronome, Yardstick};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -1,30 +1,82 @@
-//! Clients that write to the [reference store](crate::store) all the time, or read from it, and count everything that a handover
-//! may cost.
+//! Clients that write to a daemon all the time, or read from it, and count everything that a handover may cost.
 //!
-//! By default half of them keep their connection, half open a new one for each request. Nothing is retried in silence: what the counts
-//! mean is said at [`LoadReport`]. Each client logs its acknowledged writes to a file of its own, for the
-//! [oracle](crate::oracle) to check from another process after the end.
+//! How they speak is a [`Protocol`]: the reference store's, or that of a daemon of your own. Nothing is retried in silence: what
+//! the counts mean is said at [`Suffered`]. Each client logs what it sends and what is acknowledged to a file of its own, for the
+//! [audit](crate::audit) to compare with the data after the end.
 
+mod ack_log;
 mod client;
+mod connection;
+mod counts;
 mod gaps;
 
+use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde::Serialize;
-
+pub use ack_log::AckLog;
+pub(crate) use ack_log::Told;
 use client::{Client, Connections, Work};
+pub use connection::{Connection, Endpoint};
+pub use counts::{Cost, Counts, Suffered};
 pub use gaps::Gaps;
+
+/// How clients and daemon speak. One value serves all clients of a load, so it can compare what they are told.
+pub trait Protocol: Send + Sync {
+    /// One durable write of this token.
+    ///
+    /// # Errors
+    /// What kept the client from being told; the write may or may not have been done.
+    fn write(&self, connection: &mut Connection, token: u64) -> Result<Answer, Suffered>;
+
+    /// Reads what a write of this token has changed; with 0, anything.
+    ///
+    /// # Errors
+    /// What kept the client from being told.
+    fn read(&self, connection: &mut Connection, token: u64) -> Result<Answer, Suffered>;
+
+    /// Looks, without waiting, at a kept connection on which nothing was asked.
+    fn look(&self, connection: &mut Connection) -> Standing {
+        match connection.unasked() {
+            Ok(said) if said.is_empty() => Standing::Good,
+            _ => Standing::Broken,
+        }
+    }
+}
+
+/// What a request was answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// It is done, and the connection is good for another request.
+    Done,
+    /// It is done, and the daemon has said that it takes no more on this connection.
+    DoneAndLeaving,
+    /// It was not carried out, and may be sent again on a new connection.
+    Again,
+    /// It is done, and what the daemon says of it is wrong.
+    Wrong(Suffered),
+}
+
+/// How a connection stands on which nothing was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It can be used.
+    Good,
+    /// The daemon has said that it takes no more on it.
+    Leaving,
+    /// It ended without a word, or says what nobody asked for.
+    Broken,
+}
 
 /// What load to make.
 #[derive(Debug, Clone)]
 pub struct LoadSpec {
-    /// Where the store listens.
-    pub address: SocketAddr,
+    /// Where the daemon listens.
+    pub endpoint: Endpoint,
     /// How many clients write at the same time.
     pub clients: usize,
     /// How many more read.
@@ -33,17 +85,17 @@ pub struct LoadSpec {
     pub kept: Kept,
     /// How long a client rests after each reply.
     pub think: Duration,
-    /// How many keys they share.
-    pub keys: u64,
-    /// Where the logs of acknowledged writes go; it is created.
+    /// Where the logs go; it is created.
     pub acks_dir: PathBuf,
-    /// How long a client waits for a connection or a reply before it counts it as refused or unanswered.
+    /// How long a client waits for a connection or a reply before it gives the request up.
     pub patience: Duration,
 }
 
-/// Which clients keep their connection until they are told `BYE`; the others open a new one for each request.
+/// Which clients keep their connection until they are told that the daemon leaves; the others open a new one for each request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kept {
+    /// None.
+    None,
     /// The even ones.
     Half,
     /// All of them.
@@ -51,43 +103,32 @@ pub enum Kept {
 }
 
 impl LoadSpec {
-    /// 32 clients that write, half of them on kept connections, 64 keys, 1 ms of thinking, 30 s of patience.
-    pub fn new(address: SocketAddr, acks_dir: &Path) -> Self {
+    /// 32 clients that write, half of them on kept connections, 1 ms of thinking, 30 s of patience.
+    pub fn new(endpoint: impl Into<Endpoint>, acks_dir: &Path) -> Self {
         Self {
-            address,
+            endpoint: endpoint.into(),
             clients: 32,
             readers: 0,
             kept: Kept::Half,
             think: Duration::from_millis(1),
-            keys: 64,
             acks_dir: acks_dir.into(),
             patience: Duration::from_secs(30),
         }
     }
 }
 
-/// What the clients have seen. In a handover that keeps its promises, all but the first three are 0.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct LoadReport {
-    /// Writes that were acknowledged, each of them logged before it was counted.
-    pub acked: u64,
-    /// Reads that were answered.
-    pub read: u64,
-    /// Requests that crossed a `BYE`, were answered `RETRY`, and were sent again under the same token.
-    pub retried: u64,
-    /// Connects that failed, and connections that were reset, or closed without a `BYE`.
-    pub refused: u64,
-    /// Requests that were sent and got no reply: the connection ended first, or patience did.
-    pub closed_unanswered: u64,
-    /// Requests that were answered with an error.
-    pub rejected: u64,
-    /// Reads whose key showed less than the same client had seen before.
-    pub stale: u64,
+/// The token of the next write, of whichever load of this process: no two writes have the same.
+pub(crate) fn next_token() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed) + 1
 }
 
+/// Acknowledged writes that readers ask for; older ones are forgotten.
+const RECENT_MAX: usize = 64;
+
 /// What the threads of a load share.
-#[derive(Debug)]
 pub(crate) struct Shared {
+    protocol: Arc<dyn Protocol>,
     gaps: Gaps,
     state: Mutex<State>,
     counted: Condvar,
@@ -96,19 +137,38 @@ pub(crate) struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    report: LoadReport,
+    counts: Counts,
+    recent: VecDeque<u64>,
     stopped: bool,
 }
 
 impl Shared {
-    fn new() -> Arc<Self> {
+    fn new(protocol: Arc<dyn Protocol>) -> Arc<Self> {
         let state = Mutex::new(State::default());
-        Arc::new(Self { gaps: Gaps::new(), state, counted: Condvar::new(), stop: Condvar::new() })
+        Arc::new(Self { protocol, gaps: Gaps::new(), state, counted: Condvar::new(), stop: Condvar::new() })
     }
 
-    pub(crate) fn count(&self, counter: impl FnOnce(&mut LoadReport) -> &mut u64) {
-        *counter(&mut self.state().report) += 1;
+    pub(crate) fn count(&self, count: impl FnOnce(&mut Counts)) {
+        count(&mut self.state().counts);
         self.counted.notify_all();
+    }
+
+    fn acknowledge(&self, token: u64) {
+        let mut state = self.state();
+        state.counts.acked += 1;
+        if state.recent.len() == RECENT_MAX {
+            state.recent.pop_front();
+        }
+        state.recent.push_back(token);
+        drop(state);
+        self.counted.notify_all();
+    }
+
+    /// A write that was acknowledged not long ago; another one for each reader and time.
+    fn recent(&self, turn: u64) -> Option<u64> {
+        let state = self.state();
+        let at = usize::try_from(turn).unwrap_or(0) % state.recent.len().max(1);
+        state.recent.get(at).copied()
     }
 
     /// Rests for `think`; false when the load was stopped.
@@ -132,10 +192,19 @@ impl Shared {
 }
 
 /// A load under way. Dropping it stops the clients without waiting for them.
-#[derive(Debug)]
 pub struct Load {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<io::Result<()>>>,
+    acks_dir: PathBuf,
+}
+
+/// What the clients of a load have seen, from its beginning to its end.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// Everything that they counted.
+    pub counts: Counts,
+    /// Where they logged what they sent and what was acknowledged.
+    pub acks_dir: PathBuf,
 }
 
 impl Load {
@@ -143,19 +212,24 @@ impl Load {
     ///
     /// # Errors
     /// A log can't be created, or a thread can't be started.
-    pub fn start(spec: &LoadSpec) -> io::Result<Self> {
+    pub fn start(spec: &LoadSpec, protocol: Arc<dyn Protocol>) -> io::Result<Self> {
         std::fs::create_dir_all(&spec.acks_dir)?;
         let run = run_name();
         let all = spec.clients + spec.readers;
-        let mut load = Self { shared: Shared::new(), threads: Vec::with_capacity(all) };
+        let acks_dir = spec.acks_dir.clone();
+        let mut load = Self { shared: Shared::new(protocol), threads: Vec::with_capacity(all), acks_dir };
         for number in 0..all {
             let connections = match spec.kept {
                 Kept::Half if number % 2 == 1 => Connections::OnePerRequest,
+                Kept::None => Connections::OnePerRequest,
                 Kept::Half | Kept::All => Connections::Kept,
             };
-            let name = format!("{run}.{number}");
-            let work = if number < spec.clients { Work::writing(spec, &name)? } else { Work::reading() };
-            let client = Client::new(spec.clone(), name, work, connections, Arc::clone(&load.shared));
+            let work = if number < spec.clients {
+                Work::Write { log: AckLog::create(&spec.acks_dir, &format!("{run}.{number}"))? }
+            } else {
+                Work::Read { turn: number as u64 }
+            };
+            let client = Client::new(spec.clone(), work, connections, Arc::clone(&load.shared));
             let thread = thread::Builder::new().name(format!("load-{number}")).stack_size(128 << 10);
             load.threads.push(thread.spawn(move || client.run())?);
         }
@@ -163,15 +237,21 @@ impl Load {
     }
 
     /// What the clients have seen so far.
-    pub fn counts(&self) -> LoadReport {
-        self.shared.state().report
+    pub fn counts(&self) -> Counts {
+        self.shared.state().counts.clone()
     }
 
     /// Waits until the clients have seen what `enough` asks for; false when they have not within `patience`.
-    pub fn wait_until(&self, patience: Duration, enough: impl Fn(&LoadReport) -> bool) -> bool {
-        let waiting = |state: &mut State| !enough(&state.report);
+    pub fn wait_until(&self, patience: Duration, enough: impl Fn(&Counts) -> bool) -> bool {
+        let waiting = |state: &mut State| !enough(&state.counts);
         let waited = self.shared.counted.wait_timeout_while(self.shared.state(), patience, waiting);
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
+    /// Waits for so many acknowledged writes more; false when they have not come within `patience`.
+    pub fn wait_for_acks(&self, more: u64, patience: Duration) -> bool {
+        let wanted = self.counts().acked + more;
+        self.wait_until(patience, |seen| seen.acked >= wanted)
     }
 
     /// The gaps between replies over all clients.
@@ -182,13 +262,13 @@ impl Load {
     /// Lets every client finish its request, and returns what they have seen.
     ///
     /// # Errors
-    /// An acknowledged write could not be logged, so the logs prove nothing.
-    pub fn stop(mut self) -> io::Result<LoadReport> {
+    /// What was sent or acknowledged could not be logged, so the logs prove nothing.
+    pub fn stop(mut self) -> io::Result<Seen> {
         self.shared.stop();
         for thread in std::mem::take(&mut self.threads) {
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         }
-        Ok(self.counts())
+        Ok(Seen { counts: self.counts(), acks_dir: self.acks_dir.clone() })
     }
 }
 
@@ -198,11 +278,11 @@ impl Drop for Load {
     }
 }
 
-/// A name that no other run in the same data directory has.
+/// A name that no other run with the same directory of logs has.
 fn run_name() -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     format!("{:x}-{:x}", std::process::id(), since.as_nanos())
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "store"))]
 mod tests;

@@ -1,5 +1,5 @@
-//! The promises as checks on what is left on disk: reads the clients' logs of acknowledged writes and the store's log, and
-//! counts what must be 0. It runs in a process of its own after the end, and changes nothing.
+//! The audit of the reference store: reads the clients' logs and the store's log, opens the store, and says what is on disk. It
+//! runs in a process of its own after the end, and changes nothing.
 //!
 //! It needs the whole log: a store whose checkpoints delete old segments keeps them when it is told to
 //! ([`LogRetention::Whole`](crate::store::LogRetention::Whole), `--log whole` of the daemon).
@@ -8,155 +8,132 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use serde::{Deserialize, Serialize};
-
+use crate::audit::{OnDisk, Written};
 use crate::store::{LogReader, Next, Payload, Result, Store, StoreError, list_segments};
 
-/// What [`verify`] found.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Verdict {
-    /// Writes that the clients were told were done.
-    pub acked: u64,
-    /// Those of them that are not in the store's log (promise 3).
-    pub acked_lost: u64,
-    /// Writes that are in it once more than they should be.
-    pub duplicated: u64,
-    /// Records that stand behind one of a newer epoch: somebody wrote who no longer owned the data (promise 1).
-    pub two_writers: u64,
-    /// Places where the log is damaged. A torn tail is one, and no fault after a crash.
-    pub damaged: u64,
-    /// Keys whose count, in the store as it opens from disk, is not what the log says.
-    pub miscounted: u64,
-    /// Increments in the log.
-    pub writes: u64,
-    /// Epochs that wrote them: how many owners there were.
-    pub epochs: u64,
-    /// Why the store does not open, if it does not.
-    pub unreadable: Option<String>,
-}
-
-impl Verdict {
-    /// Whether every promise was kept.
-    pub fn is_clean(&self) -> bool {
-        let faults = [self.acked_lost, self.duplicated, self.two_writers, self.miscounted];
-        faults.iter().all(|fault| *fault == 0) && self.unreadable.is_none()
-    }
-}
-
-/// Checks the store in `data_dir` against what a [load](crate::load) was told, as logged in `acks_dir`. Nobody may be
-/// writing to either.
+/// Compares the store in `data_dir` with what the clients of a [load](crate::load) have logged in `acks_dir`. Nobody may be writing
+/// to either.
 ///
 /// # Errors
-/// A file can't be read. What is wrong with what it says is in the verdict.
-pub fn verify(acks_dir: &Path, data_dir: &Path) -> Result<Verdict> {
-    let log = read_log(data_dir)?;
-    let acks = read_acks(acks_dir)?;
-    let mut verdict = Verdict {
-        acked: acks.len() as u64,
-        acked_lost: acks.iter().filter(|ack| !log.writes.contains(*ack)).count() as u64,
-        ..log.verdict
-    };
-    match Store::look(data_dir) {
-        Ok(state) => {
-            let keys: HashSet<&String> = state.signals.keys().chain(log.counts.keys()).collect();
-            let differs = |key: &&&String| state.get(key) != log.counts.get(**key).copied().unwrap_or_default();
-            verdict.miscounted = keys.iter().filter(differs).count() as u64;
-        }
-        Err(error) => verdict.unreadable = Some(error.to_string()),
-    }
-    Ok(verdict)
+/// A file can't be read. What is wrong with what it says is in the result.
+pub fn verify(acks_dir: &Path, data_dir: &Path) -> Result<OnDisk> {
+    let log = Log::read(data_dir)?;
+    let checks = log.failed_checks(data_dir);
+    OnDisk::compare(acks_dir, &log.written, checks).map_err(|error| reading(acks_dir, error))
 }
 
-/// The program: its arguments are its name, the directory of the clients' logs and the data directory. Prints the verdict as one line of JSON. Exit status 0 when all promises were
-/// kept, 1 when not, 2 when that can't be told.
+/// The program: its arguments are its name, the directory of the clients' logs and the data directory. Prints what is on disk as one
+/// line of JSON. Exit status 2 when that can't be told.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<PathBuf> = args.into_iter().skip(1).map(PathBuf::from).collect();
     let [acks_dir, data_dir] = args.as_slice() else {
         eprintln!("usage: verify ACKS_DIR DATA_DIR");
         return ExitCode::from(2);
     };
-    let verdict = match verify(acks_dir, data_dir) {
-        Ok(verdict) => verdict,
+    let found = verify(acks_dir, data_dir).map_err(|error| error.to_string());
+    match found.and_then(|found| serde_json::to_string(&found).map_err(|error| error.to_string())) {
+        Ok(json) => {
+            println!("{json}");
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             eprintln!("{error}");
-            return ExitCode::from(2);
+            ExitCode::from(2)
         }
-    };
-    match serde_json::to_string(&verdict) {
-        Ok(json) => println!("{json}"),
-        Err(error) => eprintln!("{error}"),
     }
-    ExitCode::from(u8::from(!verdict.is_clean()))
 }
 
-#[derive(Default)]
-struct Log {
-    verdict: Verdict,
-    /// Token and key, as a client logs them.
-    writes: HashSet<String>,
+/// What the store's log says, record by record.
+#[derive(Debug, Default)]
+pub struct Log {
+    /// The increments that have a token, in the order in which they stand there.
+    pub written: Vec<Written>,
+    /// Places where the log is damaged. A torn tail is one, and no fault after a crash.
+    pub damaged: u64,
     counts: HashMap<String, u64>,
     newest_epoch: u64,
-}
-
-fn read_log(data_dir: &Path) -> Result<Log> {
-    let mut log = Log::default();
-    let segments = list_segments(data_dir)?;
-    if let Some(first) = segments.first().filter(|first| first.number > 0) {
-        let gone = std::io::Error::other("the log's beginning was deleted; the store must be told to keep it");
-        return Err(reading(&first.path, gone));
-    }
-    for segment in segments {
-        if let Some(reader) = LogReader::open(&segment.path)? {
-            log.read(reader).map_err(|error| reading(&segment.path, error))?;
-        }
-    }
-    Ok(log)
+    /// Other records than increments of a former owner.
+    of_a_former_owner: u64,
+    /// Tokens that are no client's.
+    foreign: u64,
 }
 
 impl Log {
-    fn read(&mut self, mut reader: LogReader) -> std::io::Result<()> {
+    /// Reads all segments.
+    ///
+    /// # Errors
+    /// A file can't be read, or the log's beginning was deleted.
+    pub fn read(data_dir: &Path) -> Result<Self> {
+        let mut log = Self::default();
+        let segments = list_segments(data_dir)?;
+        if let Some(first) = segments.first().filter(|first| first.number > 0) {
+            let gone = std::io::Error::other("the log's beginning was deleted; the store must be told to keep it");
+            return Err(reading(&first.path, gone));
+        }
+        for segment in segments {
+            if let Some(reader) = LogReader::open(&segment.path)? {
+                log.take_all(reader).map_err(|error| reading(&segment.path, error))?;
+            }
+        }
+        Ok(log)
+    }
+
+    fn take_all(&mut self, mut reader: LogReader) -> std::io::Result<()> {
         loop {
-            let record = match reader.next()? {
-                Next::Record(record) => record,
+            match reader.next()? {
+                Next::Record(record) => self.take(record.stamp.epoch, record.payload),
                 Next::End => return Ok(()),
                 Next::Damage => {
-                    self.verdict.damaged += 1;
-                    if reader.skip_damage()? {
-                        continue;
+                    self.damaged += 1;
+                    if !reader.skip_damage()? {
+                        return Ok(());
                     }
-                    return Ok(());
                 }
-            };
-            self.verdict.two_writers += u64::from(record.stamp.epoch < self.newest_epoch);
-            if let Payload::Increment { key, token } = record.payload {
-                self.verdict.epochs += u64::from(record.stamp.epoch > self.newest_epoch);
-                self.take(key, &token);
             }
-            self.newest_epoch = self.newest_epoch.max(record.stamp.epoch);
         }
     }
 
-    fn take(&mut self, key: String, token: &str) {
-        self.verdict.writes += 1;
-        let fresh = token.is_empty() || self.writes.insert(format!("{token} {key}"));
-        self.verdict.duplicated += u64::from(!fresh);
-        *self.counts.entry(key).or_default() += 1;
+    fn take(&mut self, epoch: u64, payload: Payload) {
+        match payload {
+            Payload::Increment { key, token } => {
+                if !token.is_empty() {
+                    match token.parse() {
+                        Ok(token) => self.written.push(Written { token, epoch: Some(epoch), pid: None }),
+                        Err(_) => self.foreign += 1,
+                    }
+                }
+                *self.counts.entry(key).or_default() += 1;
+            }
+            _ => self.of_a_former_owner += u64::from(epoch < self.newest_epoch),
+        }
+        self.newest_epoch = self.newest_epoch.max(epoch);
     }
-}
 
-/// Every line of every file, each a token and a key. The last line of a client that was killed may be torn.
-fn read_acks(dir: &Path) -> Result<HashSet<String>> {
-    let mut acks = HashSet::new();
-    for entry in fs::read_dir(dir).map_err(|error| reading(dir, error))? {
-        let path = entry.map_err(|error| reading(dir, error))?.path();
-        let text = fs::read_to_string(&path).map_err(|error| reading(&path, error))?;
-        acks.extend(text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')).map(str::to_owned));
+    /// What is wrong with the store as it opens from disk, and with the log by itself.
+    fn failed_checks(&self, data_dir: &Path) -> Vec<String> {
+        let mut failed = Vec::new();
+        if self.of_a_former_owner > 0 {
+            failed.push(format!("{} records of a former owner", self.of_a_former_owner));
+        }
+        if self.foreign > 0 {
+            failed.push(format!("{} writes with a token of no client", self.foreign));
+        }
+        match Store::look(data_dir) {
+            Ok(state) => {
+                let keys: HashSet<&String> = state.signals.keys().chain(self.counts.keys()).collect();
+                let differs = |key: &&&String| state.get(key) != self.counts.get(**key).copied().unwrap_or_default();
+                let miscounted = keys.iter().filter(differs).count();
+                if miscounted > 0 {
+                    failed.push(format!("{miscounted} keys count differently in the reopened store than in its log"));
+                }
+            }
+            Err(error) => failed.push(format!("the store does not open: {error}")),
+        }
+        failed
     }
-    Ok(acks)
 }
 
 fn reading(path: &Path, error: std::io::Error) -> StoreError {
@@ -165,7 +142,11 @@ fn reading(path: &Path, error: std::io::Error) -> StoreError {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::audit::Verdict;
+    use crate::load::{Cost, Counts, Seen};
     use crate::store::LOG_NAME;
 
     struct Bench {
@@ -178,7 +159,7 @@ mod tests {
             let bench = Self { dir: tempfile::tempdir().expect("a directory") };
             fs::create_dir(bench.acks()).expect("made");
             let store = bench.open(1);
-            for token in ["c.1", "c.2", "c.3"] {
+            for token in 1..=3 {
                 bench.write(&store, token);
             }
             store.seal().expect("sealed");
@@ -189,93 +170,93 @@ mod tests {
             self.dir.path().join("acks")
         }
 
+        fn data(&self) -> PathBuf {
+            self.dir.path().join("data")
+        }
+
         fn log(&self) -> PathBuf {
-            self.dir.path().join("data").join(LOG_NAME)
+            self.data().join(LOG_NAME)
         }
 
         fn open(&self, epoch: u64) -> Store {
-            Store::open(&self.dir.path().join("data"), epoch).expect("opens")
+            Store::open(&self.data(), epoch).expect("opens")
         }
 
-        fn write(&self, store: &Store, token: &str) {
-            store.increment_with_token("key", token).expect("written");
-            self.acknowledge(token);
+        fn write(&self, store: &Store, token: u64) {
+            self.note(&format!("+{token}\n"));
+            store.increment_with_token("key", &token.to_string()).expect("written");
+            self.note(&format!("={token}\n"));
         }
 
-        fn acknowledge(&self, token: &str) {
+        fn note(&self, line: &str) {
             let path = self.acks().join("acks-c.log");
             let logged = fs::read_to_string(&path).unwrap_or_default();
-            fs::write(path, format!("{logged}{token} key\n")).expect("logged");
+            fs::write(path, logged + line).expect("logged");
         }
 
-        fn verdict(&self) -> Verdict {
-            verify(&self.acks(), &self.dir.path().join("data")).expect("readable")
+        fn found(&self) -> OnDisk {
+            verify(&self.acks(), &self.data()).expect("readable")
+        }
+
+        fn problems(&self) -> Vec<String> {
+            let seen = Seen { counts: Counts::default(), acks_dir: self.acks() };
+            Verdict::new(&seen, self.found(), Cost::NOTHING).problems()
         }
     }
-
-    const CLEAN: Verdict = Verdict {
-        acked: 3,
-        acked_lost: 0,
-        duplicated: 0,
-        two_writers: 0,
-        damaged: 0,
-        miscounted: 0,
-        writes: 3,
-        epochs: 1,
-        unreadable: None,
-    };
 
     #[test]
     fn kept_promises_are_clean() {
         let bench = Bench::new();
-        assert_eq!(bench.verdict(), CLEAN);
-        assert!(bench.verdict().is_clean());
+        assert_eq!(bench.problems(), [""; 0]);
         let store = bench.open(2);
-        bench.write(&store, "c.4");
-        store.increment_with_token("key", "unanswered").expect("written");
-        assert_eq!(bench.verdict(), Verdict { acked: 4, writes: 5, epochs: 2, ..CLEAN });
+        bench.write(&store, 4);
+        bench.note("+5\n");
+        store.increment_with_token("key", "5").expect("written");
+        assert_eq!(bench.problems(), [""; 0], "sent, not acknowledged, and done");
+        let found = bench.found();
+        assert_eq!((found.acked, found.writes, found.epochs, found.two_writers), (4, 5, 2, Some(0)));
+        assert_eq!(found.two_pids, None, "the log has no pids");
     }
 
     #[test]
     fn a_lost_write_is_counted() {
         let bench = Bench::new();
-        bench.acknowledge("c.4");
-        assert_eq!(bench.verdict(), Verdict { acked: 4, acked_lost: 1, ..CLEAN });
-        assert!(!bench.verdict().is_clean());
+        bench.note("+4\n=4\n");
+        assert_eq!(bench.problems(), ["1 acknowledged writes are lost"]);
     }
 
     #[test]
     fn a_record_dropped_from_the_log_is_a_lost_write() {
         let bench = Bench::new();
-        let bytes = fs::read(bench.log()).expect("the log");
-        let record = (bytes.len() - 16) / 16; // somewhere within the first record
-        let mut dropped = bytes.clone();
-        dropped[16 + record.min(20)] ^= 1;
-        fs::write(bench.log(), dropped).expect("damaged");
-        let verdict = bench.verdict();
-        assert_eq!((verdict.acked_lost, verdict.damaged), (1, 1));
-        assert!(!verdict.is_clean());
+        let mut bytes = fs::read(bench.log()).expect("the log");
+        bytes[16 + 20] ^= 1; // somewhere within the first record
+        fs::write(bench.log(), bytes).expect("damaged");
+        assert_eq!(bench.found().acked_lost, 1);
+        assert_eq!(Log::read(&bench.data()).expect("readable").damaged, 1);
     }
 
     #[test]
-    fn a_write_applied_twice_is_counted() {
+    fn a_write_applied_twice_or_sent_by_nobody_is_counted() {
         let bench = Bench::new();
-        bench.open(2).increment_with_token("key", "c.2").expect("written");
-        assert_eq!(bench.verdict(), Verdict { duplicated: 1, writes: 4, epochs: 2, ..CLEAN });
-        assert!(!bench.verdict().is_clean());
+        let store = bench.open(2);
+        store.increment_with_token("key", "2").expect("written");
+        assert_eq!(bench.problems(), ["1 writes are there twice"]);
+        store.increment_with_token("key", "77").expect("written");
+        store.increment_with_token("key", "somebody's").expect("written");
+        assert_eq!(bench.problems().len(), 3);
     }
 
     #[test]
     fn two_writers_are_counted() {
         let bench = Bench::new();
         let (old, new) = (bench.open(2), bench.open(3));
-        bench.write(&new, "n.1");
-        bench.write(&old, "o.1");
-        bench.write(&old, "o.2");
-        bench.write(&new, "n.2");
-        let verdict = bench.verdict();
-        assert_eq!((verdict.two_writers, verdict.acked_lost), (2, 0), "both are seen, none is overwritten");
-        assert!(verdict.unreadable.is_some(), "and the store refuses to open it");
+        bench.write(&new, 4);
+        bench.write(&old, 5);
+        bench.write(&old, 6);
+        bench.write(&new, 7);
+        let found = bench.found();
+        assert_eq!((found.two_writers, found.acked_lost), (Some(2), 0), "both are seen, none is overwritten");
+        assert!(found.failed_checks[0].contains("does not open"), "{:?}", found.failed_checks);
     }
 
     #[test]
@@ -284,14 +265,13 @@ mod tests {
         let store = bench.open(2);
         store.miscount("key");
         store.seal().expect("sealed");
-        assert_eq!(bench.verdict(), Verdict { miscounted: 1, ..CLEAN });
-        assert!(!bench.verdict().is_clean());
+        assert_eq!(bench.problems(), ["1 keys count differently in the reopened store than in its log"]);
     }
 
     #[test]
     fn a_torn_line_of_a_killed_client_is_no_acknowledgement() {
         let bench = Bench::new();
-        fs::write(bench.acks().join("acks-d.log"), "d.1 ke").expect("logged");
-        assert_eq!(bench.verdict(), CLEAN);
+        fs::write(bench.acks().join("acks-d.log"), "+8\n=").expect("logged");
+        assert_eq!(bench.problems(), [""; 0]);
     }
 }

@@ -22,6 +22,7 @@ pub struct ChildRole {
 /// The roles that the testkit brings.
 const OWN: &[ChildRole] = &[
     ChildRole { name: "handoff", main: |args| handoff_runtime::cli::main(args) },
+    ChildRole { name: crate::yardstick::ROLE, main: |_| crate::yardstick::main() },
     ChildRole { name: "matrix-daemon", main: |_| crate::matrix::daemon::main() },
     #[cfg(feature = "store")]
     ChildRole { name: "store", main: |args| crate::store::daemon::main(args) },

@@ -13,6 +13,7 @@ use super::micro::Step;
 use super::rounds::{Measured, Samples};
 use super::sides::{PHASES, Side};
 use super::stats::{Ratio, Summary};
+use crate::load::Cost;
 
 /// A run's figures.
 #[derive(Debug)]
@@ -171,9 +172,8 @@ fn directory_table(out: &mut String, measured: &Measured) {
     }
     for (side, samples) in Side::ALL.iter().zip(&measured.sides) {
         let seen = &samples.seen;
-        let lost = seen.refused + seen.closed_unanswered + seen.rejected;
         let held = samples.syncs_held.map_or(String::new(), |held| format!(", {held} syncs made slower"));
-        let _ = writeln!(out, "{:<10}{} replies, {lost} lost{held}", side.name(), seen.acked);
+        let _ = writeln!(out, "{:<10}{seen}{held}", side.name());
     }
     for (what, step) in [
         ("lock, taken and released", &measured.steps.lock),
@@ -217,6 +217,7 @@ fn side_to_json(samples: &Samples) -> Value {
         "perform_us": Summary::of(&samples.perform),
         "phases_us": parts,
         "load": samples.seen,
+        "problems": samples.seen.problems(Cost::NOTHING),
         "syncs_made_slower": samples.syncs_held,
     })
 }

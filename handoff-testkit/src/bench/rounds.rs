@@ -8,7 +8,7 @@ use super::args::Args;
 use super::micro::{self, Steps};
 use super::service::{Handover, Service};
 use super::sides::{PHASES, Side};
-use crate::load::{Kept, Load, LoadReport, LoadSpec};
+use crate::load::{Counts, Kept, Load, LoadSpec};
 
 const THINK: Duration = Duration::from_micros(500);
 /// How many replies each client gets before anything is measured, and then in the control.
@@ -41,7 +41,7 @@ pub(super) struct Samples {
     /// The parts of that, in the order of [`PHASES`]; empty where there is no such part.
     pub(super) phases: [Vec<f64>; PHASES.len()],
     /// What the clients have seen, in all.
-    pub(super) seen: LoadReport,
+    pub(super) seen: Counts,
     /// How many syncs were held, if they were.
     pub(super) syncs_held: Option<u64>,
 }
@@ -86,7 +86,7 @@ fn take_turns(room: &Path, args: &Args) -> io::Result<Vec<Samples>> {
 /// One handover of one side under load.
 fn take_turn(service: &mut Service, clients: usize, acks: &Path, samples: &mut Samples) -> io::Result<()> {
     let spec = LoadSpec { clients, kept: Kept::All, think: THINK, ..LoadSpec::new(service.address(), acks) };
-    let load = Load::start(&spec)?;
+    let load = Load::start(&spec, service.client())?;
     wait_for_replies(&load, clients)?;
     let control_from = Instant::now();
     wait_for_replies(&load, clients)?;
@@ -97,17 +97,14 @@ fn take_turn(service: &mut Service, clients: usize, acks: &Path, samples: &mut S
     }
     let pause = load.gaps().longest_between(handover.ordered, handover.answered);
     service.settle(&handover)?;
-    samples.take(pause, control, &handover, load.stop()?);
+    samples.take(pause, control, &handover, &load.stop()?.counts);
     Ok(())
 }
 
 fn wait_for_replies(load: &Load, clients: usize) -> io::Result<()> {
-    let wanted = load.counts().acked + REPLIES_BEFORE * clients as u64;
-    match load.wait_until(PATIENCE, |seen| seen.acked >= wanted) {
+    match load.wait_for_acks(REPLIES_BEFORE * clients as u64, PATIENCE) {
         true => Ok(()),
-        false => {
-            Err(io::Error::new(io::ErrorKind::TimedOut, format!("the clients get no replies: {:?}", load.counts())))
-        }
+        false => Err(io::Error::new(io::ErrorKind::TimedOut, format!("the clients get no replies: {}", load.counts()))),
     }
 }
 
@@ -118,7 +115,7 @@ fn subdirectory(room: &Path, name: &str) -> io::Result<PathBuf> {
 }
 
 impl Samples {
-    fn take(&mut self, pause: Duration, control: Duration, handover: &Handover, seen: LoadReport) {
+    fn take(&mut self, pause: Duration, control: Duration, handover: &Handover, seen: &Counts) {
         let us = super::sides::us;
         self.pause.push(us(pause));
         self.control.push(us(control));
@@ -127,10 +124,6 @@ impl Samples {
         for ((name, _), samples) in PHASES.iter().zip(&mut self.phases) {
             samples.extend(handover.answer.phases.get(*name));
         }
-        self.seen.acked += seen.acked;
-        self.seen.retried += seen.retried;
-        self.seen.refused += seen.refused;
-        self.seen.closed_unanswered += seen.closed_unanswered;
-        self.seen.rejected += seen.rejected;
+        self.seen += seen;
     }
 }

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -16,6 +17,8 @@ use serde_json::Value;
 use super::sides::{self, Side};
 use super::slow_sync::SlowSync;
 use crate::fixture::{Fixture, Setup};
+use crate::load::Protocol;
+use crate::store::StoreClient;
 
 /// How long an old process may take to leave: its clients have to notice first.
 const LEAVING: Duration = Duration::from_secs(20);
@@ -49,6 +52,8 @@ pub(super) struct Handover {
 #[derive(Debug)]
 pub(super) struct Service {
     address: SocketAddr,
+    /// All loads of the service speak by it: it knows what they were told.
+    client: Arc<StoreClient>,
     pid: u32,
     supervisor: Supervisor,
     slow_sync: Option<SlowSync>,
@@ -80,11 +85,16 @@ impl Service {
             None => start_handoff(home, connections, variable)?,
             Some(role) => start_piped(role, home, connections, variable)?,
         };
-        Ok(Self { address, pid, supervisor, slow_sync })
+        Ok(Self { address, client: StoreClient::new(), pid, supervisor, slow_sync })
     }
 
     pub(super) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// How clients speak to it.
+    pub(super) fn client(&self) -> Arc<dyn Protocol> {
+        Arc::clone(&self.client) as Arc<dyn Protocol>
     }
 
     /// How many syncs were made slower so far, if any are.

@@ -1,265 +1,152 @@
 //! One client of a load: writes or reads, waits for the reply, notes it, thinks, asks again.
 //!
 //! ```text
-//! connection: none ──connect──▶ idle ──INC or GET──▶ waiting ──OK or VALUE──▶ idle
-//!                                │              │ BYE: one reply is still to come, then none
-//!                                │ BYE          │ RETRY, end, error
-//!                                ▼              ▼
-//!                              none           none
+//! connection: none ──connect──▶ idle ──a request──▶ waiting ──done──▶ idle
+//!                                │                    │ again, no answer, done and leaving
+//!                                │ leaving, broken    ▼
+//!                                ▼                   none
+//!                              none
 //! ```
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::io;
 use std::sync::Arc;
 
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, recv};
-
-use super::{LoadSpec, Shared};
-use crate::store::wire::{BYE, RETRY};
+use super::connection::{Connection, Opened};
+use super::{AckLog, Answer, LoadSpec, Shared, Standing, Suffered, next_token};
 
 /// Whether a client keeps its connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Connections {
+pub(super) enum Connections {
     Kept,
     OnePerRequest,
 }
 
 /// What a client asks for, and what it keeps of the replies.
 #[derive(Debug)]
-pub(crate) enum Work {
-    /// Each acknowledged write goes to the log.
-    Write { log: File },
-    /// What each key showed last.
-    Read { shown: HashMap<String, u64> },
+pub(super) enum Work {
+    /// What is sent and what is acknowledged goes to the log.
+    Write { log: AckLog },
+    /// Asks for what was written not long ago, another one each time.
+    Read { turn: u64 },
 }
 
 impl Work {
-    /// Writes, for this client.
-    pub(crate) fn writing(spec: &LoadSpec, name: &str) -> io::Result<Self> {
-        let log = File::options().append(true).create(true).open(spec.acks_dir.join(format!("acks-{name}.log")))?;
-        Ok(Self::Write { log })
-    }
-
-    /// Reads.
-    pub(crate) fn reading() -> Self {
-        Self::Read { shown: HashMap::new() }
-    }
-
-    fn request(&self, key: &str, token: &str) -> String {
+    /// The token of the next request.
+    fn next(&mut self, shared: &Shared) -> io::Result<u64> {
         match self {
-            Self::Write { .. } => format!("INC {key} {token}\n"),
-            Self::Read { .. } => format!("GET {key}\n"),
+            Self::Write { log } => {
+                let token = next_token();
+                log.sent(token)?;
+                Ok(token)
+            }
+            Self::Read { turn } => {
+                *turn = turn.wrapping_add(7);
+                Ok(shared.recent(*turn).unwrap_or(0))
+            }
         }
     }
 
-    /// The count in a reply that carries the request out; `None` in any other.
-    fn count_in(&self, line: &str) -> Option<u64> {
-        let word = match self {
-            Self::Write { .. } => "OK",
-            Self::Read { .. } => "VALUE",
-        };
-        let mut words = line.split(' ');
-        words.next().filter(|first| *first == word)?;
-        words.next()?.parse().ok()
+    fn ask(&self, shared: &Shared, connection: &mut Connection, token: u64) -> Result<Answer, Suffered> {
+        match self {
+            Self::Write { .. } => shared.protocol.write(connection, token),
+            Self::Read { .. } => shared.protocol.read(connection, token),
+        }
     }
 
     /// Notes the reply, and then counts it.
-    fn done(&mut self, key: &str, token: &str, count: u64, shared: &Shared) -> io::Result<()> {
+    fn done(&mut self, token: u64, shared: &Shared) -> io::Result<()> {
         match self {
             Self::Write { log } => {
-                log.write_all(format!("{token} {key}\n").as_bytes())?;
-                shared.count(|seen| &mut seen.acked);
+                log.acked(token)?;
+                shared.acknowledge(token);
             }
-            Self::Read { shown } => {
-                let before = shown.insert(key.to_owned(), count).unwrap_or_default();
-                shared.count(|seen| if count < before { &mut seen.stale } else { &mut seen.read });
-            }
+            Self::Read { .. } => shared.count(|seen| seen.read += 1),
         }
         Ok(())
     }
 }
 
-#[derive(Debug)]
-pub(crate) struct Client {
+pub(super) struct Client {
     spec: LoadSpec,
-    /// Goes ahead of each token.
-    name: String,
     work: Work,
     connections: Connections,
     shared: Arc<Shared>,
     connection: Option<Connection>,
-    sequence: u64,
 }
 
-/// What came of sending a request once.
-enum Outcome {
-    /// With the count of its key.
-    Done(u64),
-    /// It was not carried out and may be sent again.
-    Retry,
-    /// It is given up: whether a write is in the log, nobody knows.
-    GivenUp,
+/// Whether a request is to be sent once more.
+#[derive(PartialEq, Eq)]
+enum Sent {
+    Over,
+    Again,
 }
 
 impl Client {
-    pub(crate) fn new(spec: LoadSpec, name: String, work: Work, connections: Connections, shared: Arc<Shared>) -> Self {
-        Self { spec, name, work, connections, shared, connection: None, sequence: 0 }
+    pub(super) fn new(spec: LoadSpec, work: Work, connections: Connections, shared: Arc<Shared>) -> Self {
+        Self { spec, work, connections, shared, connection: None }
     }
 
     /// Asks until the load is stopped.
-    pub(crate) fn run(mut self) -> io::Result<()> {
+    pub(super) fn run(mut self) -> io::Result<()> {
         loop {
-            self.ask()?;
+            let token = self.work.next(&self.shared)?;
+            while self.send(token)? == Sent::Again && !self.shared.is_stopped() {}
             if !self.shared.think(self.spec.think) {
                 return Ok(());
             }
         }
     }
 
-    /// One request, sent again as often as the answer is RETRY.
-    fn ask(&mut self) -> io::Result<()> {
-        self.sequence += 1;
-        let token = format!("{}.{}", self.name, self.sequence);
-        let key = format!("key-{}", spread(&token) % self.spec.keys.max(1));
-        loop {
-            match self.send(&key, &token) {
-                Outcome::Done(count) => {
-                    self.shared.gaps.reply();
-                    return self.work.done(&key, &token, count, &self.shared);
-                }
-                Outcome::GivenUp => return Ok(()),
-                Outcome::Retry => self.shared.count(|seen| &mut seen.retried),
-            }
-            if self.shared.is_stopped() {
-                return Ok(());
-            }
+    fn send(&mut self, token: u64) -> io::Result<Sent> {
+        let Some(mut connection) = self.connect() else { return Ok(Sent::Over) };
+        let answer = self.work.ask(&self.shared, &mut connection, token);
+        if matches!(answer, Ok(Answer::Done)) && self.connections == Connections::Kept {
+            self.connection = Some(connection);
         }
+        match answer {
+            Ok(Answer::Again) => {
+                self.shared.count(|seen| seen.retried += 1);
+                return Ok(Sent::Again);
+            }
+            Ok(Answer::Done | Answer::DoneAndLeaving) => self.done(token)?,
+            Ok(Answer::Wrong(what)) => {
+                self.suffer(what);
+                self.done(token)?;
+            }
+            Err(what) => self.suffer(what),
+        }
+        Ok(Sent::Over)
     }
 
-    fn send(&mut self, key: &str, token: &str) -> Outcome {
-        let Some(mut connection) = self.connect() else { return Outcome::GivenUp };
-        if connection.stream.write_all(self.work.request(key, token).as_bytes()).is_err() {
-            self.shared.count(|seen| &mut seen.refused);
-            return Outcome::GivenUp;
-        }
-        self.receive(connection)
+    fn done(&mut self, token: u64) -> io::Result<()> {
+        self.shared.gaps.reply();
+        self.work.done(token, &self.shared)
     }
 
-    /// The reply, with a BYE perhaps ahead of it.
-    fn receive(&mut self, mut connection: Connection) -> Outcome {
-        let mut leaving = false;
-        loop {
-            match connection.read_line() {
-                Ok(Some(line)) if line == BYE => leaving = true,
-                Ok(Some(line)) if line == RETRY => return Outcome::Retry,
-                Ok(Some(line)) => {
-                    let Some(count) = self.work.count_in(&line) else {
-                        self.shared.count(|seen| &mut seen.rejected);
-                        return Outcome::GivenUp;
-                    };
-                    self.connection = (self.connections == Connections::Kept && !leaving).then_some(connection);
-                    return Outcome::Done(count);
-                }
-                Ok(None) => {
-                    self.shared.count(|seen| &mut seen.closed_unanswered);
-                    return Outcome::GivenUp;
-                }
-                Err(error) => {
-                    self.shared.count(|seen| &mut seen.closed_unanswered);
-                    if !is_timeout(&error) {
-                        self.shared.count(|seen| &mut seen.refused);
-                    }
-                    return Outcome::GivenUp;
-                }
-            }
-        }
+    fn suffer(&self, what: Suffered) {
+        self.shared.count(|seen| seen.suffer(what));
     }
 
     /// The kept connection, if it is still good, or a new one. `None`, and counted, when there is none to be had.
     fn connect(&mut self) -> Option<Connection> {
         if let Some(mut kept) = self.connection.take() {
-            match kept.look() {
-                Kept::Good => return Some(kept),
-                Kept::Bye => {}
-                Kept::Broken => self.shared.count(|seen| &mut seen.refused),
+            match self.shared.protocol.look(&mut kept) {
+                Standing::Good => return Some(kept),
+                Standing::Leaving => {}
+                Standing::Broken => self.suffer(Suffered::Dropped),
             }
         }
-        match Connection::open(&self.spec) {
-            Ok(connection) => Some(connection),
+        match Connection::open(&self.spec.endpoint, self.spec.patience) {
+            Ok((connection, opened)) => {
+                if opened == Opened::Slowly {
+                    self.suffer(Suffered::SlowConnect);
+                }
+                Some(connection)
+            }
             Err(_) => {
-                self.shared.count(|seen| &mut seen.refused);
+                self.suffer(Suffered::Refused);
                 None
             }
-        }
-    }
-}
-
-/// Spreads tokens over keys without a random number (FNV-1a).
-fn spread(token: &str) -> u64 {
-    token.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
-}
-
-fn is_timeout(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
-}
-
-#[derive(Debug)]
-struct Connection {
-    stream: TcpStream,
-    /// Read, not yet taken.
-    unread: Vec<u8>,
-}
-
-/// How a connection stands on which nothing was asked.
-enum Kept {
-    Good,
-    Bye,
-    /// It was closed without a BYE, or says what nobody asked for.
-    Broken,
-}
-
-impl Connection {
-    fn open(spec: &LoadSpec) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&spec.address, spec.patience)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(spec.patience))?;
-        stream.set_write_timeout(Some(spec.patience))?;
-        Ok(Self { stream, unread: Vec::new() })
-    }
-
-    /// The next line; `None` at the end of the stream.
-    fn read_line(&mut self) -> io::Result<Option<String>> {
-        loop {
-            if let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.unread.drain(..=end).collect();
-                return Ok(Some(String::from_utf8_lossy(&line[..end]).into_owned()));
-            }
-            let mut bytes = [0; 512];
-            match self.stream.read(&mut bytes) {
-                Ok(0) => return Ok(None),
-                Ok(read) => self.unread.extend_from_slice(&bytes[..read]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// Looks without waiting at what the server has said meanwhile.
-    fn look(&mut self) -> Kept {
-        let mut bytes = [0; 512];
-        match recv(&self.stream, &mut bytes, RecvFlags::DONTWAIT) {
-            Ok((0, _)) if self.unread.is_empty() => return Kept::Broken,
-            Ok((read, _)) => self.unread.extend_from_slice(&bytes[..read]),
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(_) => return Kept::Broken,
-        }
-        match self.unread.as_slice() {
-            [] => Kept::Good,
-            said if said.starts_with(BYE.as_bytes()) => Kept::Bye,
-            _ => Kept::Broken,
         }
     }
 }

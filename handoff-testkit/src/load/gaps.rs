@@ -38,13 +38,19 @@ impl Gaps {
         self.replied.notify_all();
     }
 
-    /// The longest gap that reaches into the time from `from` to `to`, in its whole length. A gap that is still open counts
-    /// up to `to`; [`wait_for_reply_after`](Self::wait_for_reply_after) waits until it is closed.
+    /// The longest gap that reaches into the time from `from` to `to`, in its whole length. What has not happened yet is no gap: one
+    /// that is still open counts up to `to`, and never beyond now. [`longest_around`](Self::longest_around) waits until it is closed.
     pub fn longest_between(&self, from: Instant, to: Instant) -> Duration {
         let state = self.state();
         let inside = state.gaps.iter().rev().take_while(|(_, end)| *end >= from).filter(|(start, _)| *start <= to);
-        let open = to.saturating_duration_since(state.last);
+        let open = to.min(Instant::now()).saturating_duration_since(state.last);
         inside.map(|(start, end)| *end - *start).max().unwrap_or_default().max(open)
+    }
+
+    /// The same of a span that may not be over yet: waits until a reply has come after it, so that every gap in it is closed.
+    /// `None` when none has come within `patience`.
+    pub fn longest_around(&self, from: Instant, to: Instant, patience: Duration) -> Option<Duration> {
+        self.wait_for_reply_after(to, patience).then(|| self.longest_between(from, to))
     }
 
     /// Waits until a reply has come after `at`; false when none has within `patience`.
@@ -98,7 +104,40 @@ mod tests {
     #[test]
     fn an_open_gap_counts_up_to_the_end_of_the_window() {
         let (gaps, at) = replies(&[1]);
+        while Instant::now() < at(100) {
+            std::thread::park_timeout(at(100) - Instant::now());
+        }
         assert_eq!(gaps.longest_between(at(0), at(100)).as_millis(), 99);
+    }
+
+    #[test]
+    fn a_span_in_the_future_holds_no_gap_that_has_not_happened() {
+        let gaps = Gaps::new();
+        gaps.reply();
+        let before = Instant::now();
+        let hour = Duration::from_secs(3600);
+        let longest = gaps.longest_between(before, before + hour);
+        assert!(longest <= before.elapsed() + (before - gaps.state().last), "{longest:?}");
+    }
+
+    #[test]
+    fn a_span_that_is_not_over_is_waited_for() {
+        let gaps = Gaps::new();
+        let from = Instant::now();
+        let to = from + Duration::from_millis(20);
+        assert_eq!(gaps.longest_around(from, to, Duration::ZERO), None, "no reply has come after it");
+        let longest = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while Instant::now() <= to {
+                    gaps.reply();
+                    std::thread::yield_now();
+                }
+                gaps.reply();
+            });
+            gaps.longest_around(from, to, Duration::from_secs(20))
+        });
+        let whole = gaps.longest_between(from, to);
+        assert_eq!(longest, Some(whole), "every gap in it was closed when it was measured");
     }
 
     #[test]

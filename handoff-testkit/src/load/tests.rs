@@ -2,8 +2,10 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::AtomicU64;
 
 use super::*;
+use crate::store::StoreClient;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -11,8 +13,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 fn run(
     clients: usize,
     serve: impl Fn(usize, TcpStream) + Send + Sync + 'static,
-    done: impl Fn(&LoadReport) -> bool,
-) -> (LoadReport, Vec<String>) {
+    done: impl Fn(&Counts) -> bool,
+) -> (Counts, Vec<String>) {
     run_all(clients, 0, serve, done)
 }
 
@@ -20,8 +22,8 @@ fn run_all(
     clients: usize,
     readers: usize,
     serve: impl Fn(usize, TcpStream) + Send + Sync + 'static,
-    done: impl Fn(&LoadReport) -> bool,
-) -> (LoadReport, Vec<String>) {
+    done: impl Fn(&Counts) -> bool,
+) -> (Counts, Vec<String>) {
     let dir = tempfile::tempdir().expect("a directory");
     let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
     let address = listener.local_addr().expect("has one");
@@ -33,13 +35,13 @@ fn run_all(
         }
     });
     let spec = LoadSpec { clients, readers, patience: PATIENCE, ..LoadSpec::new(address, dir.path()) };
-    let load = Load::start(&spec).expect("starts");
-    assert!(load.wait_until(PATIENCE, done), "{:?}", load.counts());
-    let report = load.stop().expect("logged");
+    let load = Load::start(&spec, StoreClient::with_keys(1)).expect("starts");
+    assert!(load.wait_until(PATIENCE, done), "{}", load.counts());
+    let report = load.stop().expect("logged").counts;
     let mut acks = Vec::new();
     for entry in std::fs::read_dir(dir.path()).expect("readable") {
         let text = std::fs::read_to_string(entry.expect("an entry").path()).expect("readable");
-        acks.extend(text.lines().map(str::to_owned));
+        acks.extend(text.lines().filter_map(|line| line.strip_prefix('=')).map(str::to_owned));
     }
     (report, acks)
 }
@@ -54,23 +56,39 @@ fn answer(stream: &TcpStream, reply: impl Fn(usize, &str) -> Option<String>) {
     }
 }
 
-fn ok(_: usize, _: &str) -> Option<String> {
-    Some("OK 1\n".into())
+/// Answers the requests of all connections as a store would whose key is counted from 1.
+fn counting() -> impl Fn(usize, TcpStream) + Send + Sync {
+    let count = AtomicU64::new(0);
+    move |_, stream| {
+        answer(&stream, |_, line| match line.starts_with("INC") {
+            true => Some(format!("OK {}\n", count.fetch_add(1, Ordering::SeqCst) + 1)),
+            false => Some(format!("VALUE {} 1.0 1.0 1.0\n", count.load(Ordering::SeqCst))),
+        });
+    }
+}
+
+/// Whether the clients suffered these, each at least once, and nothing else.
+fn only(seen: &Counts, kinds: &[Suffered]) -> bool {
+    Suffered::ALL.iter().all(|kind| (seen.of(*kind) > 0) == kinds.contains(kind))
 }
 
 #[test]
 fn acknowledged_writes_are_logged_and_counted() {
-    let (report, acks) = run(2, |_, stream| answer(&stream, ok), |seen| seen.acked >= 20);
-    assert_eq!(report, LoadReport { acked: report.acked, ..LoadReport::default() });
-    assert_eq!(acks.len() as u64, report.acked);
-    let tokens: std::collections::HashSet<_> = acks.iter().map(|line| line.split(' ').next()).collect();
+    let (report, acks) = run(2, counting(), |seen| seen.acked >= 20);
+    assert!(only(&report, &[]), "{report}");
+    assert_eq!((acks.len() as u64, report.read, report.retried), (report.acked, 0, 0));
+    let tokens: std::collections::HashSet<_> = acks.iter().collect();
     assert_eq!(tokens.len(), acks.len(), "no token twice");
 }
 
 #[test]
-fn a_close_without_a_reply_is_unanswered() {
-    let (report, acks) = run(1, |_, stream| answer(&stream, |_, _| None), |seen| seen.closed_unanswered >= 3);
-    assert!(report.closed_unanswered >= 3);
+fn a_close_without_a_reply_is_an_end_of_stream() {
+    let (report, acks) = run(
+        1,
+        |_, stream| answer(&stream, |_, _| None),
+        |seen| seen.of(Suffered::Ended) + seen.of(Suffered::Reset) >= 3,
+    );
+    assert!(report.closed_unanswered() >= 3, "{report}");
     assert_eq!((report.acked, acks.len()), (0, 0));
 }
 
@@ -80,17 +98,29 @@ fn a_refused_connect_is_counted() {
     let address = listener.local_addr().expect("has one");
     drop(listener);
     let dir = tempfile::tempdir().expect("a directory");
-    let load = Load::start(&LoadSpec { clients: 2, ..LoadSpec::new(address, dir.path()) }).expect("starts");
-    assert!(load.wait_until(PATIENCE, |seen| seen.refused >= 4));
-    let report = load.stop().expect("logged");
-    assert_eq!(report, LoadReport { refused: report.refused, ..LoadReport::default() });
+    let spec = LoadSpec { clients: 2, ..LoadSpec::new(address, dir.path()) };
+    let load = Load::start(&spec, StoreClient::new()).expect("starts");
+    assert!(load.wait_until(PATIENCE, |seen| seen.of(Suffered::Refused) >= 4));
+    let report = load.stop().expect("logged").counts;
+    assert!(only(&report, &[Suffered::Refused]), "{report}");
 }
 
 #[test]
-fn a_kept_connection_that_closes_without_bye_is_refused() {
-    let serve = |number: usize, stream: TcpStream| {
-        answer(&stream, |request, _| (number > 0 || request == 0).then(|| "OK 1\n".into()));
-    };
+fn a_request_that_nobody_answers_is_timed_out() {
+    let dir = tempfile::tempdir().expect("a directory");
+    // The backlog takes the clients; nobody accepts them.
+    let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
+    let address = listener.local_addr().expect("has one");
+    let spec = LoadSpec { clients: 1, patience: Duration::from_millis(5), ..LoadSpec::new(address, dir.path()) };
+    let load = Load::start(&spec, StoreClient::new()).expect("starts");
+    assert!(load.wait_until(PATIENCE, |seen| seen.of(Suffered::TimedOut) >= 2));
+    let report = load.stop().expect("logged").counts;
+    assert!(only(&report, &[Suffered::TimedOut]), "{report}");
+}
+
+#[test]
+fn a_kept_connection_that_ends_without_bye_is_dropped() {
+    let count = counting();
     // The first connection ends after its first reply: with a request on its way, or without.
     let first_ends = move |number: usize, stream: TcpStream| match number {
         0 => {
@@ -99,17 +129,25 @@ fn a_kept_connection_that_closes_without_bye_is_refused() {
             (&stream).write_all(b"OK 1\n").expect("answered");
             stream.shutdown(Shutdown::Both).expect("closed");
         }
-        _ => serve(number, stream),
+        1 => {
+            let _ = BufReader::new(&stream).read_line(&mut String::new());
+            (&stream).write_all(b"OK 2\n").unwrap_or_default();
+        }
+        _ => count(number, stream),
     };
-    let (report, _) = run(1, first_ends, |seen| seen.acked >= 5);
-    assert_eq!(report.refused + report.closed_unanswered, 1);
+    let lost = |seen: &Counts| seen.of(Suffered::Dropped) + seen.of(Suffered::Ended) + seen.of(Suffered::Reset);
+    let (report, _) = run(1, first_ends, move |seen| lost(seen) >= 1);
+    assert!(report.of(Suffered::Refused) == 0 && report.of(Suffered::TimedOut) == 0, "{report}");
 }
 
 #[test]
 fn bye_on_an_idle_connection_costs_nothing() {
-    let serve = |_: usize, stream: TcpStream| answer(&stream, |_, _| Some("OK 1\nBYE\n".into()));
+    let count = AtomicU64::new(0);
+    let serve = move |_: usize, stream: TcpStream| {
+        answer(&stream, |_, _| Some(format!("OK {}\nBYE\n", count.fetch_add(1, Ordering::SeqCst) + 1)));
+    };
     let (report, _) = run(2, serve, |seen| seen.acked >= 10);
-    assert_eq!(report, LoadReport { acked: report.acked, ..LoadReport::default() });
+    assert!(only(&report, &[]), "{report}");
 }
 
 #[test]
@@ -123,34 +161,48 @@ fn a_request_that_crossed_a_bye_is_sent_again_under_its_token() {
         });
     };
     let (report, acks) = run(1, serve, |seen| seen.acked >= 1);
-    assert_eq!((report.retried, report.refused, report.closed_unanswered), (1, 0, 0));
+    assert_eq!(report.retried, 1);
     let (first, second) = (tokens.recv().expect("sent"), tokens.recv().expect("sent again"));
     assert_eq!((first.0, second.0), (0, 1), "on a new connection");
     assert_eq!(first.1, second.1, "the same write");
-    assert!(first.1.contains(acks[0].split(' ').next().expect("a token")));
+    assert!(first.1.ends_with(&acks[0]));
 }
 
 #[test]
 fn reads_are_counted_and_not_logged() {
-    let serve = |_: usize, stream: TcpStream| answer(&stream, |_, _| Some("VALUE 3 1.0 1.0 1.0\n".into()));
-    let (report, acks) = run_all(0, 2, serve, |seen| seen.read >= 20);
-    assert_eq!(report, LoadReport { read: report.read, ..LoadReport::default() });
-    assert_eq!(acks.len(), 0);
+    let (report, acks) = run_all(1, 2, counting(), |seen| seen.read >= 20 && seen.acked >= 5);
+    assert!(only(&report, &[]), "{report}");
+    assert_eq!(acks.len() as u64, report.acked);
 }
 
 #[test]
-fn a_count_that_goes_back_is_stale() {
-    let serve = |_: usize, stream: TcpStream| {
-        let line = |count| Some(format!("VALUE {count} 0.0 0.0 0.0\n"));
-        answer(&stream, |number, _| line(if number < 500 { 9 } else { 8 }));
+fn a_count_that_goes_back_is_out_of_order() {
+    let count = AtomicU64::new(0);
+    let serve = move |_: usize, stream: TcpStream| {
+        answer(&stream, |_, _| match count.fetch_add(1, Ordering::SeqCst) + 1 {
+            9 => Some("OK 3\n".into()),
+            count => Some(format!("OK {count}\n")),
+        });
     };
-    let (report, _) = run_all(0, 1, serve, |seen| seen.stale >= 1);
-    assert_eq!(report, LoadReport { read: report.read, stale: report.stale, ..LoadReport::default() });
-    assert!(report.read >= 500);
+    let (report, acks) = run(1, serve, |seen| seen.acked >= 10);
+    assert!(only(&report, &[Suffered::OutOfOrder]), "{report}");
+    assert_eq!(acks.len() as u64, report.acked, "it was acknowledged all the same");
+}
+
+#[test]
+fn a_count_that_nobody_can_have_reached_is_a_wrong_value() {
+    let (report, _) = run(
+        1,
+        |_, stream| answer(&stream, |_, _| Some("OK 1000000\n".into())),
+        |seen| seen.of(Suffered::WrongValue) >= 2,
+    );
+    assert!(only(&report, &[Suffered::WrongValue]), "{report}");
 }
 
 #[test]
 fn an_error_is_rejected() {
-    let (report, _) = run(1, |_, stream| answer(&stream, |_, _| Some("ERR no\n".into())), |seen| seen.rejected >= 2);
-    assert_eq!((report.acked, report.refused, report.closed_unanswered), (0, 0, 0));
+    let (report, _) =
+        run(1, |_, stream| answer(&stream, |_, _| Some("ERR no\n".into())), |seen| seen.of(Suffered::Rejected) >= 2);
+    assert!(only(&report, &[Suffered::Rejected]), "{report}");
+    assert_eq!(report.acked, 0);
 }

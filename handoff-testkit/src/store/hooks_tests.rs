@@ -3,8 +3,10 @@
 use std::time::Instant;
 
 use super::*;
-use crate::load::{Load, LoadReport, LoadSpec};
-use crate::oracle::verify;
+use crate::audit::Verdict;
+use crate::load::{Cost, Load, LoadSpec};
+use crate::oracle::{Log, verify};
+use crate::store::StoreClient;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -30,22 +32,22 @@ fn seal(daemon: &Daemon) -> SealReport {
 
 /// Waits for some more acknowledged writes.
 fn go_on(load: &Load) {
-    let before = load.counts().acked;
-    assert!(load.wait_until(PATIENCE, |seen| seen.acked >= before + 50), "{:?}", load.counts());
+    assert!(load.wait_for_acks(50, PATIENCE), "{}", load.counts());
 }
 
 fn finish(load: Load, dir: &Path) {
-    let report = load.stop().expect("logged");
-    assert_eq!(report, LoadReport { acked: report.acked, retried: report.retried, ..LoadReport::default() });
-    let verdict = verify(&dir.join("acks"), &dir.join("data")).expect("readable");
-    assert!(verdict.is_clean(), "{verdict:?}");
-    assert_eq!((verdict.acked, verdict.writes, verdict.damaged), (report.acked, report.acked, 0));
+    let seen = load.stop().expect("logged");
+    let found = verify(&seen.acks_dir, &dir.join("data")).expect("readable");
+    assert_eq!((found.acked, found.writes), (seen.counts.acked, seen.counts.acked));
+    let verdict = Verdict::new(&seen, found, Cost::NOTHING);
+    assert!(verdict.is_clean(), "{:?}", verdict.problems());
+    assert_eq!(Log::read(&dir.join("data")).expect("readable").damaged, 0);
 }
 
 fn load(dir: &Path, listener: &TcpListener) -> Load {
     let address = listener.local_addr().expect("has one");
     let spec = LoadSpec { clients: 8, think: Duration::from_micros(200), ..LoadSpec::new(address, &dir.join("acks")) };
-    Load::start(&spec).expect("starts")
+    Load::start(&spec, StoreClient::new()).expect("starts")
 }
 
 #[test]

@@ -9,7 +9,7 @@
 //! | `tables.rs`, `batch.rs`, `state.rs` | the state in layers; what changed since the last checkpoint; all of it, to compare |
 //! | `ledger.rs`, `cohorts.rs`, `collections.rs`, `co_engagement.rs` | what the state consists of |
 //! | `engine.rs`, `engine_file.rs` | the checkpoint in an embedded storage engine, and when its file may change |
-//! | [`wire`], [`server`], [`datagrams`] | the line protocol; TCP with `BYE` and `RETRY`; UDP |
+//! | [`wire`], [`server`], [`datagrams`], [`client`](StoreClient) | the line protocol; TCP with `BYE` and `RETRY`; UDP; a client's side of it |
 //! | [`hooks`], [`daemon`] | the daemon: its hooks; its process, roles and listeners |
 //! | `points.rs` | where it can be crashed on purpose |
 //!
@@ -27,6 +27,7 @@
 
 mod batch;
 mod checkpoint;
+mod client;
 mod co_engagement;
 mod cohorts;
 mod collections;
@@ -55,6 +56,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use checkpoint::{CHECKPOINT_LOG_BYTES, CHECKPOINT_ROWS, LogRetention};
+pub use client::StoreClient;
 pub use co_engagement::{NEIGHBOURS_MAX, Neighbour, Neighbours};
 pub use cohorts::{COHORT_OF_THE_REST, Cohort, cohort_of};
 pub use collections::{ITEM_MAX, Members};

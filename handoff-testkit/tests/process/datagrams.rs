@@ -1,7 +1,7 @@
 //! UDP under load across handovers: no datagram that was in the socket's queue is lost, none is answered twice.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,6 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use handoff_testkit::fixture::{Fixture, Setup};
+use handoff_testkit::load::AckLog;
+use handoff_testkit::store::Store;
 
 use crate::{Outcome, check, trials};
 
@@ -37,16 +39,18 @@ fn ask(socket: &UdpSocket, request: &str) -> io::Result<String> {
 /// Asks again and again, and never twice for the same: a datagram that is lost ends it with an error.
 fn ask_on_and_on(address: SocketAddr, client: u32, acks: &Path, stop: &AtomicBool) -> io::Result<u64> {
     let socket = connect(address)?;
-    let mut log = File::create(acks.join(format!("acks-udp-{client}.log")))?;
+    let mut log = AckLog::create(acks, &format!("udp-{client}"))?;
     let mut acked = 0;
     while !stop.load(Ordering::Relaxed) {
-        let token = format!("udp-{client}.{acked}");
+        // No other client has the same.
+        let token = acked * u64::from(CLIENTS) + u64::from(client);
+        log.sent(token)?;
         let reply = ask(&socket, &format!("INC key-{client} {token}"))?;
         acked += 1;
         if reply != format!("OK {acked}") {
             return Err(io::Error::other(format!("{token}: {reply}")));
         }
-        log.write_all(format!("{token} key-{client}\n").as_bytes())?;
+        log.acked(token)?;
     }
     Ok(acked)
 }
@@ -103,8 +107,9 @@ fn twenty_handovers_lose_no_datagram() -> Outcome {
     })?;
     check(acked > u64::from(HANDOVERS), format!("the clients wrote: {acked}"))?;
     check(fixture.stop()?.success(), fixture.log())?;
-    let verdict = fixture.verify(&acks)?;
-    check(verdict.is_clean(), format!("{verdict:?}"))?;
-    let writes = acked + u64::from(HANDOVERS * BURST);
-    check(verdict.writes == writes, format!("{writes} datagrams, {} writes", verdict.writes))
+    let found = fixture.verify_disk(&acks)?;
+    check(found.problems().is_empty(), format!("{:?}", found.problems()))?;
+    check((found.acked, found.writes) == (acked, acked), format!("{acked} datagrams, {found:?}"))?;
+    let burst = Store::look(fixture.data_dir())?.get("burst");
+    check(burst == u64::from(HANDOVERS * BURST), format!("{burst} datagrams of the bursts are on disk"))
 }

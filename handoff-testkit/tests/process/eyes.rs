@@ -9,7 +9,8 @@ use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::time::Duration;
 
 use handoff_testkit::fixture::{Fixture, Setup};
-use handoff_testkit::load::{Load, LoadSpec};
+use handoff_testkit::load::{Cost, Load, LoadSpec};
+use handoff_testkit::store::StoreClient;
 use serde_json::Value;
 
 use crate::{Outcome, check, trials};
@@ -133,10 +134,12 @@ fn handovers_under_load_are_in_the_history_as_they_were_reported() -> Outcome {
     const HANDOVERS: usize = 5;
     let mut fixture = Setup::store()?.start()?;
     let acks = fixture.path().join("acks");
-    let load = Load::start(&LoadSpec { clients: 8, ..LoadSpec::new(fixture.address("http")?, &acks) })?;
+    let spec = LoadSpec { clients: 8, ..LoadSpec::new(fixture.endpoint("http")?, &acks) };
+    let load = Load::start(&spec, StoreClient::new())?;
     let reports = (0..HANDOVERS).map(|_| committed(&fixture)).collect::<Result<Vec<_>>>()?;
     let entries = history_with_retire(&fixture)?;
-    load.stop()?;
+    let problems = load.stop()?.counts.problems(Cost::NOTHING);
+    check(problems.is_empty(), format!("{problems:?}"))?;
     check(entries.len() == HANDOVERS, format!("{entries:?}"))?;
     for (report, entry) in reports.iter().zip(&entries) {
         for (key, value) in report.as_object().into_iter().flatten().filter(|(key, _)| *key != "timings_ms") {

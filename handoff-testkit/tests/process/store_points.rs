@@ -2,7 +2,6 @@
 //! lost or doubled, the store equals a replay of its log, and the handover right after the recovery commits.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
@@ -10,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use handoff_testkit::fixture::Setup;
+use handoff_testkit::load::AckLog;
 use handoff_testkit::store::{NEIGHBOURS_MAX, State, Store};
 use handoff_testkit::{CrashPoint, ProcessCrash};
 
@@ -63,13 +63,14 @@ struct Told {
 /// Writes all sorts of things until the connection breaks.
 fn write_all_sorts(address: SocketAddr, client: u32, acks: &Path) -> io::Result<Told> {
     let mut told = Told::default();
-    let mut log = File::create(acks.join(format!("acks-{client}.log")))?;
+    let mut log = AckLog::create(acks, &client.to_string())?;
     let mut connection = Client::connect(address)?;
     let mut write = |told: &mut Told, round: u32| -> io::Result<()> {
-        let (key, token) = (format!("group-{}:{}", client % 2, round % 3), format!("{client}.{round}"));
+        let (key, item) = (format!("group-{}:{}", client % 2, round % 3), client * ROUNDS + round);
+        let token = u64::from(item);
+        log.sent(token)?;
         connection.ask(&format!("INC {key} {token}"))?;
-        log.write_all(format!("{token} {key}\n").as_bytes())?;
-        let item = client * ROUNDS + round;
+        log.acked(token)?;
         connection.ask(&format!("ADD pins {item}"))?;
         told.items.push(item);
         connection.ask(&format!("PAIR hub-{client} near-{}", round as usize % (2 * NEIGHBOURS_MAX)))?;
@@ -115,17 +116,17 @@ fn crash_and_hand_over(point: CrashPoint, pass: u64) -> Outcome {
     check(crash.has_fired()?, format!("{at} was crossed\n{}", fixture.log()))?;
 
     // Whoever connects now waits in the backlog until the store is recovered.
-    Client::connect(address)?.ask("INC late late.1")?;
+    Client::connect(address)?.ask("INC late")?;
     fixture.wait_until("another process serves", |status| {
         status["incumbent"]["pid"].as_u64().is_some_and(|pid| pid != u64::from(crashed))
     })?;
     let upgrade = fixture.upgrade(&[])?;
     check(upgrade.committed(), format!("{at}: {upgrade:?}\n{}", fixture.log()))?;
-    Client::connect(address)?.ask("INC late late.2")?;
+    Client::connect(address)?.ask("INC late")?;
     check(fixture.stop()?.success(), fixture.log())?;
 
-    let verdict = fixture.verify(acks.path())?;
-    check(verdict.is_clean(), format!("{at}: {verdict:?}"))?;
+    let found = fixture.verify_disk(acks.path())?;
+    check(found.problems().is_empty(), format!("{at}: {:?}", found.problems()))?;
     let state = Store::look(fixture.data_dir())?;
     check(state == Store::replay(fixture.data_dir())?, format!("{at}: the store is not its log"))?;
     check(state.get("late") == 2, format!("{at}: late {}", state.get("late")))?;

@@ -17,9 +17,10 @@ use clap::Parser;
 use faults::{Ended, Fault, Mischief, plan};
 use handoff_runtime::Timing;
 use handoff_runtime::crash::timing_variable;
+use handoff_testkit::audit::Verdict;
 use handoff_testkit::fixture::{Fixture, Setup};
-use handoff_testkit::load::{Load, LoadReport, LoadSpec};
-use handoff_testkit::oracle::Verdict;
+use handoff_testkit::load::{Cost, Load, LoadSpec};
+use handoff_testkit::store::StoreClient;
 use serde::Serialize;
 
 /// How long after a handover its effects on the clients are still looked for.
@@ -61,7 +62,9 @@ struct Report {
     closed_unanswered: u64,
     acked_lost: u64,
     duplicated: u64,
-    two_writers: u64,
+    two_writers: Option<u64>,
+    /// Every promise that was broken, in words.
+    problems: Vec<String>,
     pause_ms: Spread,
     handover_ms: Spread,
 }
@@ -104,15 +107,16 @@ fn run(args: &Args) -> io::Result<Report> {
     let company = if args.no_faults { "no faults" } else { "faults on the way" };
     println!("{} handovers of the reference store at {address}, {} clients, {company}", args.handovers, args.clients);
 
-    let load = Load::start(&LoadSpec { clients: args.clients, ..LoadSpec::new(address, &acks) })?;
+    let spec = LoadSpec { clients: args.clients, ..LoadSpec::new(address, &acks) };
+    let load = Load::start(&spec, StoreClient::new())?;
     let handovers = hand_over(args, &mut fixture, &load)?;
     if handovers.unexpected > 0 {
         return Err(io::Error::other(format!("{} handovers failed without a fault", handovers.unexpected)));
     }
-    let counts = load.stop()?;
+    let seen = load.stop()?;
     fixture.stop()?;
-    let verdict = fixture.verify(&acks)?;
-    Ok(report(args, handovers, &counts, &verdict))
+    let verdict = fixture.verify(&seen, Cost::NOTHING)?;
+    Ok(report(args, handovers, &verdict))
 }
 
 /// With faults, whoever falls silent is noticed sooner than in earnest, so that the demo need not wait.
@@ -157,11 +161,11 @@ fn hand_over_undisturbed(number: u32, fixture: &Fixture, load: &Load, handovers:
     let from = Instant::now();
     let upgrade = fixture.upgrade(&[])?;
     let to = Instant::now();
-    load.gaps().wait_for_reply_after(to, PATIENCE);
     if upgrade.committed() {
         handovers.committed += 1;
         handovers.calls.push(to - from);
-        handovers.pauses.push(load.gaps().longest_between(from, to + AFTERMATH));
+        let pause = load.gaps().longest_around(from, to + AFTERMATH, PATIENCE);
+        handovers.pauses.push(pause.ok_or_else(|| io::Error::other("nobody answers the clients"))?);
     } else {
         handovers.rolled_back += 1;
         handovers.unexpected += 1;
@@ -200,18 +204,19 @@ fn show_progress(number: u32, of: u32) -> io::Result<()> {
     out.flush()
 }
 
-fn report(args: &Args, handovers: Handovers, counts: &LoadReport, verdict: &Verdict) -> Report {
+fn report(args: &Args, handovers: Handovers, verdict: &Verdict) -> Report {
     Report {
         handovers: args.handovers,
         committed: handovers.committed,
         rolled_back: handovers.rolled_back,
         clients: args.clients,
-        acked: counts.acked,
-        refused: counts.refused,
-        closed_unanswered: counts.closed_unanswered,
-        acked_lost: verdict.acked_lost,
-        duplicated: verdict.duplicated,
-        two_writers: verdict.two_writers,
+        acked: verdict.clients.acked,
+        refused: verdict.clients.refused(),
+        closed_unanswered: verdict.clients.closed_unanswered(),
+        acked_lost: verdict.disk.acked_lost,
+        duplicated: verdict.disk.duplicated,
+        two_writers: verdict.disk.two_writers,
+        problems: verdict.problems(),
         pause_ms: Spread::of(handovers.pauses),
         handover_ms: Spread::of(handovers.calls),
     }
@@ -224,7 +229,7 @@ fn conclude(args: &Args, report: &Report) -> ExitCode {
         ("closed without an answer", report.closed_unanswered),
         ("acknowledged and lost", report.acked_lost),
         ("written twice", report.duplicated),
-        ("two writers", report.two_writers),
+        ("two writers", report.two_writers.unwrap_or_default()),
     ];
     println!("  {:<28}{:>12}", "handovers committed", report.committed);
     println!("  {:<28}{:>12}", "handovers rolled back", report.rolled_back);
@@ -241,8 +246,10 @@ fn conclude(args: &Args, report: &Report) -> ExitCode {
         eprintln!("demo: {}: {error}", path.display());
         return ExitCode::FAILURE;
     }
-    let clean = wrong.iter().all(|(_, count)| *count == 0);
-    if clean && report.acked > 0 && report.committed > 0 {
+    for problem in &report.problems {
+        println!("  {problem}");
+    }
+    if report.problems.is_empty() && report.committed > 0 {
         println!("verdict: nobody was refused, nothing was lost, never two writers");
         ExitCode::SUCCESS
     } else {

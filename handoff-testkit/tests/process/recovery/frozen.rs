@@ -6,11 +6,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use handoff_testkit::fixture::Setup;
+use handoff_testkit::load::Cost;
 use libtest_mimic::Trial;
 use rustix::process::Signal;
 
 use super::daemon::{Mood, build};
-use super::scene::{Cost, PATIENCE, Result, Scene, ended, fixed_address, is_frozen, run, signal};
+use super::scene::{OPEN_CONNECTIONS, PATIENCE, Result, Scene, ended, fixed_address, is_frozen, run, signal};
 use super::trial;
 use crate::{Outcome, check};
 
@@ -47,7 +48,7 @@ fn incumbent_freezes_while_idle() -> Outcome {
     let pid = scene.fixture.incumbent_pid()?;
     signal(pid, Signal::STOP)?;
     scene.wait_for_another_than(pid)?;
-    scene.with_a_patient_watchdog()?.end(Cost::OpenConnections)
+    scene.with_a_patient_watchdog()?.end(OPEN_CONNECTIONS)
 }
 
 /// Somebody may have told it to stand still and died: who adopts it tells it to go on.
@@ -60,7 +61,7 @@ fn incumbent_stands_still_without_a_supervisor() -> Outcome {
     scene.fixture.start_supervisor()?;
     scene.serves()?;
     check(scene.fixture.incumbent_pid()? == pid, format!("it goes on:\n{}", scene.fixture.log()))?;
-    scene.end(Cost::Nothing)
+    scene.end(Cost::NOTHING)
 }
 
 /// It has the lock and no lease yet: only the service's own record says whose it is.
@@ -82,7 +83,7 @@ fn daemon_stands_still_in_its_start() -> Outcome {
     ended(&mut supervisor)?;
     fixture.start_supervisor()?;
     check(fixture.incumbent_pid()? == daemon, format!("it is adopted:\n{}", fixture.log()))?;
-    Scene::on(fixture)?.end(Cost::Nothing)
+    Scene::on(fixture)?.end(Cost::NOTHING)
 }
 
 fn incumbent_that_lives_is_left_alone() -> Outcome {
@@ -95,7 +96,7 @@ fn incumbent_that_lives_is_left_alone() -> Outcome {
     scene.fixture.start_supervisor()?;
     scene.after_acks(1000)?;
     check(scene.fixture.incumbent_pid()? == pid, scene.fixture.log())?;
-    scene.with_a_patient_watchdog()?.end(Cost::Nothing)
+    scene.with_a_patient_watchdog()?.end(Cost::NOTHING)
 }
 
 /// A directory with builds, the first of which serves.
@@ -146,7 +147,7 @@ fn incumbent_freezes(mood: Mood) -> Outcome {
     let upgrade = builds.scene.fixture.upgrade(&[&good.to_string_lossy()])?;
     check(upgrade.committed(), format!("the successor is promoted: {upgrade:?}\n{}", builds.scene.fixture.log()))?;
     check(builds.scene.fixture.incumbent_pid()? != pid, "the successor serves")?;
-    builds.end(Cost::OpenConnections)
+    builds.end(OPEN_CONNECTIONS)
 }
 
 fn successor_freezes() -> Outcome {
@@ -157,7 +158,7 @@ fn successor_freezes() -> Outcome {
     check(upgrade.code == Some(2), format!("{upgrade:?}\n{}", builds.scene.fixture.log()))?;
     check(upgrade.stderr.contains("silent"), upgrade.stderr)?;
     check(builds.scene.fixture.incumbent_pid()? == pid, "the old one serves on")?;
-    builds.end(Cost::Nothing)
+    builds.end(Cost::NOTHING)
 }
 
 /// It has acknowledged writes under its own epoch, and dies before it has said Ready: the old one takes the data back, with
@@ -173,7 +174,7 @@ fn successor_dies_serving() -> Outcome {
     check(upgrade.code == Some(2), format!("{upgrade:?}\n{}", builds.scene.fixture.log()))?;
     check(builds.scene.fixture.incumbent_pid()? == pid, "the old one serves again")?;
     check(epoch()? >= before + 2, format!("the new one served under {}, and the old one goes on above", before + 1))?;
-    builds.end(Cost::OpenConnections)
+    builds.end(OPEN_CONNECTIONS)
 }
 
 /// The successor freezes under the lock, the supervisor dies, and another one comes.
@@ -188,7 +189,7 @@ fn orphan_freezes_under_the_lock() -> Outcome {
     builds.scene.fixture.start_supervisor()?;
     builds.scene.serves()?;
     check(builds.scene.fixture.incumbent_pid()? == old, format!("it is undone:\n{}", builds.scene.fixture.log()))?;
-    builds.end(Cost::Nothing)
+    builds.end(Cost::NOTHING)
 }
 
 /// The successor stands still as soon as it is Active, and the supervisor dies before it can commit: the incumbent, or the
@@ -203,7 +204,7 @@ fn orphan_freezes_active() -> Outcome {
     builds.scene.fixture.start_supervisor()?;
     builds.scene.serves()?;
     check(builds.scene.fixture.incumbent_pid()? != old, builds.scene.fixture.log())?;
-    builds.end(Cost::OpenConnections)
+    builds.end(OPEN_CONNECTIONS)
 }
 
 /// A handover whose successor has the lock and opens slowly, and whose supervisor is dead. With the old pid.
@@ -222,7 +223,7 @@ fn successor_opens_slowly() -> Outcome {
     let (mut builds, old) = orphan_that_opens_slowly()?;
     builds.scene.fixture.start_supervisor()?;
     check(builds.scene.fixture.incumbent_pid()? == old, format!("it is undone:\n{}", builds.scene.fixture.log()))?;
-    builds.end(Cost::Nothing)
+    builds.end(Cost::NOTHING)
 }
 
 /// Nobody ends it meanwhile: it takes over without a supervisor, and the next one finds it.
@@ -234,7 +235,7 @@ fn successor_takes_over() -> Outcome {
     let status = builds.scene.fixture.status()?;
     let taken_over = status["incumbent"]["pid"] != old && status["incumbent"]["build_id"] == "other";
     check(taken_over, format!("it is adopted: {status}\n{}", builds.scene.fixture.log()))?;
-    builds.end(Cost::Nothing)
+    builds.end(Cost::NOTHING)
 }
 
 fn supervisor_freezes_while_idle() -> Outcome {
@@ -247,7 +248,7 @@ fn supervisor_freezes_while_idle() -> Outcome {
     scene.fixture.start_supervisor()?;
     check(ended(&mut first)?.code().is_none(), "the frozen supervisor is ended")?;
     check(scene.fixture.incumbent_pid()? == pid, "its daemon is adopted")?;
-    scene.with_a_patient_watchdog()?.end(Cost::Nothing)
+    scene.with_a_patient_watchdog()?.end(Cost::NOTHING)
 }
 
 fn supervisor_freezes_in_a_handover() -> Outcome {
@@ -266,7 +267,7 @@ fn supervisor_freezes_in_a_handover() -> Outcome {
     check(ended(&mut first)?.code().is_none(), "the frozen supervisor is ended")?;
     check(ended(&mut upgrade)?.code() == Some(3), "its client is told")?;
     check(scene.fixture.incumbent_pid()? == old, format!("the handover is undone:\n{}", scene.fixture.log()))?;
-    scene.end(Cost::Nothing)
+    scene.end(Cost::NOTHING)
 }
 
 /// `handoff upgrade` that is not waited for.

@@ -6,12 +6,13 @@ use std::time::Duration;
 use handoff_journal::{Details, HandoffId, Phase, StateJournal};
 use handoff_runtime::DataDirLock;
 use handoff_testkit::fixture::{Fixture, Setup};
+use handoff_testkit::load::Cost;
 use libtest_mimic::Trial;
 use rustix::process::Signal;
 
 use super::daemon::{Mood, build};
 use super::frozen::upgrade_in_background;
-use super::scene::{Cost, Result, Scene, ended, fixed_address, run, signal};
+use super::scene::{OPEN_CONNECTIONS, Result, Scene, ended, fixed_address, run, signal};
 use super::trial;
 use crate::{Outcome, check};
 
@@ -63,7 +64,7 @@ fn old_generations(mood: Mood, lines: &str, supervisor: Supervisor) -> Outcome {
     }
     scene.serves()?;
     scene.only(2)?;
-    scene.end(Cost::Nothing)
+    scene.end(Cost::NOTHING)
 }
 
 /// A process that holds the lock of a data directory and does nothing else.
@@ -133,7 +134,7 @@ fn a_leftover_of_the_journal_loses_the_lock() -> Outcome {
         std::thread::spawn(move || ended(&mut locker.0).map(|status| status.code()).map_err(|e| e.to_string()));
     fixture.start_supervisor()?;
     check(waiting.join().map_err(|_| "a panic")??.is_none(), "the leftover is ended")?;
-    Scene::on(fixture)?.end(Cost::Nothing)
+    Scene::on(fixture)?.end(Cost::NOTHING)
 }
 
 /// What a service that was killed has left in its own record of the last handover.
@@ -184,7 +185,7 @@ fn one_that_was_told_to_leave_loses_the_lock(record: Record) -> Outcome {
     scene.fixture.start_supervisor()?;
     scene.serves()?;
     check(!scene.fixture.processes().contains(&oldest), format!("it is ended:\n{}", scene.fixture.log()))?;
-    scene.end(Cost::OpenConnections)
+    scene.end(OPEN_CONNECTIONS)
 }
 
 /// Nobody serves when the service is started again, and those that were to leave have not.
@@ -202,7 +203,7 @@ fn old_generations_keep_no_address() -> Outcome {
     scene.configure("retire", SOON)?;
     scene.fixture.start_supervisor()?;
     scene.serves()?;
-    scene.end(Cost::OpenConnections)
+    scene.end(OPEN_CONNECTIONS)
 }
 
 fn a_stranger_with_the_lock_is_named() -> Outcome {
@@ -217,7 +218,7 @@ fn a_stranger_with_the_lock_is_named() -> Outcome {
     signal(locker.0.id(), Signal::KILL)?;
     ended(&mut locker.0)?;
     fixture.start_supervisor()?;
-    Scene::on(fixture)?.end(Cost::Nothing)
+    Scene::on(fixture)?.end(Cost::NOTHING)
 }
 
 fn sigterm_in_a_handover_leaves_nothing() -> Outcome {
@@ -230,5 +231,5 @@ fn sigterm_in_a_handover_leaves_nothing() -> Outcome {
     let (fixture, verdict) = scene.stop()?;
     check(ended(&mut upgrade)?.code() == Some(2), format!("the handover is undone first:\n{}", fixture.log()))?;
     check(fixture.processes().is_empty(), format!("{:?}", fixture.processes()))?;
-    check(verdict.is_clean() && verdict.acked > 0, format!("{verdict:?}\n{}", fixture.log()))
+    check(verdict.is_clean(), format!("{:?}\n{}", verdict.problems(), fixture.log()))
 }

@@ -4,12 +4,13 @@ use std::fs;
 use std::path::PathBuf;
 
 use handoff_testkit::fixture::Setup;
+use handoff_testkit::load::Cost;
 use libtest_mimic::Trial;
 use rustix::process::Signal;
 use serde_json::Value;
 
 use super::daemon::{Mood, build};
-use super::scene::{Cost, Result, Scene, fixed_address, signal};
+use super::scene::{OPEN_CONNECTIONS, Result, Scene, fixed_address, signal};
 use super::trial;
 use crate::{Outcome, check};
 
@@ -93,7 +94,7 @@ fn new_build_dies_on_probation() -> Outcome {
     let pid = builds.scene.fixture.incumbent_pid()?;
     signal(pid, Signal::KILL)?;
     builds.expect("first", pid)?;
-    builds.end(Cost::OpenConnections)
+    builds.end(OPEN_CONNECTIONS)
 }
 
 fn new_build_dies_without_a_supervisor() -> Outcome {
@@ -102,7 +103,7 @@ fn new_build_dies_without_a_supervisor() -> Outcome {
     signal(pid, Signal::KILL)?;
     builds.scene.fixture.start_supervisor()?;
     builds.expect("first", pid)?;
-    builds.end(Cost::OpenConnections)
+    builds.end(OPEN_CONNECTIONS)
 }
 
 fn new_build_dies_after_a_restart() -> Outcome {
@@ -112,7 +113,7 @@ fn new_build_dies_after_a_restart() -> Outcome {
     check(builds.scene.fixture.incumbent_pid()? == pid, "it is adopted")?;
     signal(pid, Signal::KILL)?;
     builds.expect("first", pid)?;
-    builds.end(Cost::OpenConnections)
+    builds.end(OPEN_CONNECTIONS)
 }
 
 fn new_build_freezes_on_probation() -> Outcome {
@@ -123,14 +124,14 @@ fn new_build_freezes_on_probation() -> Outcome {
     builds.scene.fixture.status()?;
     signal(pid, Signal::STOP)?;
     builds.expect("first", pid)?;
-    builds.end(Cost::OpenConnections)
+    builds.end(OPEN_CONNECTIONS)
 }
 
 fn new_build_dies_after_its_probation() -> Outcome {
     let (mut builds, pid) = Builds::upgraded(Mood::Good, Mood::Good, &["probation = \"0ms\""])?;
     signal(pid, Signal::KILL)?;
     builds.expect("second", pid)?;
-    builds.end(Cost::OpenConnections)
+    builds.end(OPEN_CONNECTIONS)
 }
 
 fn old_build_can_not_read() -> Outcome {
@@ -139,7 +140,7 @@ fn old_build_can_not_read() -> Outcome {
     builds.expect("second", pid)?;
     let log = builds.scene.fixture.log();
     check(log.contains("can't take the data back"), log)?;
-    builds.end(Cost::OpenConnections)
+    builds.end(OPEN_CONNECTIONS)
 }
 
 fn old_build_can_not_resume() -> Outcome {
@@ -150,7 +151,7 @@ fn old_build_can_not_resume() -> Outcome {
     let upgrade = builds.scene.fixture.upgrade(&[&builds.second.to_string_lossy()])?;
     check(upgrade.code == Some(2), format!("{upgrade:?}"))?;
     builds.expect("second", pid)?;
-    builds.end(Cost::OpenConnections)
+    builds.end(OPEN_CONNECTIONS)
 }
 
 fn rollback(builds: &mut Builds, to: &str) -> Outcome {
@@ -170,7 +171,7 @@ fn rollback_goes_back_and_forth() -> Outcome {
     builds.scene.fixture.kill_supervisor()?;
     builds.scene.fixture.start_supervisor()?;
     rollback(&mut builds, "first")?;
-    builds.end(Cost::Nothing)
+    builds.end(Cost::NOTHING)
 }
 
 fn rollback_without_an_earlier_build() -> Outcome {
@@ -181,5 +182,5 @@ fn rollback_without_an_earlier_build() -> Outcome {
     check(error.lines().count() == 1 && error.contains("no build to go back to"), error)?;
     let report: Value = serde_json::from_slice(&output.stdout)?;
     check(report["committed"] == false && report["handoff_id"].is_null(), format!("{report}"))?;
-    scene.end(Cost::Nothing)
+    scene.end(Cost::NOTHING)
 }

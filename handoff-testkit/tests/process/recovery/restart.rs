@@ -3,9 +3,10 @@
 use std::os::unix::net::UnixDatagram;
 
 use handoff_testkit::fixture::Setup;
+use handoff_testkit::load::Cost;
 use libtest_mimic::Trial;
 
-use super::scene::{Cost, PATIENCE, Scene, ended};
+use super::scene::{PATIENCE, Scene, ended};
 use super::trial;
 use crate::{Outcome, check};
 
@@ -49,7 +50,7 @@ fn killed_at(point: &str, committed: Option<bool>) -> Outcome {
     }
     scene.serves()?;
     scene.only(2)?;
-    scene.end(Cost::Nothing)
+    scene.end(Cost::NOTHING)
 }
 
 fn killed_while_idle() -> Outcome {
@@ -62,7 +63,7 @@ fn killed_while_idle() -> Outcome {
         check(scene.fixture.incumbent_pid()? == pid, "the daemon is adopted")?;
         scene.upgrade()?;
     }
-    scene.end(Cost::Nothing)
+    scene.end(Cost::NOTHING)
 }
 
 fn service_manager_is_told() -> Outcome {
@@ -78,5 +79,5 @@ fn service_manager_is_told() -> Outcome {
     let (_, verdict) = scene.stop()?;
     let count = manager.recv(&mut text)?;
     check(&text[..count] == b"STOPPING=1\n", "it is told that the service stops")?;
-    check(verdict.is_clean(), format!("{verdict:?}"))
+    check(verdict.is_clean(), format!("{:?}", verdict.problems()))
 }

@@ -1,0 +1,174 @@
+//! What this machine needs by itself, without any handover: the measure for times that must bind on every machine.
+//!
+//! A [`Yardstick`] is measured before; a [`Metronome`] runs beside what is measured, and tells how late the machine was meanwhile.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::Spread;
+
+/// The role in which the program is started to be measured.
+pub(crate) const ROLE: &str = "yardstick";
+
+/// How often each thing is measured.
+const ROUNDS: usize = 9;
+
+/// The times of what every change of processes consists of.
+#[derive(Debug, Clone, Copy)]
+pub struct Yardstick {
+    /// To start this program again, until it has said a byte.
+    pub start: Spread,
+    /// To append a line to a file in the directory, and to sync it.
+    pub sync: Spread,
+}
+
+impl Yardstick {
+    /// Measures on the file system of this directory. Call [`crate::init`] first in `main`: the program starts itself.
+    ///
+    /// # Errors
+    /// The program can't be started, or the disk refuses.
+    pub fn measure(dir: &Path) -> io::Result<Self> {
+        let starts = (0..ROUNDS).map(|_| time_of_a_start()).collect::<io::Result<Vec<_>>>()?;
+        let mut file = tempfile::tempfile_in(dir)?;
+        let syncs = (0..ROUNDS).map(|_| time_of_a_sync(&mut file)).collect::<io::Result<Vec<_>>>()?;
+        Ok(Self { start: Spread::of(&starts), sync: Spread::of(&syncs) })
+    }
+
+    /// One start and one sync, in the median.
+    pub fn one_of_each(&self) -> Duration {
+        Duration::from_secs_f64((self.start.p50 + self.sync.p50) / 1e3)
+    }
+}
+
+/// What the role does.
+pub(crate) fn main() -> ExitCode {
+    match io::stdout().write_all(b"\n").and_then(|()| io::stdout().flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn time_of_a_start() -> io::Result<Duration> {
+    let from = Instant::now();
+    let mut command = Command::new(std::env::current_exe()?);
+    let mut child = command.env(crate::ROLE_VARIABLE, ROLE).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let said = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?.read_exact(&mut [0]);
+    let time = from.elapsed();
+    child.wait()?;
+    said.map(|()| time)
+}
+
+fn time_of_a_sync(file: &mut File) -> io::Result<Duration> {
+    let from = Instant::now();
+    file.write_all(b"a line of a log\n")?;
+    file.sync_data()?;
+    Ok(from.elapsed())
+}
+
+/// How often it beats. Rare enough to cost nothing, often enough to be there when the machine stands still.
+const BEAT: Duration = Duration::from_millis(25);
+/// Only the latest beats are kept: some ten minutes of them.
+const BEATS_MAX: usize = 1 << 16;
+
+/// A thread that wants to wake, and to sync a line, at every beat, and notes how late it was: by so much has the machine itself held
+/// up whatever else ran meanwhile.
+#[derive(Debug)]
+pub struct Metronome {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    beats: Mutex<Beats>,
+    stop: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Beats {
+    /// When a beat was over, and by how much it was late.
+    late: std::collections::VecDeque<(Instant, Duration)>,
+    stopped: bool,
+}
+
+impl Metronome {
+    /// Starts it, on the file system of this directory.
+    ///
+    /// # Errors
+    /// No file or no thread can be had.
+    pub fn start(dir: &Path) -> io::Result<Self> {
+        let mut file = tempfile::tempfile_in(dir)?;
+        let shared = Arc::new(Shared::default());
+        let theirs = Arc::clone(&shared);
+        let thread = thread::Builder::new().name("metronome".into()).spawn(move || theirs.beat(&mut file))?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// The latest beat of those that were over after `from`.
+    pub fn worst_since(&self, from: Instant) -> Duration {
+        let beats = self.shared.beats();
+        let since = beats.late.iter().rev().take_while(|(at, _)| *at >= from);
+        since.map(|(_, late)| *late).max().unwrap_or_default()
+    }
+}
+
+impl Shared {
+    fn beat(&self, file: &mut File) {
+        let mut beats = self.beats();
+        while !beats.stopped {
+            let due = Instant::now() + BEAT;
+            let waited = self.stop.wait_timeout_while(beats, BEAT, |beats| !beats.stopped);
+            drop(waited);
+            // A disk that refuses is late for as long as it takes to say so; the service under test has its own errors.
+            let _ = time_of_a_sync(file);
+            let over = Instant::now();
+            beats = self.beats();
+            if beats.late.len() == BEATS_MAX {
+                beats.late.pop_front();
+            }
+            beats.late.push_back((over, over.saturating_duration_since(due)));
+        }
+    }
+
+    fn beats(&self) -> MutexGuard<'_, Beats> {
+        self.beats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Metronome {
+    fn drop(&mut self) {
+        self.shared.beats().stopped = true;
+        self.shared.stop.notify_all();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_beat_that_was_held_up_is_late_by_as_much() {
+        let metronome = Metronome::start(&std::env::temp_dir()).expect("starts");
+        let from = Instant::now();
+        let held = Duration::from_millis(60);
+        {
+            let _nobody_notes_anything = metronome.shared.beats();
+            while from.elapsed() < held {
+                thread::yield_now();
+            }
+        }
+        while metronome.worst_since(from).is_zero() {
+            thread::yield_now();
+        }
+        assert!(metronome.worst_since(from) >= held - 2 * BEAT, "{:?}", metronome.worst_since(from));
+        assert_eq!(metronome.worst_since(Instant::now() + held), Duration::ZERO);
+    }
+}
