@@ -1,15 +1,19 @@
-//! The fault matrix on a daemon that is not the built-in one; here the reference store, in its own binary's place yours.
+//! The fault matrix on a daemon that is not the built-in one: here the reference store, in its own binary's place yours.
+//!
+//! A test of yours has `harness = false` and `handoff_testkit::matrix_main!(YourDaemon);` in place of this `main`, see
+//! `handoff-testkit/tests/store_matrix.rs`.
 //!
 //! `cargo run -p handoff-testkit --features store --example your_daemon [GLOB]`
 
-use std::io::{self, BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use handoff_testkit::fixture::Setup;
+use handoff_testkit::load::Connection;
 use handoff_testkit::matrix::{Matrix, Subject, Written};
+use handoff_testkit::oracle::Log;
 use handoff_testkit::store::Store;
 
 struct YourDaemon;
@@ -17,33 +21,53 @@ struct YourDaemon;
 impl Subject for YourDaemon {
     /// The binary needs `handoff-runtime` with the feature `crash-points`.
     fn setup(&self) -> io::Result<Setup> {
-        // Setup::new("/path/to/your-daemon").arg("--fast").listener("http", "127.0.0.1:0")
-        Ok(Setup::role("store")?.listener("http", "127.0.0.1:0"))
+        // Setup::new(env!("CARGO_BIN_EXE_yours")).arg("--fast").listener("http", "127.0.0.1:0")
+        Ok(Setup::role("store")?.env("STORE_LOG", "whole").listener("http", "127.0.0.1:0"))
+    }
+
+    fn opens_within(&self) -> Duration {
+        Duration::from_millis(100)
     }
 
     /// One write: it has happened for good when the daemon says so.
-    fn write(&self, address: SocketAddr, token: u64, patience: Duration) -> io::Result<()> {
-        let mut stream = TcpStream::connect_timeout(&address, patience)?;
-        stream.set_read_timeout(Some(patience))?;
-        writeln!(stream, "INC {token}")?;
-        let mut reply = String::new();
-        BufReader::new(stream).read_line(&mut reply)?;
-        if reply.starts_with("OK ") { Ok(()) } else { Err(io::Error::other(reply)) }
+    fn write(&self, connection: &mut Connection, token: u64) -> io::Result<()> {
+        ask(connection, &format!("INC {token} {token}"), "OK 1").map(drop)
+    }
+
+    fn reads(&self) -> bool {
+        true
+    }
+
+    fn read(&self, connection: &mut Connection, token: u64) -> io::Result<bool> {
+        Ok(ask(connection, &format!("GET {token}"), "VALUE ")?.starts_with("VALUE 1 "))
     }
 
     /// All writes, from disk, when nobody runs any more.
     fn written(&self, data_dir: &Path) -> io::Result<Vec<Written>> {
-        let state = Store::look(data_dir).map_err(io::Error::other)?;
-        let writes = state.signals.iter().flat_map(|(token, signal)| (0..signal.count).map(move |_| token));
-        let token = |text: &str| text.parse().map_err(io::Error::other);
-        writes.map(|text| Ok(Written { token: token(text)?, epoch: None })).collect()
+        Ok(Log::read(data_dir).map_err(io::Error::other)?.written)
     }
+
+    /// A check of its own: the store opens, and is what its log says.
+    fn check(&self, data_dir: &Path) -> Vec<String> {
+        match (Store::look(data_dir), Store::replay(data_dir)) {
+            (Ok(store), Ok(replayed)) if store == replayed => Vec::new(),
+            (Ok(_), Ok(_)) => vec!["replay: the store is not its log".to_owned()],
+            (Err(error), _) | (_, Err(error)) => vec![format!("reopen: {error}")],
+        }
+    }
+}
+
+/// Sends a line, and takes a reply that begins with this.
+fn ask(connection: &mut Connection, request: &str, expected: &str) -> io::Result<String> {
+    writeln!(connection, "{request}")?;
+    let reply = connection.read_line()?.ok_or(io::ErrorKind::UnexpectedEof)?;
+    if reply.starts_with(expected) { Ok(reply) } else { Err(io::Error::other(reply)) }
 }
 
 fn main() -> ExitCode {
     handoff_testkit::init(); // first of all: the store and the supervisor are this program, run again
     let filter = std::env::args().nth(1).unwrap_or_else(|| "n-after-*/kill".to_owned());
-    let report = Matrix::of(&YourDaemon).filter(&filter).side_by_side(2).run(1);
+    let report = Matrix::of(YourDaemon).filter(&filter).side_by_side(2).run(1);
     println!("{report}");
     ExitCode::from(u8::from(!report.is_clean()))
 }

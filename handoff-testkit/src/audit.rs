@@ -85,8 +85,7 @@ impl OnDisk {
         ];
         let counted =
             counted.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
-        let nothing = (self.acked == 0).then(|| "no write was acknowledged: nothing is proven".to_owned());
-        counted.chain(nothing).chain(self.failed_checks.iter().cloned()).collect()
+        counted.chain(self.failed_checks.iter().cloned()).collect()
     }
 
     /// What nobody could look at, in words.
@@ -140,9 +139,10 @@ impl Verdict {
         self.problems().is_empty()
     }
 
-    /// Every promise that was not; a line each.
+    /// Every promise that was not; a line each. A load to which nothing was acknowledged proves nothing.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = self.clients.problems(self.cost);
+        problems.extend((self.disk.acked == 0).then(|| "no write was acknowledged".to_owned()));
         problems.extend(self.disk.problems());
         problems
     }
@@ -207,7 +207,8 @@ mod tests {
     fn nothing_acknowledged_proves_nothing_and_failed_checks_count() {
         let dir = tempfile::tempdir().expect("a directory");
         let nothing = OnDisk::compare(dir.path(), &[], Vec::new()).expect("readable");
-        assert_eq!(nothing.problems().len(), 1);
+        let seen = Seen { counts: Counts::default(), acks_dir: dir.path().into() };
+        assert!(!Verdict::new(&seen, nothing, Cost::NOTHING).is_clean());
         let mut found = on_disk(&by(&[(1, 1), (1, 2), (2, 3)]));
         found.failed_checks.push("integrity_check: row 7 missing".into());
         assert_eq!(found.problems(), ["integrity_check: row 7 missing"]);

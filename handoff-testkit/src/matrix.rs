@@ -1,47 +1,109 @@
 //! The fault matrix: role × point × fault → expected outcome, on real processes; runs on the built-in daemon or on yours.
 //!
-//! Each [`Row`] is a service of its own in a temporary directory, with a client that writes all the time. A handover is
-//! ordered, one process fails at the row's point, and when all has settled it is checked that the fault really happened, who
-//! serves, how long nobody did, that every acknowledged write is on disk, that no two writers were at work, that nothing was
-//! left behind, and that the next handover commits. [`Matrix::run_in_a_row`] does the same to one service again and again.
+//! Each [`Row`] is a service of its own in a temporary directory, with clients that write all the time. Something brings a process to the
+//! row's point, mostly a handover, and it fails there. When all has settled it is checked that the fault really happened, who serves, how
+//! long nobody did, what `handoff upgrade` and the history said of it, that the processes that went through it have nothing more in their
+//! hands than before, that the next handover commits within its time, that every acknowledged write is on disk and came back right, that
+//! no two writers were at work, and that no client suffered anything that the fault does not explain. [`Matrix::run_in_a_row`] does the same
+//! to one service again and again.
 //!
-//! The expectations stand in one table, written by hand. The protocol's intervals are shortened for the processes
-//! under test, by variables that only a build with the feature `crash-points` of `handoff-runtime` reads: the daemon under
-//! test needs that feature, and nothing else.
+//! The expectations stand in one table, written by hand. The protocol's intervals are shortened for the processes under test, by variables
+//! that only a build with the feature `crash-points` of `handoff-runtime` reads: the daemon under test needs that feature (a dev-dependency
+//! on this crate turns it on), and nothing else.
+//!
+//! # As tests
+//!
+//! A test of your own with `harness = false` in `Cargo.toml`, one trial for each row, for `cargo test` and for nextest:
 //!
 //! ```no_run
-//! use handoff_testkit::matrix::Matrix;
+//! use std::io::{self, Write};
+//! use std::path::Path;
 //!
-//! handoff_testkit::init(); // first in `main`
-//! let report = Matrix::built_in().filter("n-*").run(1);
-//! println!("{report}");
-//! assert!(report.is_clean());
+//! use handoff_testkit::fixture::Setup;
+//! use handoff_testkit::load::Connection;
+//! use handoff_testkit::matrix::{Subject, Written};
+//!
+//! struct Counter;
+//!
+//! impl Subject for Counter {
+//!     fn setup(&self) -> io::Result<Setup> {
+//!         Ok(Setup::new("target/debug/counter").listener("http", "127.0.0.1:0")) // yours: env!("CARGO_BIN_EXE_counter")
+//!     }
+//!
+//!     fn write(&self, connection: &mut Connection, token: u64) -> io::Result<()> {
+//!         writeln!(connection, "ADD {token}")?;
+//!         match connection.read_line()?.as_deref() {
+//!             Some("OK") => Ok(()),
+//!             Some(other) => Err(io::Error::other(other.to_owned())),
+//!             None => Err(io::ErrorKind::UnexpectedEof.into()),
+//!         }
+//!     }
+//!
+//!     fn written(&self, data_dir: &Path) -> io::Result<Vec<Written>> {
+//!         let text = std::fs::read_to_string(data_dir.join("log"))?;
+//!         Ok(text.lines().filter_map(|line| line.parse().ok()).map(Written::plain).collect())
+//!     }
+//! }
+//!
+//! handoff_testkit::matrix_main!(Counter);
 //! ```
+//!
+//! A row that fails prints how to run it again by itself, and is kept in `handover-regressions.txt` beside your `Cargo.toml`; what stands
+//! there is run again, with its seed, every time.
 
-mod client;
+mod answer;
+mod control;
 pub(crate) mod daemon;
+mod durability;
+mod footprint;
+pub mod manners;
 mod points;
 mod report;
 mod row;
 mod scene;
+mod series;
 mod settled;
 mod subject;
 mod table;
 mod trap;
+mod trials;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use std::{io, thread};
 
 use handoff_runtime::Timing;
 
-pub use points::{Fault, Point, Role};
+pub use crate::audit::Written;
+pub use control::Control;
+pub use points::{Fault, OwnPoint, Place, Point, Role};
 pub use report::{Report, RowReport};
-pub use subject::{BuiltIn, Subject, Written};
-pub use table::{Bound, Expected, Serving, expected};
+pub use subject::{BuiltIn, Subject};
+pub use table::{Bound, Epoch, Expected, Serving, expected};
+pub use trials::{main, trials};
 
-use settled::Control;
+use table::{OPENINGS, expected_of_two, expected_with_a_slow_opening, expected_with_slow_hooks};
+
+/// One fault at one point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Strike {
+    /// Where it happens, and to whom.
+    pub point: Point,
+    /// What happens.
+    pub fault: Fault,
+}
+
+/// How long the daemon's hooks and its opening take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hooks {
+    /// As long as they take.
+    AsTheyAre,
+    /// Drain and seal take so long that a fault strikes while the incumbent is in them.
+    Slow,
+    /// The successor's opening takes this long.
+    Opening(Duration),
+}
 
 /// A fault, and what must come of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,37 +112,116 @@ pub struct Row {
     pub point: Point,
     /// What happens.
     pub fault: Fault,
+    /// What the daemon does meanwhile.
+    pub hooks: Hooks,
+    /// A second fault, which may strike while the first one is being settled.
+    pub second: Option<Strike>,
     /// What must come of it.
     pub expected: Expected,
 }
 
+/// Second faults that meet the ones who settle the first: the likely pairs. Others are drawn, see [`Matrix::pairs`].
+const LIKELY_PAIRS: &[(Strike, Strike)] = &[
+    (strike(Point::SAfterBeginSent, Fault::Kill), strike(Point::NAfterLock, Fault::Kill)),
+    (strike(Point::SAfterSealCompleteRecv, Fault::Exit), strike(Point::SInRecovery, Fault::Exit)),
+    (strike(Point::SAfterReadyRecv, Fault::Exit), strike(Point::SInRecovery, Fault::Kill)),
+    (strike(Point::SAfterPrepareSent, Fault::Exit), strike(Point::OInResume, Fault::Error)),
+    (strike(Point::OInDrain, Fault::Kill), strike(Point::NAfterLock, Fault::Kill)),
+    (strike(Point::OInSeal, Fault::Error), strike(Point::OInResume, Fault::Kill)),
+    (strike(Point::OAfterSealCompleteSent, Fault::Kill), strike(Point::NBeforeAnnounceReady, Fault::Kill)),
+    (strike(Point::NAfterLock, Fault::Kill), strike(Point::OInResume, Fault::Error)),
+    (strike(Point::NBeforeAnnounceReady, Fault::Error), strike(Point::OInResume, Fault::Kill)),
+    (strike(Point::NAfterReady, Fault::Kill), strike(Point::OInResume, Fault::Delay)),
+];
+
+const fn strike(point: Point, fault: Fault) -> Strike {
+    Strike { point, fault }
+}
+
 impl Row {
-    /// All rows of the table.
-    pub fn all() -> Vec<Self> {
-        let pairs = Point::ALL.iter().flat_map(|point| Fault::ALL.iter().map(move |fault| (*point, *fault)));
-        pairs
-            .filter_map(|(point, fault)| expected(point, fault).map(|expected| Self { point, fault, expected }))
-            .collect()
+    /// All rows of the table for a daemon that has these points of its own.
+    pub fn all(own: &[OwnPoint]) -> Vec<Self> {
+        let points: Vec<_> = Point::ALL.iter().copied().chain(own.iter().copied().map(Point::Own)).collect();
+        let single = points.iter().flat_map(|point| Fault::ALL.iter().filter_map(|fault| Self::single(*point, *fault)));
+        let has = |place: Place| own.iter().any(|point| point.place == place);
+        let slow = Point::ALL.iter().filter(|_| has(Place::Drain) && has(Place::Seal));
+        let slow = slow.flat_map(|point| Fault::ALL.iter().filter_map(|fault| Self::with_slow_hooks(*point, *fault)));
+        let opening = OPENINGS.iter().filter(|_| has(Place::Opening));
+        let opening =
+            opening.flat_map(|time| Fault::ALL.iter().filter_map(|fault| Self::with_a_slow_opening(*fault, *time)));
+        let pairs = LIKELY_PAIRS.iter().filter_map(|(first, second)| Self::pair(*first, *second));
+        single.chain(slow).chain(opening).chain(pairs).collect()
     }
 
-    /// `ROLE/POINT/FAULT`, such as `successor/n-after-lock/kill`.
+    fn single(point: Point, fault: Fault) -> Option<Self> {
+        if let Point::Own(own) = point
+            && !own.faults.contains(&fault)
+        {
+            return None;
+        }
+        let expected = expected(point, fault)?;
+        Some(Self { point, fault, hooks: Hooks::AsTheyAre, second: None, expected })
+    }
+
+    fn with_slow_hooks(point: Point, fault: Fault) -> Option<Self> {
+        let expected = expected_with_slow_hooks(point, fault)?;
+        Some(Self { point, fault, hooks: Hooks::Slow, second: None, expected })
+    }
+
+    fn with_a_slow_opening(fault: Fault, time: Duration) -> Option<Self> {
+        let expected = expected_with_a_slow_opening(fault, time)?;
+        Some(Self { point: Point::SAfterBeginSent, fault, hooks: Hooks::Opening(time), second: None, expected })
+    }
+
+    fn pair(first: Strike, second: Strike) -> Option<Self> {
+        let of_two = expected_of_two(expected(first.point, first.fault)?, expected(second.point, second.fault)?);
+        Some(Self {
+            point: first.point,
+            fault: first.fault,
+            hooks: Hooks::AsTheyAre,
+            second: Some(second),
+            expected: of_two,
+        })
+    }
+
+    /// The fault by which the row is known.
+    pub fn strike(&self) -> Strike {
+        Strike { point: self.point, fault: self.fault }
+    }
+
+    /// `ROLE/POINT/FAULT`, such as `successor/n-after-lock/kill`, with what is particular behind a `+`.
     pub fn name(&self) -> String {
-        format!("{}/{}/{}", self.point.role(), self.point.name(), self.fault.name())
+        let hooks = match self.hooks {
+            Hooks::AsTheyAre => String::new(),
+            Hooks::Slow => "+slow-hooks".to_owned(),
+            Hooks::Opening(time) => format!("+opens-in-{}ms", time.as_millis()),
+        };
+        let second = self.second.map_or(String::new(), |it| format!("+{}/{}", it.point.name(), it.fault.name()));
+        format!("{}/{}/{}{hooks}{second}", self.point.role(), self.point.name(), self.fault.name())
     }
 
     /// Whether a pattern with `*` and `?` means this row: by its role, its point, its fault, `POINT/FAULT` or its whole name.
     pub fn is_meant_by(&self, pattern: &str) -> bool {
+        let name = self.name();
+        let without_role = name.split_once('/').map_or("", |(_, rest)| rest);
         let (role, point, fault) = (self.point.role().to_string(), self.point.name(), self.fault.name());
-        let names = [role.as_str(), point, fault, &format!("{point}/{fault}"), &self.name()].map(str::to_owned);
+        let names = [role.as_str(), point, fault, without_role, &name];
         names.iter().any(|name| matches(pattern.as_bytes(), name.as_bytes()))
+    }
+
+    /// What the daemon itself may need besides: whoever takes over, or takes back, opens the data.
+    fn opens(&self, matrix: &Matrix) -> Duration {
+        match self.expected.bound {
+            Bound::Nothing if self.expected.serving == [Serving::Old] => Duration::ZERO,
+            _ => matrix.subject.opens_within(),
+        }
     }
 }
 
 /// The matrix for one daemon.
-pub struct Matrix<'a> {
-    subject: &'a dyn Subject,
+pub struct Matrix {
+    subject: Arc<dyn Subject>,
     rows: Vec<Row>,
-    tolerance: Duration,
     side_by_side: usize,
     clients: u32,
     seed: u64,
@@ -88,38 +229,23 @@ pub struct Matrix<'a> {
     control: OnceLock<Result<Control, String>>,
 }
 
-impl Matrix<'static> {
+impl Matrix {
     /// On the built-in daemon.
     pub fn built_in() -> Self {
-        Self::of(&BuiltIn)
+        Self::of(BuiltIn)
     }
-}
 
-impl<'a> Matrix<'a> {
     /// On a daemon of the caller's own.
-    pub fn of(subject: &'a dyn Subject) -> Self {
-        Self {
-            subject,
-            rows: Row::all(),
-            tolerance: Duration::from_secs(1),
-            side_by_side: 1,
-            clients: 1,
-            seed: 1,
-            control: OnceLock::new(),
-        }
+    pub fn of(subject: impl Subject) -> Self {
+        let rows = Row::all(subject.points());
+        Self { subject: Arc::new(subject), rows, side_by_side: 1, clients: 2, seed: 1, control: OnceLock::new() }
     }
 
-    /// Only the rows that the pattern means; see [`Row::is_meant_by`].
+    /// Only the rows that the pattern means; see [`Row::is_meant_by`]. A run of no rows is not clean.
     #[must_use]
     pub fn filter(mut self, pattern: &str) -> Self {
         self.rows.retain(|row| row.is_meant_by(pattern));
         self
-    }
-
-    /// Added to every bound: what the machine itself may be slow, and what the daemon needs to open its data. 1 s by default.
-    #[must_use]
-    pub fn tolerance(self, tolerance: Duration) -> Self {
-        Self { tolerance, ..self }
     }
 
     /// How many rows run at the same time. 1 by default: the outages are then the most exact.
@@ -128,7 +254,7 @@ impl<'a> Matrix<'a> {
         Self { side_by_side: rows.max(1), ..self }
     }
 
-    /// How many clients write at the same time. 1 by default.
+    /// How many clients write at the same time. 2 by default.
     #[must_use]
     pub fn clients(self, clients: u32) -> Self {
         Self { clients: clients.max(1), ..self }
@@ -139,6 +265,32 @@ impl<'a> Matrix<'a> {
     #[must_use]
     pub fn seed(self, seed: u64) -> Self {
         Self { seed, ..self }
+    }
+
+    /// Adds so many pairs of faults, drawn by the [`seed`](Self::seed): the second may strike while the first one is being settled.
+    #[must_use]
+    pub fn pairs(mut self, count: usize) -> Self {
+        let mut random = Random(self.seed);
+        let single: Vec<Row> = Row::all(&[]).into_iter().filter(|row| row.second.is_none()).collect();
+        let first: Vec<_> =
+            single.iter().filter(|row| matches!(row.fault, Fault::Exit | Fault::Kill | Fault::Error)).collect();
+        let second: Vec<_> = first.iter().filter(|row| row.point.role() != Role::Supervisor).collect();
+        let mut drawn = 0;
+        while drawn < count {
+            let (one, other) = (first[random.below(first.len())], second[random.below(second.len())]);
+            // With both of them gone nobody has the listening sockets any more.
+            let nobody_listens = one.point.role() == Role::Supervisor && other.point.role() == Role::Incumbent
+                || other.point == Point::NAfterReady;
+            if nobody_listens
+                || one.point == other.point
+                || self.rows.iter().any(|row| row.strike() == one.strike() && row.second == Some(other.strike()))
+            {
+                continue;
+            }
+            self.rows.extend(Row::pair(one.strike(), other.strike()));
+            drawn += 1;
+        }
+        self
     }
 
     /// The rows that are left.
@@ -154,27 +306,61 @@ impl<'a> Matrix<'a> {
     /// The same; each row is shown as soon as it is done.
     pub fn run_watched(&self, times: u32, watch: &(dyn Fn(&RowReport) + Sync)) -> Report {
         let mut random = Random(self.seed);
-        let mut runs: Vec<(usize, u64)> = Vec::new();
-        for run in 0..times as usize {
-            let places = (0..self.rows.len()).map(|row| run * self.rows.len() + row);
-            let mut order: Vec<_> = places.map(|place| (place, random.next())).collect();
+        let mut runs: Vec<(usize, u32)> = Vec::new();
+        for run in 0..times {
+            let mut order: Vec<_> = (0..self.rows.len()).map(|row| (row, random.next())).collect();
             order.sort_unstable_by_key(|(_, random)| *random);
-            runs.append(&mut order);
+            runs.extend(order.into_iter().map(|(row, _)| (row, run)));
         }
         let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(runs.len())));
         let work = || {
-            while let Some((place, seed)) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let report = self.run_row(&self.rows[place % self.rows.len()], *seed);
+            while let Some((at, run)) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let row = &self.rows[*at];
+                let report = self.run_row(row, self.seed_of(row, *run));
                 watch(&report);
-                done.lock().unwrap_or_else(PoisonError::into_inner).push((*place, report));
+                done.lock().unwrap_or_else(PoisonError::into_inner).push((*run, *at, report));
             }
         };
         thread::scope(|scope| {
             (0..self.side_by_side).for_each(|_| drop(scope.spawn(work)));
         });
         let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-        done.sort_by_key(|(place, _)| *place);
-        Report::new(done.into_iter().map(|(_, report)| report).collect())
+        done.sort_by_key(|(run, at, _)| (*run, *at));
+        Report::new(done.into_iter().map(|(_, _, report)| report).collect(), self.control().ok())
+    }
+
+    /// Runs every row once with this very seed, as a report names it.
+    pub fn run_with_seed(&self, seed: u64, watch: &dyn Fn(&RowReport)) -> Report {
+        let run = |row: &Row| {
+            let report = self.run_row(row, seed);
+            watch(&report);
+            report
+        };
+        Report::new(self.rows.iter().map(run).collect(), self.control().ok())
+    }
+
+    /// Undoes so many handovers of one service, and compares what its processes have in their hands after the first and after the last.
+    /// Gives what there is more of, a line each; the reason, where it can't be told.
+    pub fn undo_again_and_again(&self, handovers: u32) -> Vec<String> {
+        series::undo(self, handovers)
+    }
+
+    /// Whether the daemon syncs before it acknowledges, by its system calls. A text says why nobody could look.
+    ///
+    /// # Errors
+    /// It does not, or the service does not serve.
+    pub fn check_durability(&self) -> Result<Option<String>, String> {
+        match durability::look(self).map_err(|error| error.to_string())? {
+            durability::Found::Synced => Ok(None),
+            durability::Found::NotChecked(why) => Ok(Some(why)),
+            durability::Found::Problem(problem) => Err(problem),
+        }
+    }
+
+    /// A row's own seed in a run: the same whatever else is run, so that it can be run again alone.
+    fn seed_of(&self, row: &Row, run: u32) -> u64 {
+        let named = row.name().bytes().fold(self.seed, |seed, byte| Random(seed ^ u64::from(byte)).next());
+        Random(named.wrapping_add(u64::from(run))).next()
     }
 
     /// Runs one row once. What went wrong is in the report, the fixture's own failures too.
@@ -185,10 +371,14 @@ impl<'a> Matrix<'a> {
     /// Hands one service over this often, each time with the fault of a row that is drawn at random; a row is shown as soon
     /// as the service has settled after it. What only the end can tell, such as a lost write, stands in the last row.
     pub fn run_in_a_row(&self, handovers: u32, watch: &dyn Fn(&RowReport)) -> Report {
-        Report::new(row::run_series(self, handovers, watch))
+        Report::new(series::run(self, handovers, watch), self.control().ok())
     }
 
-    fn control(&self) -> io::Result<&Control> {
+    /// What handovers without any fault look like; measured once.
+    ///
+    /// # Errors
+    /// Something is wrong without any fault.
+    pub fn control(&self) -> io::Result<&Control> {
         let control = self.control.get_or_init(|| Control::observe(self).map_err(|error| error.to_string()));
         control.as_ref().map_err(|error| io::Error::other(format!("without any fault: {error}")))
     }
@@ -211,6 +401,8 @@ const TIMING: Timing = Timing {
 const HOLD: Duration = Duration::from_millis(400);
 /// How long the whole machine stands still: longer than a peer is waited for, and shorter than a handover may take.
 const PAUSE: Duration = Duration::from_millis(2000);
+/// One attempt of a client takes no longer: a process that froze with a request in hand must not hide that another one serves.
+const ATTEMPT: Duration = Duration::from_millis(250);
 /// A descriptor may be closed a moment later than the last answer was given.
 const CLOSED_WITHIN: Duration = Duration::from_secs(5);
 
@@ -218,6 +410,10 @@ const CLOSED_WITHIN: Duration = Duration::from_secs(5);
 struct Random(u64);
 
 impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        usize::try_from(self.next() % bound.max(1) as u64).unwrap_or(0)
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -243,9 +439,15 @@ mod tests {
 
     #[test]
     fn every_point_has_rows_and_every_name_is_its_own() {
-        let rows = Row::all();
+        let matrix = Matrix::built_in();
+        let rows = matrix.rows();
         assert!(Point::ALL.iter().all(|point| rows.iter().filter(|row| row.point == *point).count() >= 4));
         assert!(Fault::ALL.iter().all(|fault| rows.iter().any(|row| row.fault == *fault)));
+        assert!(daemon::POINTS.iter().all(|own| rows.iter().any(|row| row.point == Point::Own(*own))));
+        assert!(
+            rows.iter().any(|row| row.hooks == Hooks::Slow)
+                && rows.iter().any(|row| matches!(row.hooks, Hooks::Opening(_)))
+        );
         let mut names: Vec<_> = rows.iter().map(Row::name).collect();
         names.sort_unstable();
         names.dedup();
@@ -253,17 +455,43 @@ mod tests {
     }
 
     #[test]
+    fn every_likely_pair_is_a_row() {
+        let pairs = Matrix::built_in().rows().iter().filter(|row| row.second.is_some()).count();
+        assert_eq!(pairs, LIKELY_PAIRS.len());
+    }
+
+    #[test]
+    fn pairs_are_drawn_by_the_seed() {
+        let names = |seed| -> Vec<String> {
+            Matrix::built_in().filter("").seed(seed).pairs(20).rows().iter().map(Row::name).collect()
+        };
+        assert_eq!(names(1).len(), 20);
+        assert_eq!(names(1), names(1));
+        assert_ne!(names(1), names(2));
+    }
+
+    #[test]
+    fn a_row_keeps_its_seed_when_it_is_run_alone() {
+        let (all, alone) = (Matrix::built_in().seed(7), Matrix::built_in().seed(7).filter("n-after-lock/kill"));
+        let row = alone.rows()[0];
+        assert_eq!(all.seed_of(&row, 0), alone.seed_of(&row, 0));
+        assert_ne!(all.seed_of(&row, 0), all.seed_of(&row, 1));
+        assert_ne!(all.seed_of(&row, 0), all.seed_of(&all.rows()[0], 0));
+    }
+
+    #[test]
     fn a_filter_means_parts_of_the_name() {
         let count = |pattern| Matrix::built_in().filter(pattern).rows().len();
-        let all = Row::all().len();
+        let all = Matrix::built_in().rows().len();
         assert_eq!(count("*"), all);
-        assert_eq!(count("s-*") + count("o-*") + count("n-*"), all);
-        assert_eq!(count("successor"), count("n-*"));
+        assert_eq!(count("supervisor") + count("incumbent") + count("successor"), all);
+        assert_eq!(count("s-*") + count("o-*") + count("n-*") + count("matrix-*"), all);
         assert_eq!(count("n-after-lock/kill"), 1);
         assert_eq!(count("successor/n-after-lock/kill"), 1);
-        assert_eq!(count("stop"), count("*/stop"));
-        assert!(count("stop*") > count("stop"));
         assert_eq!(count("n-after-loc?/kill"), 1);
+        assert_eq!(count("n-after-lock/kill+*"), 1);
+        assert!(count("*+slow-hooks") > 4);
+        assert!(count("stop*") > count("stop"));
         assert_eq!(count("nothing"), 0);
     }
 }

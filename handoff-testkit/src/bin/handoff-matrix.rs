@@ -6,10 +6,9 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Parser;
-use handoff_testkit::matrix::{Matrix, Report};
+use handoff_testkit::matrix::{Matrix, Report, RowReport};
 
 /// Lets every role of a handover fail in every way at every point, and checks what comes of it.
 #[derive(Debug, Parser)]
@@ -22,7 +21,7 @@ struct Args {
     #[arg(long, value_name = "N", conflicts_with_all = ["runs", "jobs"], value_parser = clap::value_parser!(u32).range(1..))]
     in_a_row: Option<u32>,
     /// How many clients write at the same time
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 2, value_name = "N")]
     clients: u32,
     /// Only these rows: a role, a point, a fault, POINT/FAULT or ROLE/POINT/FAULT, with * and ?
     #[arg(long, default_value = "*", value_name = "GLOB")]
@@ -36,28 +35,35 @@ struct Args {
     /// How many rows run at the same time
     #[arg(long, default_value_t = 2, value_name = "N")]
     jobs: usize,
-    /// What the machine itself may be slow, in milliseconds; added to every bound
-    #[arg(long, default_value_t = 1000, value_name = "MS")]
-    tolerance_ms: u64,
+    /// Add so many pairs of faults in one handover, drawn by the seed
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pairs: usize,
+    /// Run the rows once with this very seed, as a failed row names it
+    #[arg(long, value_name = "N", conflicts_with_all = ["in_a_row", "runs"])]
+    row_seed: Option<u64>,
 }
 
 fn main() -> ExitCode {
     handoff_testkit::init();
     let args = Args::parse();
     let matrix = Matrix::built_in()
-        .filter(&args.filter)
         .seed(args.seed)
+        .pairs(args.pairs)
+        .filter(&args.filter)
         .side_by_side(args.jobs)
-        .clients(args.clients)
-        .tolerance(Duration::from_millis(args.tolerance_ms));
+        .clients(args.clients);
     if matrix.rows().is_empty() {
         eprintln!("handoff-matrix: no row is meant by --filter {}; try \"n-*\" or \"kill\"", args.filter);
         return ExitCode::FAILURE;
     }
-    let report = match args.in_a_row {
-        Some(handovers) => matrix.run_in_a_row(handovers, &|row| println!("{row}")),
-        None => matrix.run_watched(args.runs, &|row| println!("{row}")),
+    let report = match (args.in_a_row, args.row_seed) {
+        (Some(handovers), _) => matrix.run_in_a_row(handovers, &show),
+        (None, Some(seed)) => matrix.run_with_seed(seed, &show),
+        (None, None) => matrix.run_watched(args.runs, &show),
     };
+    if let Some(control) = &report.control {
+        println!("without a fault: {control}");
+    }
     println!("{}", report.summary());
     match write(&args, &report) {
         Ok(()) => ExitCode::from(u8::from(!report.is_clean())),
@@ -65,6 +71,13 @@ fn main() -> ExitCode {
             eprintln!("handoff-matrix: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn show(row: &RowReport) {
+    println!("{row}");
+    if !row.ok {
+        println!("       again, alone: handoff-matrix --filter '{}' --row-seed {}", row.name, row.seed);
     }
 }
 

@@ -81,15 +81,19 @@ pub struct Cost {
     pub connections: u64,
     /// So many requests may outlast the clients' patience: nobody served for longer than that.
     pub patience: u64,
+    /// So many connects may be refused: nobody was left who had the listening sockets.
+    pub refused: u64,
+    /// So many requests may be answered with an error: the daemon itself was made to fail.
+    pub rejected: u64,
 }
 
 impl Cost {
     /// Nothing at all.
-    pub const NOTHING: Self = Self { connections: 0, patience: 0 };
+    pub const NOTHING: Self = Self { connections: 0, patience: 0, refused: 0, rejected: 0 };
 
     /// So many connections.
     pub const fn connections(connections: u64) -> Self {
-        Self { connections, patience: 0 }
+        Self { connections, ..Self::NOTHING }
     }
 }
 
@@ -97,6 +101,8 @@ impl AddAssign for Cost {
     fn add_assign(&mut self, more: Self) {
         self.connections = self.connections.saturating_add(more.connections);
         self.patience = self.patience.saturating_add(more.patience);
+        self.refused = self.refused.saturating_add(more.refused);
+        self.rejected = self.rejected.saturating_add(more.rejected);
     }
 }
 
@@ -121,6 +127,17 @@ impl Counts {
     /// How many of these.
     pub fn of(&self, what: Suffered) -> u64 {
         self.suffered[what as usize]
+    }
+
+    /// What came since these were counted.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        let mut since = self.clone();
+        since.acked -= before.acked;
+        since.read -= before.read;
+        since.retried -= before.retried;
+        since.suffered.iter_mut().zip(before.suffered).for_each(|(all, before)| *all -= before);
+        since
     }
 
     /// Connects that failed, and connections that broke or ended without a word.
@@ -148,7 +165,9 @@ impl Counts {
         let parts = [
             excess(&[S::Dropped, S::Reset, S::Ended], cost.connections),
             excess(&[S::TimedOut], cost.patience),
-            excess(&[S::Refused, S::SlowConnect, S::Rejected, S::WrongValue, S::OutOfOrder], 0),
+            excess(&[S::Refused], cost.refused),
+            excess(&[S::Rejected], cost.rejected),
+            excess(&[S::SlowConnect, S::WrongValue, S::OutOfOrder], 0),
         ];
         parts.into_iter().flatten().collect()
     }
@@ -203,9 +222,12 @@ mod tests {
         [Suffered::Reset, Suffered::Ended, Suffered::Dropped].into_iter().for_each(|what| counts.suffer(what));
         assert!(counts.problems(Cost::connections(3)).is_empty());
         assert_eq!(counts.problems(Cost::connections(2)).len(), 1);
-        assert_eq!(counts.problems(Cost { connections: 0, patience: 9 }).len(), 1);
+        assert_eq!(counts.problems(Cost { patience: 9, ..Cost::NOTHING }).len(), 1);
         counts.suffer(Suffered::Rejected);
-        assert_eq!(counts.problems(Cost { connections: 9, patience: 9 }), ["clients suffered: 1 rejected"]);
+        assert_eq!(
+            counts.problems(Cost { connections: 9, patience: 9, refused: 9, rejected: 0 }),
+            ["clients suffered: 1 rejected"]
+        );
     }
 
     #[test]
@@ -227,5 +249,6 @@ mod tests {
         two += &one;
         assert_eq!((two.acked, two.read, two.retried), (2, 4, 6));
         assert!(Suffered::ALL.into_iter().all(|what| two.of(what) == 2));
+        assert_eq!(two.since(&one), one);
     }
 }

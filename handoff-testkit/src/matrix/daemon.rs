@@ -1,11 +1,12 @@
 //! The built-in daemon: a log of acknowledged writes, the smallest thing that can lose one.
 //!
 //! Whoever connects to its listener `http` sends `TOKEN\n`; the line `EPOCH PID TOKEN` is appended to the file `writes` and
-//! synced, then the client is told `OK PID\n`.
+//! synced, then the client is told `OK PID\n`. To `?TOKEN\n` the answer is `OK 1\n` if the token was written, and else `OK 0\n`.
 //!
 //! Invariants: a line is on disk before anybody is told of it; the file is open only while the lock is ours; the accept loop
 //! runs only while the file is open. The file is only ever appended to, so a writer that should not be one shows.
 
+use std::collections::HashSet;
 use std::error::Error;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -17,11 +18,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{env, thread};
 
+use handoff_runtime::crash::maybe_fail;
+use handoff_runtime::crash_here;
 use handoff_runtime::{
     DataDirLock, DrainContext, DrainReport, Drainable, HookError, Incumbent, ReadinessSnapshot, Resume, Role,
     SealContext, SealReport, StateSnapshot, detect_role,
 };
 use rustix::event::{PollFd, PollFlags, poll};
+
+use super::manners::{Manner, manner};
+use super::{Fault, OwnPoint, Place, Written};
+use crate::load::Connection;
 
 /// The name of its only listener.
 pub(super) const LISTENER: &str = "http";
@@ -32,6 +39,33 @@ pub(super) const LOG_NAME: &str = "writes";
 const CLIENT_PATIENCE: Duration = Duration::from_millis(250);
 /// A killed process frees its lock a moment after its death.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
+
+/// What a client may ask for: `TOKEN\n` or `?TOKEN\n`. The word behind the reply's `OK`.
+pub(super) fn ask(connection: &mut Connection, request: &str) -> io::Result<String> {
+    writeln!(connection, "{request}")?;
+    let reply = connection.read_line()?.ok_or(io::ErrorKind::UnexpectedEof)?;
+    reply.strip_prefix("OK ").map(str::to_owned).ok_or_else(|| io::Error::other(reply.clone()))
+}
+
+const IN_DRAIN: OwnPoint = OwnPoint { name: "matrix-in-drain", place: Place::Drain, faults: Fault::ALL };
+const IN_SEAL: OwnPoint = OwnPoint { name: "matrix-in-seal", place: Place::Seal, faults: Fault::ALL };
+/// An error here makes the seal report the fingerprint of other data, which the successor must see.
+const IN_FINGERPRINT: OwnPoint =
+    OwnPoint { name: "matrix-in-fingerprint", place: Place::SealReport, faults: &[Fault::Error] };
+const IN_RESUME: OwnPoint = OwnPoint { name: "matrix-in-resume", place: Place::Resume, faults: Fault::ALL };
+const IN_OPENING: OwnPoint = OwnPoint { name: "matrix-in-opening", place: Place::Opening, faults: Fault::ALL };
+const IN_WRITE: OwnPoint = OwnPoint { name: "matrix-in-write", place: Place::Write, faults: Fault::PROCESS };
+const IN_COLD_START: OwnPoint = OwnPoint { name: "matrix-in-cold-start", place: Place::ColdStart, faults: Fault::ALL };
+
+/// Where it can be made to fail by itself, or to take its time.
+pub(super) const POINTS: &[OwnPoint] =
+    &[IN_DRAIN, IN_SEAL, IN_FINGERPRINT, IN_RESUME, IN_OPENING, IN_WRITE, IN_COLD_START];
+
+/// Crosses a point of its own: fails there if it is told to.
+fn cross(point: OwnPoint) -> io::Result<()> {
+    crash_here!(point.name);
+    maybe_fail(point.name)
+}
 
 /// The daemon's `main`.
 pub(crate) fn main() -> ExitCode {
@@ -52,6 +86,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         Role::ColdStart { mut inherited } => {
             let listener = inherited.take(LISTENER).ok_or("no listener")?;
             let lock = DataDirLock::acquire_timeout(&data_dir, LOCK_WAIT)?;
+            cross(IN_COLD_START)?;
             let log = Daemon::open(&data_dir, lock.epoch(), listener)?;
             (Incumbent::bind_cold_start(&control, lock)?, log)
         }
@@ -59,10 +94,13 @@ fn run() -> Result<(), Box<dyn Error>> {
             let mut begun = successor.handshake(b"matrix".to_vec())?.wait_for_begin()?;
             let listener = begun.take_listener(LISTENER).ok_or("no listener")?;
             let lock = begun.lock(&data_dir)?;
+            cross(IN_OPENING)?;
             let log = Daemon::open(&data_dir, lock.epoch(), listener)?;
+            let is_what_was_sealed =
+                begun.sealed().is_none_or(|sealed| sealed.data_dir_fingerprint == log.log().fingerprint());
             let ready = ReadinessSnapshot {
                 listening_on: vec![log.listener.local_addr()?.to_string()],
-                healthz_ok: true,
+                healthz_ok: is_what_was_sealed,
                 advertised_revision_per_shard: vec![log.log().lines],
             };
             (begun.announce_and_bind(ready, &control, lock)?, log)
@@ -78,6 +116,8 @@ struct Daemon {
     listener: TcpListener,
     log: Arc<Mutex<Log>>,
     accepting: Mutex<Option<(UnixStream, thread::JoinHandle<()>)>>,
+    /// Whoever is served right now.
+    in_hand: Arc<Mutex<Option<TcpStream>>>,
 }
 
 /// The open log; closed while another may own it.
@@ -85,13 +125,16 @@ struct Daemon {
 struct Log {
     epoch: u64,
     lines: u64,
+    /// All that stand in it.
+    tokens: HashSet<u64>,
     file: Option<File>,
 }
 
 impl Daemon {
     fn open(data_dir: &Path, epoch: u64, listener: TcpListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        let daemon = Self { path: data_dir.join(LOG_NAME), listener, log: Arc::default(), accepting: Mutex::default() };
+        let path = data_dir.join(LOG_NAME);
+        let daemon = Self { path, listener, log: Arc::default(), accepting: Mutex::default(), in_hand: Arc::default() };
         daemon.read(epoch)?;
         Ok(daemon)
     }
@@ -105,15 +148,17 @@ impl Daemon {
         if whole < bytes.len() {
             file.set_len(whole as u64)?; // a line that nobody was told of
         }
+        let tokens: HashSet<u64> =
+            parse(&String::from_utf8_lossy(&bytes[..whole]))?.iter().map(|it| it.token).collect();
         let lines = bytes.iter().filter(|byte| **byte == b'\n').count() as u64;
-        *self.log() = Log { epoch, lines, file: Some(file) };
+        *self.log() = Log { epoch, lines, tokens, file: Some(file) };
         Ok(())
     }
 
     fn accept(&self) -> io::Result<()> {
         let (stop, stopped) = UnixStream::pair()?;
-        let (listener, log) = (self.listener.try_clone()?, Arc::clone(&self.log));
-        let thread = thread::Builder::new().spawn(move || accept_until(&stopped, &listener, &log))?;
+        let (listener, log, in_hand) = (self.listener.try_clone()?, Arc::clone(&self.log), Arc::clone(&self.in_hand));
+        let thread = thread::Builder::new().spawn(move || accept_until(&stopped, &listener, &log, &in_hand))?;
         *lock(&self.accepting) = Some((stop, thread));
         Ok(())
     }
@@ -123,7 +168,7 @@ impl Daemon {
     }
 }
 
-fn accept_until(stopped: &UnixStream, listener: &TcpListener, log: &Mutex<Log>) {
+fn accept_until(stopped: &UnixStream, listener: &TcpListener, log: &Mutex<Log>, in_hand: &Mutex<Option<TcpStream>>) {
     loop {
         let mut fds = [PollFd::new(stopped, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
         let _ = poll(&mut fds, None);
@@ -131,7 +176,9 @@ fn accept_until(stopped: &UnixStream, listener: &TcpListener, log: &Mutex<Log>) 
             return; // who connects from now on waits in the backlog for whoever serves next
         }
         if let Ok((client, _)) = listener.accept() {
+            *lock(in_hand) = client.try_clone().ok();
             let _ = serve(client, log); // a client that went away is told nothing
+            *lock(in_hand) = None;
         }
     }
 }
@@ -141,17 +188,65 @@ fn serve(mut client: TcpStream, log: &Mutex<Log>) -> io::Result<()> {
     client.set_read_timeout(Some(CLIENT_PATIENCE))?;
     let mut line = String::new();
     BufReader::new((&client).take(64)).read_line(&mut line)?;
-    let token: u64 = line.trim().parse().map_err(io::Error::other)?;
-    lock(log).append(token)?;
-    writeln!(client, "OK {}", process::id())
+    let number = |text: &str| text.parse::<u64>().map_err(io::Error::other);
+    match line.trim().strip_prefix('?') {
+        Some(token) => {
+            let known = manner() != Manner::ReadsOld && lock(log).tokens.contains(&number(token)?);
+            writeln!(client, "OK {}", u8::from(known))
+        }
+        None => {
+            let token = number(line.trim())?;
+            match manner() {
+                Manner::SaysNo if token % 5 == 0 => return writeln!(client, "ERR not now"),
+                Manner::ForgetsWrites if token % 5 == 0 => {}
+                _ => lock(log).append(token)?,
+            }
+            writeln!(client, "OK {}", process::id())
+        }
+    }
 }
 
 impl Log {
     fn append(&mut self, token: u64) -> io::Result<()> {
         let mut file = self.file.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         file.write_all(format!("{} {} {token}\n", self.epoch, process::id()).as_bytes())?;
-        file.sync_data()?;
+        cross(IN_WRITE)?;
+        if manner() != Manner::NeverSyncs {
+            file.sync_data()?;
+        }
         self.lines += 1;
+        self.tokens.insert(token);
+        Ok(())
+    }
+}
+
+impl Log {
+    /// Of what it holds: how many lines, and which tokens.
+    fn fingerprint(&self) -> [u8; 32] {
+        let tokens =
+            self.tokens.iter().fold(0_u64, |sum, token| sum.wrapping_add(token.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+        let mut fingerprint = [0; 32];
+        fingerprint[..8].copy_from_slice(&self.lines.to_le_bytes());
+        fingerprint[8..16].copy_from_slice(&tokens.to_le_bytes());
+        fingerprint
+    }
+}
+
+impl Daemon {
+    /// What a bad one does when it resumes.
+    fn misbehave(&self) -> io::Result<()> {
+        match manner() {
+            Manner::ResumesLate => thread::sleep(Duration::from_millis(900)), // the defect itself
+            Manner::LeaksDescriptors => std::mem::forget(File::open("/dev/null")?),
+            Manner::LeaksThreads => drop(thread::Builder::new().spawn(|| {
+                loop {
+                    thread::park();
+                }
+            })?),
+            Manner::LeaksChildren => drop(process::Command::new("true").env_clear().spawn()?),
+            Manner::LeavesFiles => drop(File::create(self.path.with_extension("left"))?),
+            _ => {}
+        }
         Ok(())
     }
 }
@@ -160,19 +255,35 @@ impl Drainable for Daemon {
     fn drain(&self, _: &DrainContext) -> Result<DrainReport, HookError> {
         if let Some((stop, thread)) = lock(&self.accepting).take() {
             drop(stop);
+            if let (Manner::CutsRequests, Some(client)) = (manner(), &*lock(&self.in_hand)) {
+                client.shutdown(std::net::Shutdown::Both)?;
+            }
             thread.join().map_err(|_| "the accept loop panicked")?;
         }
+        cross(IN_DRAIN)?;
         Ok(DrainReport { open_conns_remaining: 0, accept_closed: true })
     }
 
     fn seal(&self, _: &SealContext) -> Result<SealReport, HookError> {
         let mut log = self.log();
-        log.file = None; // it was synced with each line
-        Ok(SealReport { last_revision_per_shard: vec![log.lines], ..SealReport::default() })
+        if manner() != Manner::ResumesFromMemory {
+            log.file = None; // it was synced with each line
+        }
+        cross(IN_SEAL)?;
+        let data_dir_fingerprint = match maybe_fail(IN_FINGERPRINT.name) {
+            Ok(()) => log.fingerprint(),
+            Err(_) => [0xff; 32],
+        };
+        Ok(SealReport { last_revision_per_shard: vec![log.lines], data_dir_fingerprint })
     }
 
     fn resume_after_abort(&self, resume: &Resume) -> Result<(), HookError> {
-        self.read(resume.epoch)?;
+        cross(IN_RESUME)?;
+        let epoch = self.log().epoch;
+        if manner() != Manner::ResumesFromMemory || self.log().file.is_none() {
+            self.read(if manner() == Manner::KeepsItsEpoch { epoch } else { resume.epoch })?;
+        }
+        self.misbehave()?;
         Ok(self.accept()?)
     }
 
@@ -185,16 +296,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The log's lines, from disk: epoch and token, in the order in which they were written. A torn tail is no line.
-pub(super) fn read_log(data_dir: &Path) -> io::Result<Vec<(u64, u64)>> {
+/// The log's lines, from disk, in the order in which they were written. A torn tail is no line.
+pub(super) fn read_log(data_dir: &Path) -> io::Result<Vec<Written>> {
     let text = fs::read_to_string(data_dir.join(LOG_NAME))?;
-    let lines = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
-    let parsed = lines.map(|line| {
+    let whole = text.rfind('\n').map_or(0, |end| end + 1);
+    parse(&text[..whole])
+}
+
+fn parse(lines: &str) -> io::Result<Vec<Written>> {
+    let parse = |line: &str| {
         let mut words = line.split(' ').map(str::parse);
-        match (words.next(), words.next(), words.next()) {
-            (Some(Ok(epoch)), Some(Ok(_)), Some(Ok(token))) => Ok((epoch, token)),
+        match (words.next(), words.next().map(|pid| pid.map(u32::try_from)), words.next()) {
+            (Some(Ok(epoch)), Some(Ok(Ok(pid))), Some(Ok(token))) => {
+                Ok(Written { token, epoch: Some(epoch), pid: Some(pid) })
+            }
             _ => Err(io::Error::new(io::ErrorKind::InvalidData, format!("{LOG_NAME}: {line:?}"))),
         }
-    });
-    parsed.collect()
+    };
+    lines.lines().map(parse).collect()
 }

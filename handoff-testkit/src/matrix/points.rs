@@ -1,6 +1,7 @@
-//! Where a fault happens, and which: every crash point of the runtime, and every way in which a process can fail there.
+//! Where a fault happens, and which: every crash point of the runtime, those of the daemon under test, and every way in which a
+//! process can fail there.
 //!
-//! The points are those of `handoff_runtime::crash::points`; a test compares the two lists, and the table of expectations is
+//! The runtime's points are those of `handoff_runtime::crash::points`; a test compares the two lists, and the table of expectations is
 //! an exhaustive match over both enums here, so none can be forgotten.
 
 use std::fmt;
@@ -28,25 +29,86 @@ impl fmt::Display for Role {
     }
 }
 
+/// A crash point of the daemon's own: `crash_here!(NAME)` in its code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct OwnPoint {
+    /// What `crash_here!` is given.
+    pub name: &'static str,
+    /// Which part of the daemon crosses it.
+    pub place: Place,
+    /// What may happen there: [`Fault::PROCESS`], or [`Fault::ALL`] where the daemon asks `crash::maybe_fail` too.
+    pub faults: &'static [Fault],
+}
+
+/// Which part of a daemon crosses a point of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// The drain hook, before it returns.
+    Drain,
+    /// The seal hook, before it returns.
+    Seal,
+    /// The resume hook, before it returns.
+    Resume,
+    /// What the seal hook reports: an error makes it report what is not so, and the successor must see that.
+    SealReport,
+    /// A successor's opening of its data, under the lock.
+    Opening,
+    /// The write path of the process that serves.
+    Write,
+    /// The opening of a daemon that is started when none serves.
+    ColdStart,
+}
+
+impl Place {
+    fn role(self) -> Role {
+        match self {
+            Self::Opening => Role::Successor,
+            Self::Drain | Self::Seal | Self::SealReport | Self::Resume | Self::Write | Self::ColdStart => {
+                Role::Incumbent
+            }
+        }
+    }
+}
+
+/// What brings a process to a point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Provocation {
+    Upgrade,
+    /// The clients' own writes do.
+    Nothing,
+    DeathOfTheDaemon,
+    DeathOfTheSupervisor,
+}
+
 macro_rules! points {
     ($($point:ident = $name:ident, $role:ident;)+) => {
         /// A named place in a handover; see [`handoff_runtime::crash::points`] for what each means.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[allow(missing_docs)]
-        pub enum Point { $($point),+ }
+        pub enum Point {
+            $($point,)+
+            /// One of the daemon's own.
+            Own(OwnPoint),
+        }
 
         impl Point {
-            /// All points, in the order of a handover, role by role.
+            /// All points of the runtime, in the order of a handover, role by role.
             pub const ALL: &[Self] = &[$(Self::$point),+];
 
             /// What `HANDOFF_CRASH_AT` calls it.
             pub fn name(self) -> &'static str {
-                match self { $(Self::$point => points::$name),+ }
+                match self {
+                    $(Self::$point => points::$name,)+
+                    Self::Own(own) => own.name,
+                }
             }
 
             /// Who comes by.
             pub fn role(self) -> Role {
-                match self { $(Self::$point => Role::$role),+ }
+                match self {
+                    $(Self::$point => Role::$role,)+
+                    Self::Own(own) => own.place.role(),
+                }
             }
         }
     };
@@ -64,6 +126,7 @@ points! {
     SAfterReadyRecv = S_AFTER_READY_RECV, Supervisor;
     SAfterCommitSent = S_AFTER_COMMIT_SENT, Supervisor;
     SAfterJournalClear = S_AFTER_JOURNAL_CLEAR, Supervisor;
+    SInRecovery = S_IN_RECOVERY, Supervisor;
     OInDrain = O_IN_DRAIN, Incumbent;
     OAfterDrainedSent = O_AFTER_DRAINED_SENT, Incumbent;
     OInSeal = O_IN_SEAL, Incumbent;
@@ -77,6 +140,26 @@ points! {
     NAfterLock = N_AFTER_LOCK, Successor;
     NBeforeAnnounceReady = N_BEFORE_ANNOUNCE_READY, Successor;
     NAfterReady = N_AFTER_READY, Successor;
+}
+
+impl Point {
+    /// What has to happen for it to be reached.
+    pub(super) fn provoked_by(self) -> Provocation {
+        match self {
+            Self::SInRecovery => Provocation::DeathOfTheSupervisor,
+            Self::Own(OwnPoint { place: Place::Write, .. }) => Provocation::Nothing,
+            Self::Own(OwnPoint { place: Place::ColdStart, .. }) => Provocation::DeathOfTheDaemon,
+            _ => Provocation::Upgrade,
+        }
+    }
+
+    /// The point at which the successor has to die so that this one is reached at all.
+    pub(super) fn led_to_by(self) -> Option<Self> {
+        match self {
+            Self::OInResume | Self::Own(OwnPoint { place: Place::Resume, .. }) => Some(Self::NAfterLock),
+            _ => None,
+        }
+    }
 }
 
 /// How a process fails at a point.
@@ -104,6 +187,9 @@ impl Fault {
     pub const ALL: &[Self] =
         &[Self::Exit, Self::Kill, Self::Stop, Self::StopCont, Self::Pause, Self::Delay, Self::Error];
 
+    /// Those that befall a process from outside.
+    pub const PROCESS: &[Self] = &[Self::Exit, Self::Kill, Self::Stop, Self::StopCont, Self::Pause, Self::Delay];
+
     /// Its name in reports and filters.
     pub fn name(self) -> &'static str {
         match self {
@@ -116,6 +202,11 @@ impl Fault {
             Self::Error => "error",
         }
     }
+
+    /// Whether the process that is hit ends by it, at once or when others have given it up.
+    pub(super) fn is_deadly(self) -> bool {
+        matches!(self, Self::Exit | Self::Kill | Self::Stop)
+    }
 }
 
 #[cfg(test)]
@@ -127,11 +218,10 @@ mod tests {
         let here: Vec<_> = Point::ALL.iter().map(|point| point.name()).collect();
         assert_eq!(here, points::ALL, "a new point needs a line here, and then one in the table");
         for point in Point::ALL {
-            let prefix = &point.role().to_string()[..1];
-            let expected = match prefix {
-                "i" => "o-",
-                _ if point.role() == Role::Successor => "n-",
-                _ => "s-",
+            let expected = match point.role() {
+                Role::Supervisor => "s-",
+                Role::Incumbent => "o-",
+                Role::Successor => "n-",
             };
             assert!(point.name().starts_with(expected), "{point:?} is another role's");
         }

@@ -3,104 +3,170 @@
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitStatus;
-use std::thread;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use super::client::{Audit, Writer};
-use super::settled::{Footprint, until_within, wait_until_settled};
-use super::subject::Subject;
+use super::answer::{self, Fact, Supervisor};
+use super::settled::{lease, until, until_within, wait_until_settled};
+use super::subject::{Spoken, Subject};
 use super::trap::Trap;
-use super::{CLOSED_WITHIN, Matrix, TIMING};
+use super::{ATTEMPT, CLOSED_WITHIN, Matrix, Serving, TIMING};
+use crate::audit::{OnDisk, Verdict};
 use crate::fixture::{Fixture, Setup};
+use crate::leaks::descriptors;
+use crate::load::{Cost, Load, LoadSpec};
+use crate::yardstick::Metronome;
+
+/// Between two writes of a client.
+const THINK: Duration = Duration::from_millis(2);
 
 /// A running service with its clients.
 pub(super) struct Scene<'a> {
-    pub(super) matrix: &'a Matrix<'a>,
+    pub(super) matrix: &'a Matrix,
     pub(super) fixture: &'a mut Fixture,
-    pub(super) writer: &'a Writer,
+    pub(super) load: &'a Load,
+    pub(super) metronome: &'a Metronome,
     pub(super) trap: Trap,
     /// The program that serves, and takes over.
     pub(super) binary: PathBuf,
+    /// What the faults so far may have cost the clients.
+    pub(super) cost: Cost,
 }
 
 /// What was found when it had stopped.
-#[derive(Debug)]
 pub(super) struct End {
     pub(super) status: ExitStatus,
     /// Processes that live on.
     pub(super) left: Vec<u32>,
-    pub(super) audit: Audit,
-    pub(super) refused: u64,
+    pub(super) verdict: Verdict,
 }
 
-/// The daemon's service with the matrix's intervals.
+/// The daemon's service with the matrix's intervals, and with deadlines that leave its openings their time.
 pub(super) fn setup(subject: &dyn Subject) -> io::Result<Setup> {
     let (name, timing) = handoff_runtime::crash::timing_variable(&TIMING);
-    let watchdog = format!("watchdog = \"{}ms\"", TIMING.liveness.as_millis());
-    let lines = ["deadline = \"4s\"", "drain_grace = \"2s\"", "warm = \"3s\"", "retire = \"700ms\"", &watchdog];
+    let opens = subject.opens_within();
+    let ms = |key: &str, time: Duration| format!("{key} = \"{}ms\"", time.as_millis());
+    let lines = [
+        ms("watchdog", TIMING.liveness),
+        ms("deadline", Duration::from_secs(4) + opens * 2),
+        ms("drain_grace", Duration::from_secs(2)),
+        ms("warm", Duration::from_secs(3) + opens),
+        ms("retire", Duration::from_millis(700)),
+    ];
     Ok(lines.iter().fold(subject.setup()?.supervisor_env(name, timing), |setup, line| setup.config(line)))
 }
 
-/// Starts a service and its clients, lets `play` do with it what it likes, stops it and compares what was acknowledged with
-/// what is on disk.
-pub(super) fn under_load(matrix: &Matrix<'_>, play: impl FnOnce(&mut Scene<'_>) -> io::Result<()>) -> io::Result<End> {
-    matrix.control()?;
-    let trap = Trap::new()?;
-    let setup = setup(matrix.subject)?;
+/// Starts a service and its clients, lets `play` do with it what it likes, stops it and compares what the clients were told with what
+/// is on disk.
+pub(super) fn under_load(matrix: &Matrix, play: impl FnOnce(&mut Scene<'_>) -> io::Result<()>) -> io::Result<End> {
+    let trap = Trap::new(matrix.subject.points())?;
+    let setup = setup(&*matrix.subject)?;
     let binary = setup.binary().to_owned();
     let (name, value) = trap.variable();
     let mut fixture = setup.supervisor_env(name, value).prepare()?;
     let end = play_out(matrix, &mut fixture, trap, binary, play);
-    end.map_err(|error| io::Error::new(error.kind(), format!("{error}\n{}", fixture.log())))
+    end.map_err(|error| io::Error::new(error.kind(), format!("{error}\n{}", screenful(&fixture.log()))))
 }
 
 fn play_out(
-    matrix: &Matrix<'_>,
+    matrix: &Matrix,
     fixture: &mut Fixture,
     trap: Trap,
     binary: PathBuf,
     play: impl FnOnce(&mut Scene<'_>) -> io::Result<()>,
 ) -> io::Result<End> {
     fixture.start_supervisor()?;
-    let address = fixture.address(matrix.subject.listener())?;
-    let writer = Writer::default();
-    thread::scope(|scope| {
-        for client in 1..=u64::from(matrix.clients) {
-            let writer = &writer;
-            scope.spawn(move || writer.run(matrix.subject, address, (client..).step_by(matrix.clients as usize)));
-        }
-        let played = play(&mut Scene { matrix, fixture, writer: &writer, trap, binary });
-        writer.stop();
-        played
-    })?;
+    let spec = LoadSpec {
+        clients: matrix.clients as usize,
+        readers: usize::from(matrix.subject.reads()),
+        kept: matrix.subject.kept(),
+        think: THINK,
+        patience: ATTEMPT,
+        ..LoadSpec::new(fixture.endpoint(matrix.subject.listener())?, &fixture.path().join("acks"))
+    };
+    let load = Load::start(&spec, Arc::new(Spoken(Arc::clone(&matrix.subject))))?;
+    let metronome = Metronome::start(fixture.path())?;
+    let mut scene = Scene { matrix, fixture, load: &load, metronome: &metronome, trap, binary, cost: Cost::NOTHING };
+    play(&mut scene)?;
+    let cost = scene.cost;
+    let seen = load.stop()?;
     let status = fixture.stop()?;
-    let audit = writer.audit(&matrix.subject.written(fixture.data_dir())?);
-    Ok(End { status, left: fixture.processes(), audit, refused: writer.refused() })
+    let written = matrix.subject.written(fixture.data_dir())?;
+    let disk = OnDisk::compare(&seen.acks_dir, &written, matrix.subject.check(fixture.data_dir()))?;
+    Ok(End { status, left: fixture.processes(), verdict: Verdict::new(&seen, disk, cost) })
+}
+
+/// The end of a log, as much as fits a screen.
+pub(super) fn screenful(log: &str) -> String {
+    const LINES_MAX: usize = 40;
+    let lines: Vec<&str> = log.lines().collect();
+    let left_out = lines.len().saturating_sub(LINES_MAX);
+    let note = if left_out > 0 { format!("… {left_out} lines of log before\n") } else { String::new() };
+    note + &lines[left_out..].join("\n")
+}
+
+/// What a handover without a fault came to.
+#[derive(Debug)]
+pub(super) struct Undisturbed {
+    pub(super) serving: u32,
+    pub(super) outage: Duration,
+    pub(super) call: Duration,
+    pub(super) problems: Vec<String>,
 }
 
 impl Scene<'_> {
     /// Waits until one daemon serves alone, and gives its pid.
-    pub(super) fn settle(&mut self) -> io::Result<u32> {
-        wait_until_settled(self.fixture, self.writer)
+    pub(super) fn settle(&self) -> io::Result<u32> {
+        wait_until_settled(self.fixture, self.load)
     }
 
-    /// A handover without a fault; gives what is wrong with it, and what is left behind of all that was before.
-    pub(super) fn hand_over_undisturbed(&mut self) -> io::Result<Undisturbed> {
+    /// The epoch that the lease names.
+    pub(super) fn epoch(&self) -> u64 {
+        lease(self.fixture).map_or(0, |lease| lease.epoch)
+    }
+
+    /// A handover without a fault.
+    pub(super) fn hand_over(&mut self) -> io::Result<Undisturbed> {
+        let old = self.fixture.incumbent_pid()?;
+        let from = Instant::now();
         let upgrade = self.fixture.upgrade(&[])?;
-        let refusal = (!upgrade.committed())
-            .then(|| format!("the next handover does not commit: {upgrade:?}\n{}", self.fixture.log()));
+        let call = from.elapsed();
         let serving = self.settle()?;
-        let control = self.matrix.control()?;
-        let leaks = until_within(CLOSED_WITHIN, "nothing is left behind", || {
-            let leaks = control.leaks(&Footprint::of(self.fixture, serving)?);
-            Ok(if leaks.is_empty() { Ok(()) } else { Err(leaks) })
-        });
-        Ok(Undisturbed { refusal, leaks: leaks.err().map(|error| error.to_string()) })
+        let outage = self.load.gaps().longest_between(from, Instant::now());
+        let who = if serving == old { Serving::Old } else { Serving::New };
+        let fact = Fact { who, old, serving, epoch: self.epoch(), supervisor: Supervisor::Lived };
+        let mut problems = answer::contradictions(&upgrade, &fact);
+        if !upgrade.committed() {
+            problems.push(format!("a handover without a fault does not commit: {upgrade:?}"));
+        }
+        let told = until("the history says what upgrade said", || answer::history_contradicts(self.fixture, &upgrade));
+        problems.extend(told.err().map(|error| error.to_string()));
+        Ok(Undisturbed { serving, outage, call, problems })
     }
-}
 
-/// What a handover without a fault came to; nothing, if all is well.
-#[derive(Debug)]
-pub(super) struct Undisturbed {
-    pub(super) refusal: Option<String>,
-    pub(super) leaks: Option<String>,
+    /// The same with what the descriptors are that are too many.
+    fn with_descriptors(&self, leaks: Vec<String>, serving: u32) -> Vec<String> {
+        let named = |leak: String| {
+            let pid = if leak.starts_with("the supervisor") { self.fixture.supervisor_pid() } else { serving };
+            match leak.contains(" descriptors") {
+                true => format!("{leak}: {:?}", descriptors(pid).unwrap_or_default()),
+                false => leak,
+            }
+        };
+        leaks.into_iter().map(named).collect()
+    }
+
+    /// What there is more of than without any fault, when everything had time to be closed.
+    pub(super) fn leaks(&self, serving: u32) -> io::Result<Vec<String>> {
+        let control = self.matrix.control()?;
+        let mut leaks = Vec::new();
+        let none = until_within(CLOSED_WITHIN, "nothing is left behind", || {
+            leaks = control.footprint.leaks(&super::footprint::Footprint::of(self.fixture, serving)?);
+            Ok(if leaks.is_empty() { Ok(()) } else { Err(()) })
+        });
+        match none {
+            Err(error) if error.kind() != io::ErrorKind::TimedOut => Err(error),
+            _ => Ok(self.with_descriptors(leaks, serving)),
+        }
+    }
 }

@@ -1,47 +1,104 @@
-//! The daemon under test, as the matrix sees it: how it is started, written to, and read from disk.
+//! The daemon under test, as the matrix sees it: how it is started, written to, read from, and read from disk.
 
-use std::io::{self, BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::daemon;
+use super::points::OwnPoint;
+use crate::audit::Written;
 use crate::fixture::Setup;
+use crate::load::{Answer, Connection, Kept, Protocol, Suffered};
 
 /// A daemon that is put to the test. Its binary may be any; [`Setup::role`] makes it the calling program, run again.
-pub trait Subject: Sync {
-    /// How it is started: the binary, its arguments, its listeners. Data directory and timing are the matrix's.
+pub trait Subject: Send + Sync + 'static {
+    /// How it is started: the binary, its arguments, its listeners. Data directory, deadlines and intervals are the matrix's.
     ///
     /// # Errors
     /// Whatever keeps it from being started at all.
     fn setup(&self) -> io::Result<Setup>;
 
-    /// The name of the TCP listener that clients write to.
+    /// The name of the listener that clients write to, TCP or a Unix socket.
     fn listener(&self) -> &str {
         daemon::LISTENER
     }
 
-    /// One durable write of this token. It returns only when the daemon has acknowledged it, or when `patience` is over.
+    /// How long it may take to open its data, and so how much longer than a fault itself nobody may serve. 1 s if not said.
+    fn opens_within(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+
+    /// Which clients keep their connection. A daemon that closes kept connections at a handover, without a word that both sides
+    /// understand, drops them, and that is counted. Nobody if not said.
+    fn kept(&self) -> Kept {
+        Kept::None
+    }
+
+    /// One durable write of this token. It returns only when the daemon has acknowledged it.
     ///
     /// # Errors
-    /// Whatever kept the client from being told; the write may or may not have been done. A refused connection must stay
-    /// [`io::ErrorKind::ConnectionRefused`]: the matrix counts it.
-    fn write(&self, address: SocketAddr, token: u64, patience: Duration) -> io::Result<()>;
+    /// Those of the connection, as they are; a reply that says no, as [`io::Error::other`]; one that can't be true, as
+    /// [`io::ErrorKind::InvalidData`]. Each of them is counted.
+    fn write(&self, connection: &mut Connection, token: u64) -> io::Result<()>;
+
+    /// Whether [`read`](Self::read) can be asked; then one more client reads.
+    fn reads(&self) -> bool {
+        false
+    }
+
+    /// Whether the daemon has the write of this token, which was acknowledged.
+    ///
+    /// # Errors
+    /// As for [`write`](Self::write).
+    fn read(&self, connection: &mut Connection, token: u64) -> io::Result<bool> {
+        let _ = (connection, token);
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// All writes from disk, in the order in which they were made. The service has stopped.
     ///
     /// # Errors
     /// The data can't be read.
     fn written(&self, data_dir: &Path) -> io::Result<Vec<Written>>;
+
+    /// Whether it syncs by a system call of its own before it acknowledges a write: fsync(2), fdatasync(2), msync(2) and their like. If
+    /// it opens its files with `O_DSYNC`, say no: then nobody looks.
+    fn syncs(&self) -> bool {
+        true
+    }
+
+    /// Further checks of the data, each with its name in front: what they have found wrong. The service has stopped.
+    fn check(&self, data_dir: &Path) -> Vec<String> {
+        let _ = data_dir;
+        Vec::new()
+    }
+
+    /// The daemon's own crash points, which become rows of the matrix; see [`handoff_runtime::crash_here!`].
+    fn points(&self) -> &'static [OwnPoint] {
+        &[]
+    }
 }
 
-/// One write, as it stands on disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Written {
-    /// What the client sent.
-    pub token: u64,
-    /// The lock's epoch under which it was made, if the daemon notes that: writes of two owners that mix are found by it.
-    pub epoch: Option<u64>,
+/// A subject as a load speaks to it.
+pub(super) struct Spoken(pub(super) Arc<dyn Subject>);
+
+impl Protocol for Spoken {
+    fn write(&self, connection: &mut Connection, token: u64) -> Result<Answer, Suffered> {
+        match self.0.write(connection, token) {
+            Ok(()) => Ok(Answer::Done),
+            Err(error) => Err(Suffered::from_request(&error)),
+        }
+    }
+
+    /// Before anything was acknowledged, there is nothing to ask for.
+    fn read(&self, connection: &mut Connection, token: u64) -> Result<Answer, Suffered> {
+        match (token, self.0.read(connection, token)) {
+            (_, Ok(true)) | (0, Ok(false)) => Ok(Answer::Done),
+            (_, Ok(false)) => Ok(Answer::Wrong(Suffered::WrongValue)),
+            (_, Err(error)) => Err(Suffered::from_request(&error)),
+        }
+    }
 }
 
 /// The built-in daemon: a log of acknowledged writes, each with its epoch. [`crate::init`] plays it.
@@ -53,17 +110,27 @@ impl Subject for BuiltIn {
         Ok(Setup::role("matrix-daemon")?.listener(daemon::LISTENER, "127.0.0.1:0"))
     }
 
-    fn write(&self, address: SocketAddr, token: u64, patience: Duration) -> io::Result<()> {
-        let mut stream = TcpStream::connect_timeout(&address, patience)?;
-        stream.set_read_timeout(Some(patience))?;
-        writeln!(stream, "{token}")?;
-        let mut reply = String::new();
-        BufReader::new(stream).read_line(&mut reply)?;
-        if reply.starts_with("OK ") { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    fn opens_within(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn write(&self, connection: &mut Connection, token: u64) -> io::Result<()> {
+        daemon::ask(connection, &token.to_string()).map(drop)
+    }
+
+    fn reads(&self) -> bool {
+        true
+    }
+
+    fn read(&self, connection: &mut Connection, token: u64) -> io::Result<bool> {
+        Ok(daemon::ask(connection, &format!("?{token}"))? != "0")
     }
 
     fn written(&self, data_dir: &Path) -> io::Result<Vec<Written>> {
-        let lines = daemon::read_log(data_dir)?;
-        Ok(lines.into_iter().map(|(epoch, token)| Written { token, epoch: Some(epoch) }).collect())
+        daemon::read_log(data_dir)
+    }
+
+    fn points(&self) -> &'static [OwnPoint] {
+        daemon::POINTS
     }
 }

@@ -1,11 +1,12 @@
 //! The one table: which fault at which point must come to what, and within which time. Written by hand from the fault table
-//! of `docs/protocol.md`; nothing here is computed by the machines that are put to the test.
+//! of `docs/protocol.md`; nothing here is computed by the machines that are put to the test. A test compares the two.
 //!
 //! The matches have no wildcard: a new point or fault does not compile before it has its expectations.
 
 use std::time::Duration;
 
-use super::points::{Fault, Point};
+use super::points::{Fault, OwnPoint, Place, Point};
+use super::{HOLD, PAUSE, TIMING};
 
 /// Who serves when all has settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +48,33 @@ pub enum Bound {
     Paused,
 }
 
+/// What the noticing of a silence costs besides the silence.
+const NOTICED: Duration = Duration::from_millis(200);
+
+impl Bound {
+    /// As a time.
+    pub fn time(self) -> Duration {
+        match self {
+            Self::Nothing => Duration::ZERO,
+            Self::Noticed(within) => within,
+            Self::Silence => TIMING.liveness + NOTICED,
+            Self::Watched => TIMING.liveness * 2 + NOTICED,
+            Self::Unanswered => TIMING.settle + TIMING.liveness * 2 + NOTICED,
+            Self::Woken => HOLD + NOTICED,
+            Self::Paused => PAUSE + NOTICED,
+        }
+    }
+}
+
+/// What becomes of the data directory's epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Epoch {
+    /// The old process held the lock throughout: it is as before.
+    Stays,
+    /// It may have been released and taken again.
+    MayRise,
+}
+
 /// What must come of one fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Expected {
@@ -54,6 +82,8 @@ pub struct Expected {
     pub serving: &'static [Serving],
     /// How long a client may be without an acknowledgement.
     pub bound: Bound,
+    /// Whether the lock was ever let go.
+    pub epoch: Epoch,
 }
 
 const OLD: &[Serving] = &[Serving::Old];
@@ -65,13 +95,22 @@ const OLD_OR_FRESH: &[Serving] = &[Serving::Old, Serving::Fresh];
 
 /// An owner's lock is free at once, and it resumes.
 const RESUMED: Bound = Bound::Noticed(Duration::from_millis(200));
+/// An owner that holds the lock learns from its hook's end that it is to go on.
+const GOES_ON: Duration = Duration::from_millis(100);
 /// The kernel tears the owner down, and the next one recovers its data.
 const PROMOTED: Bound = Bound::Noticed(Duration::from_millis(500));
 /// The service starts the last good binary.
 const RESTARTED: Bound = Bound::Noticed(Duration::from_millis(1000));
+/// The daemon that is started first dies too, and another one is started after a short rest.
+const RESTARTED_TWICE: Bound = Bound::Noticed(Duration::from_millis(2500));
 
 const fn must(serving: &'static [Serving], bound: Bound) -> Option<Expected> {
-    Some(Expected { serving, bound })
+    Some(Expected { serving, bound, epoch: Epoch::MayRise })
+}
+
+/// The old process never lets the lock go.
+const fn holds(bound: Bound) -> Option<Expected> {
+    Some(Expected { serving: OLD, bound, epoch: Epoch::Stays })
 }
 
 /// What must come of this fault at this point; `None` where the two don't fit: there is nothing that could return an error,
@@ -82,29 +121,24 @@ pub fn expected(point: Point, fault: Fault) -> Option<Expected> {
     match point {
         // O has not been asked for anything: it never stops.
         P::SAfterOHello | P::SAfterSpawnSuccessor | P::SAfterNHello => match fault {
-            Fault::Exit | Fault::Kill | Fault::Stop => must(OLD, Nothing),
+            Fault::Exit | Fault::Kill | Fault::Stop => holds(Nothing),
             // The successor waits for its supervisor no longer than for a dead one, if there is one already.
             Fault::StopCont => must(OLD_OR_NEW, Nothing),
             Fault::Delay => must(NEW, Nothing),
             Fault::Error => None,
             Fault::Pause => must(NEW, Paused),
         },
-        // O holds the lock.
-        P::SAfterPrepareSent | P::SAfterDrainedRecv | P::SAfterSealRequestSent => match fault {
-            Fault::Exit | Fault::Kill => must(OLD, RESUMED),
-            Fault::Stop | Fault::StopCont => must(OLD, Silence),
-            Fault::Delay => must(NEW, Woken),
-            Fault::Error => None,
-            Fault::Pause => must(NEW, Paused),
-        },
-        // O has sealed; nobody was told to begin, so it takes the lock back.
-        P::SAfterSealCompleteRecv => match fault {
-            Fault::Exit | Fault::Kill => must(OLD, RESUMED),
-            Fault::Stop | Fault::StopCont => must(OLD, Silence),
-            Fault::Delay => must(NEW, Woken),
-            Fault::Error => None,
-            Fault::Pause => must(NEW, Paused),
-        },
+        // The request to seal goes with the one to drain: hooks that take no time have returned, and O has sealed. Nobody was told
+        // to begin, so it takes the lock back.
+        P::SAfterPrepareSent | P::SAfterDrainedRecv | P::SAfterSealRequestSent | P::SAfterSealCompleteRecv => {
+            match fault {
+                Fault::Exit | Fault::Kill => must(OLD, RESUMED),
+                Fault::Stop | Fault::StopCont => must(OLD, Silence),
+                Fault::Delay => must(NEW, Woken),
+                Fault::Error => None,
+                Fault::Pause => must(NEW, Paused),
+            }
+        }
         // N is at it, and who has the lock first keeps it: N, or O, which sees its supervisor gone. A supervisor that comes
         // back adopts N when it is Active, and ends it when it is not yet.
         P::SAfterBeginSent => match fault {
@@ -120,12 +154,19 @@ pub fn expected(point: Point, fault: Fault) -> Option<Expected> {
             Fault::Error => None,
             Fault::Pause => must(NEW, Paused),
         },
+        // No handover is under way.
+        P::SInRecovery => match fault {
+            Fault::Exit | Fault::Kill | Fault::StopCont | Fault::Delay => holds(Nothing),
+            // One that starts is given a minute before another one ends it.
+            Fault::Stop | Fault::Error => None,
+            Fault::Pause => holds(Paused),
+        },
         // Without a seal, N recovers what O left.
         P::OInDrain | P::OInSeal => match fault {
             Fault::Exit | Fault::Kill => must(NEW, PROMOTED),
             Fault::Stop => must(NEW, Silence),
             Fault::StopCont | Fault::Delay => must(NEW, Woken),
-            Fault::Error => must(OLD, RESUMED),
+            Fault::Error => holds(RESUMED),
             Fault::Pause => must(NEW, Paused),
         },
         P::OAfterDrainedSent | P::OAfterSealFlockReleased => match fault {
@@ -151,7 +192,7 @@ pub fn expected(point: Point, fault: Fault) -> Option<Expected> {
         },
         // O serves until N has warmed up.
         P::NBeforeHandshake | P::NAfterHandshake => match fault {
-            Fault::Exit | Fault::Kill | Fault::Stop | Fault::Error => must(OLD, Nothing),
+            Fault::Exit | Fault::Kill | Fault::Stop | Fault::Error => holds(Nothing),
             Fault::StopCont | Fault::Delay => must(NEW, Nothing),
             Fault::Pause => must(NEW, Paused),
         },
@@ -171,10 +212,88 @@ pub fn expected(point: Point, fault: Fault) -> Option<Expected> {
             Fault::Error => None,
             Fault::Pause => must(NEW, Paused),
         },
+        P::Own(OwnPoint { place, .. }) => expected_within(place, fault),
     }
 }
 
-/// The point at which the successor has to die so that this one is reached at all.
-pub(super) fn led_to_by(point: Point) -> Option<Point> {
-    (point == Point::OInResume).then_some(Point::NAfterLock)
+/// The same for a point of the daemon's own, by where it is crossed.
+fn expected_within(place: Place, fault: Fault) -> Option<Expected> {
+    use Bound::{Paused, Silence, Watched, Woken};
+    match place {
+        // The daemon's half of the runtime's points around its hooks.
+        Place::Drain => expected(Point::OInDrain, fault),
+        Place::Seal => expected(Point::OInSeal, fault),
+        // N does not become Active, and O takes the lock back.
+        Place::SealReport => match fault {
+            Fault::Error => must(OLD, RESUMED),
+            _ => expected(Point::OInSeal, fault),
+        },
+        Place::Resume => expected(Point::OInResume, fault),
+        Place::Opening => match fault {
+            Fault::Exit | Fault::Kill | Fault::Error => must(OLD, RESUMED),
+            Fault::Stop => must(OLD, Silence),
+            Fault::StopCont | Fault::Delay => must(NEW, Woken),
+            Fault::Pause => must(NEW, Paused),
+        },
+        // No handover is under way: the service starts the daemon again.
+        Place::Write => match fault {
+            Fault::Exit | Fault::Kill => must(FRESH, RESTARTED),
+            Fault::Stop => must(FRESH, Watched),
+            Fault::StopCont | Fault::Delay => holds(Woken),
+            Fault::Error => None,
+            Fault::Pause => holds(Paused),
+        },
+        // It was killed before, and this is the one that is started for it.
+        Place::ColdStart => match fault {
+            Fault::Exit | Fault::Kill | Fault::Error => must(FRESH, RESTARTED_TWICE),
+            Fault::Stop => None,
+            Fault::StopCont | Fault::Delay => must(FRESH, RESTARTED),
+            Fault::Pause => must(FRESH, Paused),
+        },
+    }
+}
+
+/// How long a slow hook takes.
+pub(super) const SLOW_HOOK: Duration = Duration::from_millis(300);
+
+/// What must come of a fault when drain and seal take [`SLOW_HOOK`] each, so that the supervisor fails while O is *in* them. O holds the
+/// lock, and goes on when its hook has returned.
+pub(super) fn expected_with_slow_hooks(point: Point, fault: Fault) -> Option<Expected> {
+    let in_a_hook = match point {
+        Point::SAfterPrepareSent | Point::SAfterDrainedRecv | Point::SAfterSealRequestSent => true,
+        Point::OAfterDrainedSent => return expected(point, fault).filter(|_| fault.is_deadly()).map(with_both_hooks),
+        _ => false,
+    };
+    if !in_a_hook {
+        return None;
+    }
+    match fault {
+        Fault::Exit | Fault::Kill => holds(Bound::Noticed(SLOW_HOOK.saturating_mul(2).saturating_add(GOES_ON))),
+        // Nobody waits for the supervisor before the hooks have returned; from then on it is silent.
+        Fault::Stop | Fault::StopCont => must(OLD, Bound::Silence).map(with_both_hooks),
+        Fault::Pause | Fault::Delay | Fault::Error => None,
+    }
+}
+
+fn with_both_hooks(expected: Expected) -> Expected {
+    Expected { bound: Bound::Noticed(expected.bound.time() + 2 * SLOW_HOOK), ..expected }
+}
+
+/// How long a successor opens its data in the rows about that: the protocol's 3 s and 30 s, at a tenth.
+pub(super) const OPENINGS: [Duration; 2] = [Duration::from_millis(300), Duration::from_millis(3000)];
+
+/// What must come of a supervisor's death behind Begin when the successor takes so long to open. One that is started again ends a
+/// successor that is not Active; nobody does when none is, and then it serves when it is ready.
+pub(super) fn expected_with_a_slow_opening(fault: Fault, opening: Duration) -> Option<Expected> {
+    match fault {
+        Fault::Exit => must(OLD_OR_NEW, Bound::Noticed(opening + NOTICED)),
+        Fault::Kill => must(NEW, Bound::Noticed(opening + NOTICED)),
+        _ => None,
+    }
+}
+
+/// Two faults in one handover: whoever serves in the end, somebody does. Everything that one fault may cost is added up.
+pub(super) fn expected_of_two(first: Expected, second: Expected) -> Expected {
+    let time = first.bound.time() + second.bound.time() + Bound::Unanswered.time();
+    Expected { serving: ANY, bound: Bound::Noticed(time), epoch: Epoch::MayRise }
 }

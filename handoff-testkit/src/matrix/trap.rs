@@ -1,7 +1,7 @@
-//! The fault of one handover: ordered in a file that every process of the service reads at its crash points, told by the
-//! marker that the process leaves, and confirmed from outside.
+//! The faults of one handover: ordered in a file that every process of the service reads at its crash points, told by the marker that
+//! the process leaves, and confirmed from outside.
 //!
-//! Invariant: one fault at a time, in a marker directory of its own, and it happens once.
+//! Invariant: each fault has a marker directory of its own, and happens once.
 
 use std::fs;
 use std::io;
@@ -12,10 +12,10 @@ use std::process::ExitStatus;
 
 use rustix::process::Signal;
 
-use super::points::{Fault, Role};
+use super::points::{Fault, Place, Point, Role};
 use super::settled::{PATIENCE, until};
-use super::table::led_to_by;
-use super::{HOLD, Row};
+use super::table::SLOW_HOOK;
+use super::{HOLD, Hooks, Row, Strike};
 use crate::crash::ProcessCrash;
 use crate::fixture::Fixture;
 use crate::leaks::process_state;
@@ -25,18 +25,21 @@ use crate::leaks::process_state;
 pub(super) struct Trap {
     dir: tempfile::TempDir,
     set: u32,
+    /// The subject's own points that lie in its hooks and in its opening: where it can be made slow.
+    slow: Vec<(Place, &'static str)>,
 }
 
 /// A fault that is ordered.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Armed {
-    row: Row,
+    pub(super) strike: Strike,
     crash: ProcessCrash,
 }
 
 impl Trap {
-    pub(super) fn new() -> io::Result<Self> {
-        Ok(Self { dir: tempfile::tempdir()?, set: 0 })
+    pub(super) fn new(points: &[super::OwnPoint]) -> io::Result<Self> {
+        let slow = points.iter().map(|point| (point.place, point.name)).collect();
+        Ok(Self { dir: tempfile::tempdir()?, set: 0, slow })
     }
 
     /// The variable by which the service's processes find their orders.
@@ -44,28 +47,46 @@ impl Trap {
         ("HANDOFF_CRASH_PLAN", self.plan().to_string_lossy().into_owned())
     }
 
-    /// Orders the fault of this row; it takes the place of the one before.
-    pub(super) fn set(&mut self, row: &Row) -> io::Result<Armed> {
+    /// Orders the faults of this row; they take the place of those before.
+    pub(super) fn set(&mut self, row: &Row) -> io::Result<Vec<Armed>> {
+        let strikes = [Some(row.strike()), row.second];
+        let armed = strikes.into_iter().flatten().map(|strike| self.arm(strike)).collect::<io::Result<Vec<_>>>()?;
+        let faults: Vec<String> = armed.iter().map(Armed::order).chain(self.delays(row.hooks)).collect();
+        self.write(&faults.join("\n"))?;
+        Ok(armed)
+    }
+
+    /// Nothing is to happen any more.
+    pub(super) fn clear(&self) -> io::Result<()> {
+        self.write("")
+    }
+
+    fn arm(&mut self, strike: Strike) -> io::Result<Armed> {
         self.set += 1;
         let markers = self.dir.path().join(self.set.to_string());
         fs::create_dir(&markers)?;
-        let crash = ProcessCrash::new(row.point.name(), &row.point.role().to_string(), &markers);
-        let how = match row.fault {
-            Fault::Exit => "exit".to_owned(),
-            Fault::Kill => "kill".to_owned(),
-            Fault::Stop | Fault::StopCont | Fault::Pause => "stop".to_owned(),
-            Fault::Delay => format!("delay:{}", HOLD.as_millis()),
-            Fault::Error => "error".to_owned(),
+        let crash = ProcessCrash::new(strike.point.name(), &strike.point.role().to_string(), &markers);
+        Ok(Armed { strike, crash })
+    }
+
+    /// What makes hooks or an opening slow: each process sleeps there, each time.
+    fn delays(&self, hooks: Hooks) -> Vec<String> {
+        let (places, time): (&[Place], _) = match hooks {
+            Hooks::AsTheyAre => return Vec::new(),
+            Hooks::Slow => (&[Place::Drain, Place::Seal], SLOW_HOOK),
+            Hooks::Opening(time) => (&[Place::Opening], time),
         };
-        let mut plan = format!("HANDOFF_CRASH_HOW={how}\nHANDOFF_CRASH_ONCE=1\n");
-        for (name, value) in crash.env() {
-            plan.push_str(&format!("{}={}\n", name.to_string_lossy(), value.to_string_lossy()));
-        }
-        // Whoever reads it finds it whole.
+        let delayed = self.slow.iter().filter(|(place, _)| places.contains(place));
+        delayed
+            .map(|(_, name)| format!("HANDOFF_CRASH_AT={name}\nHANDOFF_CRASH_HOW=delay:{}\n", time.as_millis()))
+            .collect()
+    }
+
+    /// Whoever reads it finds it whole.
+    fn write(&self, plan: &str) -> io::Result<()> {
         let new = self.dir.path().join("plan.new");
         fs::write(&new, plan)?;
-        fs::rename(new, self.plan())?;
-        Ok(Armed { row: *row, crash })
+        fs::rename(new, self.plan())
     }
 
     fn plan(&self) -> PathBuf {
@@ -73,40 +94,51 @@ impl Trap {
     }
 }
 
+/// A successor that dies, where a point is reached only through its death: the same binary with a fault of its own.
+pub(super) fn doomed(fixture: &Fixture, binary: &Path, death: Point) -> io::Result<PathBuf> {
+    let path = fixture.path().join("doomed");
+    let quoted = binary.to_string_lossy().replace('\'', "'\\''");
+    let script = format!(
+        "#!/bin/sh\nunset HANDOFF_CRASH_PLAN\nexport HANDOFF_CRASH_AT={} HANDOFF_CRASH_HOW=exit\nexec '{quoted}' \"$@\"\n",
+        death.name()
+    );
+    fs::write(&path, script)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    Ok(path)
+}
+
 impl Armed {
-    /// A successor that dies, where the point is reached only through its death: the same binary with a fault of its own.
-    pub(super) fn doomed(&self, fixture: &Fixture, binary: &Path) -> io::Result<Option<PathBuf>> {
-        let Some(death) = led_to_by(self.row.point) else { return Ok(None) };
-        let path = fixture.path().join("doomed");
-        let quoted = binary.to_string_lossy().replace('\'', "'\\''");
-        let script = format!(
-            "#!/bin/sh\nunset HANDOFF_CRASH_PLAN\nexport HANDOFF_CRASH_AT={} HANDOFF_CRASH_HOW=exit\nexec '{quoted}' \"$@\"\n",
-            death.name()
-        );
-        fs::write(&path, script)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-        Ok(Some(path))
+    /// Its part of the plan.
+    fn order(&self) -> String {
+        let how = match self.strike.fault {
+            Fault::Exit => "exit".to_owned(),
+            Fault::Kill => "kill".to_owned(),
+            Fault::Stop | Fault::StopCont | Fault::Pause => "stop".to_owned(),
+            Fault::Delay => format!("delay:{}", HOLD.as_millis()),
+            Fault::Error => "error".to_owned(),
+        };
+        let variables = self.crash.env();
+        let lines =
+            variables.iter().map(|(name, value)| format!("{}={}\n", name.to_string_lossy(), value.to_string_lossy()));
+        format!("HANDOFF_CRASH_HOW={how}\nHANDOFF_CRASH_ONCE=1\n{}", lines.collect::<String>())
     }
 
-    /// Waits for the marker, and gives the pid of the process that left it.
-    pub(super) fn wait_until_fired(&self) -> io::Result<u32> {
+    /// The pid of the process that left the marker, once there is one.
+    pub(super) fn hit(&self) -> io::Result<Option<u32>> {
         // It is there a moment before it is whole.
-        let fired = || Ok(if self.crash.has_fired().unwrap_or(false) { Ok(()) } else { Err("no marker") });
-        until("the point is reached", fired)?;
+        if !self.crash.has_fired().unwrap_or(false) {
+            return Ok(None);
+        }
         let pid = fs::read_to_string(self.crash.marker_path().with_extension("pid"))?;
-        pid.trim().parse().map_err(io::Error::other)
+        pid.trim().parse().map(Some).map_err(io::Error::other)
     }
 
     /// What the marker announces is seen from outside: by the exit status where the process is our child, else by its state.
     pub(super) fn confirm(&self, fixture: &mut Fixture, hit: u32) -> io::Result<()> {
-        match (self.row.fault, self.row.point.role()) {
+        match (self.strike.fault, self.strike.point.role()) {
             (Fault::Exit | Fault::Kill, Role::Supervisor) => {
                 let status = fixture.wait_for_supervisor(PATIENCE)?;
-                let as_told = |status: ExitStatus| match self.row.fault {
-                    Fault::Exit => ProcessCrash::is_crash(status),
-                    _ => status.signal() == Some(Signal::KILL.as_raw()),
-                };
-                if as_told(status) {
+                if self.explains(status) {
                     Ok(())
                 } else {
                     Err(io::Error::other(format!("the supervisor ended with {status}")))
@@ -123,6 +155,13 @@ impl Armed {
                 Ok(if was_stopped || self.awake().exists() { Ok(()) } else { Err(state) })
             }),
             (Fault::Delay | Fault::Error, _) => Ok(()),
+        }
+    }
+
+    fn explains(&self, status: ExitStatus) -> bool {
+        match self.strike.fault {
+            Fault::Exit => ProcessCrash::is_crash(status),
+            _ => status.signal() == Some(Signal::KILL.as_raw()),
         }
     }
 

@@ -210,7 +210,8 @@ impl State {
         for connection in self.connections.values_mut().filter(|connection| connection.phase == Phase::Idle) {
             connection.phase = Phase::Leaving;
             let line = format!("{BYE}\n");
-            let sent = send(&connection.stream, line.as_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            let sent = retry_on_intr(|| send(&connection.stream, line.as_bytes(), flags));
             if sent != Ok(line.len()) {
                 // Its thread sees the end and clears it away.
                 let _ = connection.stream.shutdown(Shutdown::Both);

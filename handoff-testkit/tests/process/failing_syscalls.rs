@@ -12,10 +12,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
+use handoff_testkit::load::Cost;
 use libtest_mimic::Trial;
 use rustix::process::{Signal, kill_process};
 
-use crate::stage::{Stage, within_patience};
+use crate::stage::{CLIENTS, Stage, within_patience};
 use crate::strace::{Strace, is_dead, lines_of, sends};
 use crate::{Outcome, check};
 
@@ -227,6 +228,7 @@ fn break_one(
     injection: &str,
 ) -> Result<bool, Box<dyn std::error::Error>> {
     let trace = format!("trace={call}");
+    let before = stage.counts();
     let seen = hand_over(stage, role, &["-e", &trace, "-e", injection])?.ok_or("strace may trace no longer")?;
     let upgrade = &seen.upgrade;
     let has_fired = fault.has_fired(&seen.lines);
@@ -242,7 +244,20 @@ fn break_one(
     stage.serves().map_err(|error| format!("{error}; {upgrade:?}"))?;
     stage.is_tidy().map_err(|error| format!("{error}; {upgrade:?}"))?;
     stage.hands_over()?;
+    stage.charge(&before, cost(role, fault)).map_err(|error| format!("{error}; {upgrade:?}"))?;
     Ok(has_fired)
+}
+
+/// What it may cost the clients: nothing, whatever happens to the supervisor. A daemon's own call for a client may be the one that fails, and
+/// then the store refuses to write until another process has opened it.
+fn cost(role: Role, fault: Fault) -> Cost {
+    match (role, fault) {
+        (Role::Supervisor | Role::SupervisorLoop, _) | (_, Fault::Interrupted) => Cost::NOTHING,
+        (Role::Incumbent | Role::Successor, Fault::Killed) => Cost::connections(CLIENTS as u64),
+        (Role::Incumbent | Role::Successor, Fault::Error) => {
+            Cost { rejected: u64::MAX, ..Cost::connections(CLIENTS as u64) }
+        }
+    }
 }
 
 /// Committed, aborted or refused, with one line that says why.

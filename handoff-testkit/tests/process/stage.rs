@@ -6,7 +6,7 @@ use std::{fs, io, thread};
 
 use handoff_testkit::fixture::{Fixture, Setup, Upgrade};
 use handoff_testkit::leaks::{descriptor_count, stray_files};
-use handoff_testkit::load::{Cost, Load, LoadSpec};
+use handoff_testkit::load::{Cost, Counts, Load, LoadSpec};
 use handoff_testkit::store::StoreClient;
 use rustix::process::Pid;
 
@@ -16,7 +16,7 @@ use crate::{Outcome, check};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One that keeps its connection, and one that opens a new one for each request.
-const CLIENTS: usize = 2;
+pub(crate) const CLIENTS: usize = 2;
 
 /// The environment variable that names the program `handoff` to test, such as the one that ships.
 const PROGRAM: &str = "HANDOFF_PROGRAM";
@@ -157,9 +157,16 @@ impl Stage {
         Ok(())
     }
 
-    /// The process that serves dies, or has died: what its clients had with it went with it.
-    pub(crate) fn excuse_a_death(&mut self) {
-        self.cost += Cost::connections(CLIENTS as u64);
+    /// What the clients have seen so far.
+    pub(crate) fn counts(&self) -> Counts {
+        self.load.counts()
+    }
+
+    /// A fault has cost the clients no more than this since then.
+    pub(crate) fn charge(&mut self, before: &Counts, cost: Cost) -> Outcome {
+        self.cost += cost;
+        let problems = self.load.counts().since(before).problems(cost);
+        check(problems.is_empty(), problems.join("; "))
     }
 
     /// Starts the supervisor again after it has died.

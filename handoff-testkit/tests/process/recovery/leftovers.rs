@@ -12,7 +12,7 @@ use rustix::process::Signal;
 
 use super::daemon::{Mood, build};
 use super::frozen::upgrade_in_background;
-use super::scene::{OPEN_CONNECTIONS, Result, Scene, ended, fixed_address, run, signal};
+use super::scene::{EVERYBODY_DIED, Result, Scene, ended, fixed_address, run, signal};
 use super::trial;
 use crate::{Outcome, check};
 
@@ -185,7 +185,7 @@ fn one_that_was_told_to_leave_loses_the_lock(record: Record) -> Outcome {
     scene.fixture.start_supervisor()?;
     scene.serves()?;
     check(!scene.fixture.processes().contains(&oldest), format!("it is ended:\n{}", scene.fixture.log()))?;
-    scene.end(OPEN_CONNECTIONS)
+    scene.end(EVERYBODY_DIED)
 }
 
 /// Nobody serves when the service is started again, and those that were to leave have not.
@@ -203,7 +203,7 @@ fn old_generations_keep_no_address() -> Outcome {
     scene.configure("retire", SOON)?;
     scene.fixture.start_supervisor()?;
     scene.serves()?;
-    scene.end(OPEN_CONNECTIONS)
+    scene.end(EVERYBODY_DIED)
 }
 
 fn a_stranger_with_the_lock_is_named() -> Outcome {

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::daemon::{Mood, build};
-use super::scene::{OPEN_CONNECTIONS, Result, Scene, fixed_address, signal};
+use super::scene::{EVERYBODY_DIED, OPEN_CONNECTIONS, Result, Scene, TWO_DEATHS, fixed_address, signal};
 use super::trial;
 use crate::{Outcome, check};
 
@@ -94,7 +94,7 @@ fn new_build_dies_on_probation() -> Outcome {
     let pid = builds.scene.fixture.incumbent_pid()?;
     signal(pid, Signal::KILL)?;
     builds.expect("first", pid)?;
-    builds.end(OPEN_CONNECTIONS)
+    builds.end(TWO_DEATHS)
 }
 
 fn new_build_dies_without_a_supervisor() -> Outcome {
@@ -103,7 +103,7 @@ fn new_build_dies_without_a_supervisor() -> Outcome {
     signal(pid, Signal::KILL)?;
     builds.scene.fixture.start_supervisor()?;
     builds.expect("first", pid)?;
-    builds.end(OPEN_CONNECTIONS)
+    builds.end(EVERYBODY_DIED)
 }
 
 fn new_build_dies_after_a_restart() -> Outcome {

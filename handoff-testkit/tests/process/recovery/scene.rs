@@ -39,6 +39,12 @@ const CLIENTS: usize = 4;
 /// What the death of a process that served costs: its connections went with it.
 pub(super) const OPEN_CONNECTIONS: Cost = Cost::connections(CLIENTS as u64);
 
+/// The same of two, one after the other.
+pub(super) const TWO_DEATHS: Cost = Cost::connections(2 * CLIENTS as u64);
+
+/// What it costs when nobody is left, not even one who has the listening sockets: each client comes back as often as it likes meanwhile.
+pub(super) const EVERYBODY_DIED: Cost = Cost { refused: u64::MAX, ..TWO_DEATHS };
+
 pub(super) struct Scene {
     pub(super) fixture: Fixture,
     load: Load,
