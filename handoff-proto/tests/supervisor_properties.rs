@@ -154,6 +154,8 @@ fn history() -> impl Strategy<Value = Vec<Input>> {
 /// What has been seen so far, by an observer who knows the rules and not the machine.
 #[derive(Default)]
 struct Observer {
+    /// The incumbent was asked to drain.
+    asked: bool,
     sealed_or_dead: bool,
     fit: bool,
     unfit: bool,
@@ -222,7 +224,9 @@ impl Observer {
                 }
                 self.outcome = Some(outcome.clone());
             }
+            Effect::KillIncumbent => assert!(self.asked, "an incumbent is killed that was asked for nothing"),
             Effect::SendIncumbent(_, other) => {
+                self.asked |= matches!(other, Message::PrepareHandoff { .. });
                 assert!(
                     matches!(
                         other,

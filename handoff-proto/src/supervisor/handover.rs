@@ -161,6 +161,10 @@ impl Handover {
             effects.push(Effect::Record(Phase::Negotiating));
             effects.push(Effect::Reached(Milestone::SuccessorSpawned));
             effects.push(Effect::Arm(Timer::Hello, self.timing.hello));
+            // It may have been lost while the successor was started, when nothing could be undone yet.
+            if self.incumbent_link() == Link::Cut {
+                self.undo("the incumbent's session ended while the successor was started".into(), effects);
+            }
         }
     }
 
@@ -239,12 +243,16 @@ impl Handover {
         self.prepared(intent, Warmth::Warm, effects);
     }
 
-    /// Asks the incumbent to drain once both are done; if it has died meanwhile, its successor is promoted.
+    /// Asks the incumbent to drain once both are done, if it can hear that: nobody is judged by his silence who was asked for nothing. If it
+    /// has died meanwhile, its successor is promoted; while its session is closing, it is not known yet which of the two it is.
     fn prepared(&mut self, intent: Intent, warmth: Warmth, effects: &mut Vec<Effect>) {
-        match (intent, warmth) {
-            (Intent::Written, _) | (_, Warmth::Warming) => self.step = Step::Preparing { intent, warmth },
-            (Intent::Durable, Warmth::Warm) if self.incumbent_link() == Link::Gone => self.promote(effects),
-            (Intent::Durable, Warmth::Warm) => {
+        match (intent, warmth, self.incumbent_link()) {
+            (Intent::Written, ..) | (_, Warmth::Warming, _) | (.., Link::Closing) => {
+                self.step = Step::Preparing { intent, warmth };
+            }
+            (Intent::Durable, Warmth::Warm, Link::Gone) => self.promote(effects),
+            (Intent::Durable, Warmth::Warm, Link::Cut) => self.undo("the incumbent is out of reach".into(), effects),
+            (Intent::Durable, Warmth::Warm, Link::Open) => {
                 self.step = Step::Draining;
                 self.tell_incumbent(self.prepare_message(), effects);
                 if self.asks_early() {

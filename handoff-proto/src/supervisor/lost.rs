@@ -3,7 +3,7 @@
 //! The end of a channel is a death only when the process is dead too; else its peer gets a moment, and then counts as alive
 //! and out of reach.
 
-use super::handover::{Handover, Step, Warmth};
+use super::handover::{Handover, Intent, Step, Warmth};
 use super::peer::Link;
 use super::{Effect, Timer};
 
@@ -68,6 +68,7 @@ impl Handover {
             Step::GreetingIncumbent => self.refuse("the incumbent died before it said Hello".into(), effects),
             Step::Draining | Step::Sealing { .. } => self.promote(effects),
             Step::Undoing(_) => self.incumbent_died(effects),
+            Step::Preparing { intent: Intent::Durable, warmth: Warmth::Warm } => self.promote(effects),
             // Its successor goes on, and is promoted when it is warmed.
             Step::Spawning | Step::GreetingSuccessor | Step::Preparing { .. } => {}
             // Its data are sealed.

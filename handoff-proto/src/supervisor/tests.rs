@@ -448,6 +448,34 @@ fn a_frozen_incumbent_is_ended_and_its_successor_promoted_or_spared() {
 }
 
 #[test]
+fn an_incumbent_that_is_lost_while_the_successor_starts_is_asked_for_nothing_and_not_killed() {
+    let mut desk = Desk::new(plan());
+    desk.give(Input::Connected(O)).give(Input::FromIncumbent(hello(Side::Incumbent, O.pid, 2)));
+    desk.give(Input::IncumbentMalformed("HelloAck could not be sent".into())).give(Input::Spawned(N));
+    assert!(desk.did(&Effect::KillSuccessor), "{:?}", desk.done);
+    desk.give(Input::SuccessorGone("was killed".into())).give(Input::JournalSynced);
+    assert_eq!(desk.reason(), "the incumbent's session ended while the successor was started");
+    assert_eq!(desk.sent(), ["O:HelloAck", "N:Abort"]);
+}
+
+#[test]
+fn while_the_incumbents_session_closes_nobody_is_asked_to_drain() {
+    let closing = || {
+        let mut desk = Desk::new(plan());
+        desk.greeted(2, 2).give(Input::IncumbentClosed).give(Input::FromSuccessor(Message::Warmed { handoff_id: ID }));
+        assert_eq!(desk.sent(), ["O:HelloAck", "N:HelloAck"]);
+        desk
+    };
+    let mut alive = closing();
+    alive.give(Input::Fired(Timer::IncumbentClosed)).give(Input::SuccessorGone("was killed".into()));
+    alive.give(Input::JournalSynced);
+    assert_eq!(alive.reason(), "the incumbent closed its session");
+    let mut dead = closing();
+    dead.give(Input::IncumbentGone).give(lease(O, LeaseState::Active, EPOCH));
+    assert_eq!(dead.sent().last().unwrap(), "N:BeginWith", "it is promoted at once");
+}
+
+#[test]
 fn every_word_of_the_incumbent_puts_its_silence_off() {
     let mut desk = Desk::draining();
     desk.done.clear();
