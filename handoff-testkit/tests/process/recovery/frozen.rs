@@ -184,8 +184,9 @@ fn orphan_freezes_under_the_lock() -> Outcome {
     let mut upgrade = upgrade_in_background(&builds.scene, &frozen.to_string_lossy())?;
     builds.scene.wait_for_a_frozen_process()?;
     builds.scene.fixture.kill_supervisor()?;
-    check(ended(&mut upgrade)?.code() == Some(3), "its client is told")?;
+    check(upgrade.try_wait()?.is_none(), "nobody serves yet: there is nothing to tell")?;
     builds.scene.fixture.start_supervisor()?;
+    check(ended(&mut upgrade)?.code() == Some(2), "its client is told that it was undone")?;
     builds.scene.serves()?;
     check(builds.scene.fixture.incumbent_pid()? == old, format!("it is undone:\n{}", builds.scene.fixture.log()))?;
     builds.end(Cost::Nothing)
@@ -198,7 +199,7 @@ fn orphan_freezes_active() -> Outcome {
     let old = builds.scene.fixture.incumbent_pid()?;
     let frozen = builds.build(Mood::FreezesActive)?;
     let upgrade = builds.scene.fixture.upgrade(&[&frozen.to_string_lossy()])?;
-    check(upgrade.code == Some(3), format!("{upgrade:?}"))?;
+    check(upgrade.committed(), format!("the lease is the new one's: {upgrade:?}"))?;
     ended(&mut supervisor)?;
     builds.scene.fixture.start_supervisor()?;
     builds.scene.serves()?;
@@ -206,29 +207,32 @@ fn orphan_freezes_active() -> Outcome {
     builds.end(Cost::OpenConnections)
 }
 
-/// A handover whose successor has the lock and opens slowly, and whose supervisor is dead. With the old pid.
-fn orphan_that_opens_slowly() -> Result<(Builds, u32)> {
+/// A handover whose successor has the lock and opens slowly, and whose supervisor is dead. With the old pid and the client, which
+/// waits for an end.
+fn orphan_that_opens_slowly() -> Result<(Builds, u32, Child)> {
     let mut builds = Builds::new(Mood::Good)?;
     let old = builds.scene.fixture.incumbent_pid()?;
     let slow = builds.build(Mood::OpensSlowly)?;
     let mut upgrade = upgrade_in_background(&builds.scene, &slow.to_string_lossy())?;
     builds.scene.wait_until_the_successor_has_the_lock()?;
     builds.scene.fixture.kill_supervisor()?;
-    check(ended(&mut upgrade)?.code() == Some(3), "its client is told")?;
-    Ok((builds, old))
+    check(upgrade.try_wait()?.is_none(), "nobody serves yet: there is nothing to tell")?;
+    Ok((builds, old, upgrade))
 }
 
 fn successor_opens_slowly() -> Outcome {
-    let (mut builds, old) = orphan_that_opens_slowly()?;
+    let (mut builds, old, mut upgrade) = orphan_that_opens_slowly()?;
     builds.scene.fixture.start_supervisor()?;
+    check(ended(&mut upgrade)?.code() == Some(2), "its client is told that it was undone")?;
     check(builds.scene.fixture.incumbent_pid()? == old, format!("it is undone:\n{}", builds.scene.fixture.log()))?;
     builds.end(Cost::Nothing)
 }
 
 /// Nobody ends it meanwhile: it takes over without a supervisor, and the next one finds it.
 fn successor_takes_over() -> Outcome {
-    let (mut builds, old) = orphan_that_opens_slowly()?;
+    let (mut builds, old, mut upgrade) = orphan_that_opens_slowly()?;
     std::fs::write(builds.scene.fixture.data_dir().with_file_name("open"), "")?;
+    check(ended(&mut upgrade)?.code() == Some(0), "its client is told by the lease that the new one serves")?;
     builds.scene.serves()?;
     builds.scene.fixture.start_supervisor()?;
     let status = builds.scene.fixture.status()?;
@@ -264,7 +268,7 @@ fn supervisor_freezes_in_a_handover() -> Outcome {
     signal(first.id(), Signal::STOP)?;
     scene.fixture.start_supervisor()?;
     check(ended(&mut first)?.code().is_none(), "the frozen supervisor is ended")?;
-    check(ended(&mut upgrade)?.code() == Some(3), "its client is told")?;
+    check(ended(&mut upgrade)?.code() == Some(2), "its client is told that it was undone")?;
     check(scene.fixture.incumbent_pid()? == old, format!("the handover is undone:\n{}", scene.fixture.log()))?;
     scene.end(Cost::Nothing)
 }
