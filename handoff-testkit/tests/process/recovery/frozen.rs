@@ -28,6 +28,7 @@ pub(super) fn all() -> Vec<Trial> {
         trial("successor_dies_serving", successor_dies_serving),
         trial("successor_opens_slowly_and_the_supervisor_dies", successor_opens_slowly),
         trial("successor_takes_over_without_a_supervisor", successor_takes_over),
+        trial("nobody_is_left_to_settle_it", nobody_is_left_to_settle_it),
         trial("supervisor_freezes_while_idle", supervisor_freezes_while_idle),
         trial("supervisor_freezes_in_a_handover", supervisor_freezes_in_a_handover),
     ]
@@ -239,6 +240,18 @@ fn successor_takes_over() -> Outcome {
     let taken_over = status["incumbent"]["pid"] != old && status["incumbent"]["build_id"] == "other";
     check(taken_over, format!("it is adopted: {status}\n{}", builds.scene.fixture.log()))?;
     builds.end(Cost::Nothing)
+}
+
+/// All three are dead: the client says that it does not know, and does not wait for a deadline that nobody keeps.
+fn nobody_is_left_to_settle_it() -> Outcome {
+    let (mut builds, old, mut upgrade) = orphan_that_opens_slowly()?;
+    let new = handoff_lock::read_lease(builds.scene.fixture.data_dir())?.ok_or("a lease")?.owner.pid;
+    check(new != old, "the successor has the lock")?;
+    signal(old, Signal::KILL)?;
+    signal(new, Signal::KILL)?;
+    check(ended(&mut upgrade)?.code() == Some(6), "its client is told that nobody is known to serve")?;
+    builds.scene.fixture.start_supervisor()?;
+    builds.end(Cost::OpenConnections)
 }
 
 fn supervisor_freezes_while_idle() -> Outcome {
