@@ -12,6 +12,7 @@ use handoff_testkit::fixture::{Fixture, Setup};
 use handoff_testkit::load::{Load, LoadSpec};
 use serde_json::Value;
 
+use crate::skip::{self, Need};
 use crate::{Outcome, check, trials};
 
 mod idle;
@@ -217,16 +218,14 @@ fn a_history_that_cannot_be_written_costs_an_entry() -> Outcome {
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
-    /// `None`, said aloud, where none may be mounted.
-    fn mount() -> Result<Option<Self>> {
+    fn mount() -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", "size=256k", "none"]).arg(dir.path()).stderr(Stdio::null());
         if mount.status().is_ok_and(|status| status.success()) {
-            return Ok(Some(Self(dir)));
+            return Ok(Self(dir));
         }
-        println!("skipped: no file system may be mounted here");
-        Ok(None)
+        Err(skip::without(Need::Mount, "no file system may be mounted here"))
     }
 
     /// Fills it, and gives what it is full of.
@@ -245,7 +244,7 @@ impl Drop for SmallDisk {
 }
 
 fn a_full_disk_costs_an_entry() -> Outcome {
-    let Some(disk) = SmallDisk::mount()? else { return Ok(()) };
+    let disk = SmallDisk::mount()?;
     // A build that is small enough to be kept on that disk.
     let dir = tempfile::tempdir()?;
     let mut fixture = Setup::new(shards::script(dir.path())?).listener("http", "127.0.0.1:0").prepare()?;
