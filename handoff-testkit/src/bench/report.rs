@@ -170,8 +170,7 @@ fn directory_table(out: &mut String, measured: &Measured) {
         let _ = writeln!(out, "{:<10}{}", side.name(), parts.join(", "));
     }
     for (side, samples) in Side::ALL.iter().zip(&measured.sides) {
-        let seen = &samples.seen;
-        let lost = seen.refused + seen.closed_unanswered + seen.rejected;
+        let (seen, lost) = (&samples.seen, samples.lost());
         let held = samples.syncs_held.map_or(String::new(), |held| format!(", {held} syncs made slower"));
         let _ = writeln!(out, "{:<10}{} replies, {lost} lost{held}", side.name(), seen.acked);
     }

@@ -98,7 +98,13 @@ fn growth_has_a_row_for_each_size() -> Outcome {
 }
 
 fn a_wrong_argument_is_one_error() -> Outcome {
-    for bad in [&["--nonsense"][..], &["--handovers", "none"], &["stray"], &["--growth", "--fsync-delay", "5ms"]] {
+    for bad in [
+        &["--nonsense"][..],
+        &["--handovers", "none"],
+        &["stray"],
+        &["--growth", "--fsync-delay", "5ms"],
+        &["--check", "--growth"],
+    ] {
         let output = bench(bad)?;
         let said = String::from_utf8(output.stderr)?;
         check(output.status.code() == Some(2) && said.lines().count() == 1, format!("{bad:?}: {said}"))?;
