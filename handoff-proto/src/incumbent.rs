@@ -57,8 +57,8 @@ use sessions::Sessions;
 /// The machine. See the [module](self).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Incumbent {
+    /// Its epoch is the one under which it last held the lock.
     config: Config,
-    epoch: u64,
     memory: Memory,
     daemon: Daemon,
     sessions: Sessions,
@@ -199,7 +199,6 @@ impl Incumbent {
     /// An incumbent that serves: it holds the lock, its lease is Active.
     pub fn new(config: Config) -> Self {
         Self {
-            epoch: config.epoch,
             config,
             memory: Memory::Good,
             daemon: Daemon::Serves,
@@ -214,7 +213,7 @@ impl Incumbent {
 
     /// The epoch under which it last held the lock.
     pub fn epoch(&self) -> u64 {
-        self.epoch
+        self.config.epoch
     }
 
     /// Whether it serves and no handover is under way or being undone.

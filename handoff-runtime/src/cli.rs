@@ -7,6 +7,7 @@
 //! | 2 | `upgrade`, `rollback`: aborted after the successor was started; the old process serves on |
 //! | 3 | nothing was done: bad arguments, nobody answers, refused; one line on stderr says why |
 //! | 4 | `upgrade`, `rollback`: another handover is under way |
+//! | 6 | `upgrade`, `rollback`: the supervisor went away, and what is left does not say who serves |
 //!
 //! It never panics on a closed stdout, and prints one line for one error.
 
@@ -17,6 +18,7 @@ use clap::Parser;
 
 use args::{Cli, Command};
 
+mod aftermath;
 mod args;
 mod client;
 mod config;
@@ -30,8 +32,14 @@ mod status;
 mod stop;
 mod upgrade;
 
+/// The new process serves.
+const COMMITTED: u8 = 0;
+/// The old process serves, and a new one had been started.
+const ABORTED: u8 = 2;
 /// Nothing was done; stderr says why.
 const NOT_DONE: u8 = 3;
+/// The supervisor went away, and nothing says who serves.
+const NOT_KNOWN: u8 = 6;
 
 /// Runs the program with these arguments, the first of which is its own name.
 ///

@@ -61,8 +61,6 @@ struct Desk {
     lease: Option<WatchedLease>,
     /// Who served after the handover before, so that its place in `/proc` need not be looked at again.
     serving: Option<Process>,
-    /// The next handover's id, drawn ahead.
-    next_id: Option<HandoffId>,
 }
 
 /// What is known of the incumbent before a handover begins. What is missing is found out, and nothing of it is believed.
@@ -162,6 +160,7 @@ impl Supervisor {
     pub fn perform_handoff(&self, spec: SpawnSpec) -> Result<HandoffOutcome> {
         let cancel = Cancel::new().map_err(|error| Error::io("prepare a handover", error))?;
         let outcome = self.perform_watched(
+            HandoffId::new(),
             spec,
             AtHand::default(),
             &|news: Vec<Progress>| log_news(&news),
@@ -175,7 +174,7 @@ impl Supervisor {
         outcome
     }
 
-    /// The same, watched, and to be called off, with what is `at_hand` of the incumbent. `conclude` gets the outcome and what the
+    /// The same, named by the caller, watched, and to be called off, with what is `at_hand` of the incumbent. `conclude` gets the outcome and what the
     /// onlooker has not seen. Another call is refused until this one returns.
     ///
     /// Its end is in the journal and need not be on the disk: see [`make_end_durable`](Self::make_end_durable).
@@ -184,6 +183,7 @@ impl Supervisor {
     /// Another call runs, or the journal can't be opened.
     pub(crate) fn perform_watched<T>(
         &self,
+        handoff_id: HandoffId,
         spec: SpawnSpec,
         at_hand: AtHand,
         onlooker: &dyn Onlooker,
@@ -191,17 +191,15 @@ impl Supervisor {
         conclude: impl FnOnce(Result<HandoffOutcome>, Vec<Progress>) -> T,
     ) -> Result<T> {
         let mut desk = self.desk()?;
-        let Desk { journal, lease, serving, next_id } = &mut *desk;
+        let Desk { journal, lease, serving } = &mut *desk;
         let journal = self.open_journal(journal)?;
         let lease = self.data_dir.as_ref().map(|dir| lease.get_or_insert_with(|| WatchedLease::new(dir)));
-        let handoff_id = next_id.take().unwrap_or_else(HandoffId::new);
         let at_hand = AtHand { process: at_hand.process.or_else(|| serving.take()), ..at_hand };
         let tools = handover::Tools { handoff_id, at_hand, journal, lease, serving };
         let performed = handover::Run::new(self, tools, spec, onlooker, cancel).perform();
         let handover::Performed { outcome, unseen, channels } = performed;
         let concluded = conclude(outcome, unseen);
         drop(channels);
-        *next_id = Some(HandoffId::new());
         Ok(concluded)
     }
 

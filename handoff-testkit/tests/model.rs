@@ -11,22 +11,41 @@ fn limits(handovers: u8, faults: u8) -> Limits {
     Limits { handovers, faults, init: Init::Replaces, sabotage: None }
 }
 
-/// No promise is broken anywhere, and from everywhere somebody comes to serve.
-fn holds(limits: Limits) {
+/// The page that says how far the walks go.
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/decisions/model.md");
+
+/// No promise is broken anywhere, from everywhere somebody can come to serve, and the walk is as long as the page says of
+/// `walk`.
+fn holds(limits: Limits, walk: &str) {
     let graph = Graph::explore(HandoverModel(limits));
     let summary = graph.summary();
     println!("{limits:?}: {summary:?}");
     assert!(summary.broken.is_empty() && summary.dead_ends == 0, "{}", graph.traces());
+    let found = format!("| {walk} | {} | {} |", grouped(summary.states), grouped(summary.edges));
+    let page = std::fs::read_to_string(PAGE).unwrap();
+    assert!(page.lines().any(|line| line.starts_with(&found)), "{PAGE} says something else than\n{found}");
+}
+
+/// A number as people write it.
+fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap()).collect();
+    groups.join(",")
+}
+
+#[test]
+fn numbers_are_written_in_groups_of_three() {
+    assert_eq!([1, 999, 1000, 24_532_646].map(grouped), ["1", "999", "1,000", "24,532,646"]);
 }
 
 #[test]
 fn one_handover_with_any_two_faults() {
-    holds(limits(1, 2));
+    holds(limits(1, 2), "one handover, any two faults");
 }
 
 #[test]
 fn two_handovers_with_any_fault() {
-    holds(limits(2, 1));
+    holds(limits(2, 1), "two handovers, any fault");
 }
 
 /// The one thing that nobody else can mend: the supervisor ends between SIGSTOP and SIGCONT.
@@ -113,7 +132,7 @@ fn leftovers_that_nobody_ends_find_another_epoch() {
 #[test]
 #[ignore = "a quarter of an hour and several GiB"]
 fn two_handovers_with_any_two_faults() {
-    holds(limits(2, 2));
+    holds(limits(2, 2), "two handovers, any two faults");
 }
 
 #[test]

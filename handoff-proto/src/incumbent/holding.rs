@@ -300,7 +300,7 @@ impl Incumbent {
         let state_may_have_changed = self.memory == Memory::Stale;
         // The flags first: the daemon accepts clients as soon as the hook says so.
         out.push(Effect::RestoreListenerFlags);
-        out.push(Effect::RunResume { state_may_have_changed, epoch: self.epoch });
+        out.push(Effect::RunResume { state_may_have_changed, epoch: self.config.epoch });
         if state_may_have_changed {
             out.push(Effect::PublishControl);
         }

@@ -296,7 +296,7 @@ impl Incumbent {
     pub(super) fn claimed(&mut self, result: Result<u64, String>, out: &mut Effects) {
         match (self.take_state(), result) {
             (State::Undoing(undo, UndoStep::Claiming), Ok(epoch)) => {
-                self.epoch = epoch;
+                self.config.epoch = epoch;
                 undo.handover.reached(Milestone::LockRetaken, out);
                 out.push(Effect::ActivateLease);
                 self.state = State::Undoing(undo, UndoStep::Activating);
@@ -407,8 +407,8 @@ impl Incumbent {
     /// Every decision about ownership rests on this alone.
     fn owner(&self, lease: Option<LeaseView>, id: HandoffId) -> Owner {
         let Some(lease) = lease else { return Owner::OwnSeal };
-        let ours = lease.epoch == self.epoch && lease.owner == self.config.me;
-        if ours || lease.epoch < self.epoch {
+        let ours = lease.epoch == self.config.epoch && lease.owner == self.config.me;
+        if ours || lease.epoch < self.config.epoch {
             return Owner::OwnSeal;
         }
         match (lease.handoff_id == Some(id), lease.state) {

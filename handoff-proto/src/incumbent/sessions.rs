@@ -177,7 +177,7 @@ impl Incumbent {
         match message {
             Message::Heartbeat { .. } => self.show_life(link, out),
             Message::Status => {
-                let (session, phase, epoch) = (link.session, self.phase(), self.epoch);
+                let (session, phase, epoch) = (link.session, self.phase(), self.config.epoch);
                 out.push(Effect::SendStatus { session, phase, epoch });
             }
             Message::ListenersRequest => out.push(Effect::SendListeners(link.session)),

@@ -89,6 +89,11 @@ impl Client {
         }
     }
 
+    /// The supervisor's pidfd; none if it was gone before it could be opened.
+    pub(super) fn supervisor(&self) -> Option<&OwnedFd> {
+        self.supervisor.as_ref()
+    }
+
     /// Waits until the supervisor's process is gone.
     pub(super) fn wait_until_gone(&self) -> Result<(), String> {
         let Some(supervisor) = &self.supervisor else { return Ok(()) };

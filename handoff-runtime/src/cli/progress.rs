@@ -36,6 +36,14 @@ impl Show {
             Self::Terminal(bar) => moving(bar, event),
         }
     }
+
+    /// What is waited for behind the last event.
+    pub(super) fn waiting_for(&self, what: &'static str) {
+        if let Self::Terminal(bar) = self {
+            bar.set_style(waiting());
+            bar.set_message(what);
+        }
+    }
 }
 
 impl Drop for Show {
@@ -55,7 +63,7 @@ fn plain(event: &Event) -> Option<String> {
         Event::SealProgress { shards_sealed, shards_total, .. } => {
             Some(format!("            {shards_sealed} of {shards_total} shards sealed"))
         }
-        Event::Finished { .. } | Event::Stopping {} => None,
+        Event::Ordered { .. } | Event::Finished { .. } | Event::Stopping {} => None,
     }
 }
 
@@ -71,7 +79,7 @@ fn moving(bar: &ProgressBar, event: &Event) {
             bar.set_length(u64::from(*shards_total));
             bar.set_position(u64::from(*shards_sealed));
         }
-        Event::Finished { .. } | Event::Stopping {} => {}
+        Event::Ordered { .. } | Event::Finished { .. } | Event::Stopping {} => {}
     }
 }
 

@@ -4,13 +4,14 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use handoff_journal::{HistoryEntry, HistoryTimings};
-use handoff_proto::HandoffId;
 use handoff_proto::supervisor::Milestone;
+use handoff_proto::{HandoffId, ProcessId};
 
 use super::admin::ClientId;
 use super::builds::Aborted;
@@ -69,7 +70,7 @@ pub(super) struct Handover {
     /// Who gave the order; may be gone by now.
     pub(super) client: ClientId,
     pub(super) spec: SpawnSpec,
-    pub(super) old_pid: u32,
+    pub(super) old: ProcessId,
     /// Asked for when the handover is under way already.
     pub(super) old_build: Option<String>,
     new_build: Option<String>,
@@ -99,23 +100,30 @@ impl Handover {
     /// Gives the worker its order. It says when the successor was started, and does not touch the old process before
     /// [`recorded`](Self::recorded): what the service writes down of an order costs no time, because the successor starts meanwhile.
     ///
+    /// `announce` is called before the worker has the order: what the client is told there it knows whatever becomes of us.
+    ///
     /// # Errors
     /// The system's: no descriptor is left; or the worker is gone. Nothing was started.
-    pub(super) fn start(worker: &Worker, client: ClientId, spec: SpawnSpec, old: Old) -> Result<Self> {
+    pub(super) fn start(
+        worker: &Worker,
+        client: ClientId,
+        spec: SpawnSpec,
+        old: Old,
+        announce: impl FnOnce(&Self, HandoffId),
+    ) -> Result<Self> {
         let ordered_ns = now_ns();
         let cancel = Cancel::new().map_err(|error| Error::io("prepare a handover", error))?;
         let (unrecorded, recorded) = channel();
-        let old_pid = old.process.pid();
-        worker.order(Order { spec: spec.clone(), old, ordered_ns, cancel: cancel.clone(), recorded })?;
-        Ok(Self {
+        let id = HandoffId::new();
+        let handover = Self {
             client,
-            spec,
-            old_pid,
+            spec: spec.clone(),
+            old: old.process.id(),
             old_build: None,
             new_build: None,
             ordered_unix_ms: unix_ms(),
             moments: Moments::new(ordered_ns),
-            cancel,
+            cancel: cancel.clone(),
             unrecorded: Some(unrecorded),
             handoff_id: None,
             phase: FIRST_PHASE,
@@ -123,7 +131,22 @@ impl Handover {
             sealed: None,
             successor_pid: None,
             aborted: Aborted::Settled,
-        })
+        };
+        announce(&handover, id);
+        worker.order(Order { handoff_id: id, spec, old, ordered_ns, cancel, recorded })?;
+        Ok(handover)
+    }
+
+    /// All that a client needs to find out by itself what came of it.
+    pub(super) fn ordered_event(&self, handoff_id: HandoffId, data_dir: Option<&Path>) -> Event {
+        Event::Ordered {
+            handoff_id,
+            old_pid: self.old.pid,
+            old_start_time: self.old.start_time,
+            // The admin protocol is JSON, so a path must be text.
+            data_dir: data_dir.and_then(Path::to_str).map(PathBuf::from),
+            deadline_ms: u64::try_from(self.spec.deadline.as_millis()).unwrap_or(u64::MAX),
+        }
     }
 
     /// What the service must know after a crash is written down.
@@ -237,7 +260,7 @@ impl Handover {
         let told = result.as_ref().ok().and_then(|outcome| outcome.epoch);
         let unknown = HandoverReport {
             handoff_id: self.handoff_id.map(|id| id.to_string()),
-            old_pid: Some(self.old_pid),
+            old_pid: Some(self.old.pid),
             new_pid: self.successor_pid,
             epoch: told.or_else(epoch),
             ..HandoverReport::default()
@@ -276,6 +299,7 @@ pub(super) struct Worker {
 
 /// One handover, for the worker.
 struct Order {
+    handoff_id: HandoffId,
     spec: SpawnSpec,
     old: Old,
     /// On CLOCK_MONOTONIC.
@@ -346,7 +370,7 @@ impl Onlooker for Watcher<'_> {
 
 impl Order {
     fn perform(self, supervisor: &Supervisor, wire: &Wire) {
-        let Self { spec, old, ordered_ns, cancel, recorded } = self;
+        let Self { handoff_id, spec, old, ordered_ns, cancel, recorded } = self;
         let connected = not_too_old(old.connected, now_ns().saturating_sub(ordered_ns));
         let at_hand = AtHand { process: Some(old.process), connected };
         let told = Cell::new(false);
@@ -357,7 +381,8 @@ impl Order {
             }
         };
         let watcher = Watcher { wire, recorded };
-        match catch_unwind(AssertUnwindSafe(|| supervisor.perform_watched(spec, at_hand, &watcher, &cancel, over))) {
+        let perform = || supervisor.perform_watched(handoff_id, spec, at_hand, &watcher, &cancel, over);
+        match catch_unwind(AssertUnwindSafe(perform)) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => over(Err(error), Vec::new()),
             // A loop that waits for ever for a worker that panicked could neither hand over nor stop.
@@ -440,6 +465,7 @@ mod tests {
         let worker = Worker { orders, thread: thread::spawn(|| {}) };
         let (_unrecorded, recorded) = channel();
         let order = Order {
+            handoff_id: HandoffId::new(),
             spec: SpawnSpec::new("/bin/true"),
             old: Old { process: Process::open(std::process::id()).unwrap().unwrap(), connected: None },
             ordered_ns: now_ns(),

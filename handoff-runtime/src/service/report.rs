@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use handoff_proto::HandoffId;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The end of one `upgrade`, also of one that was refused.
@@ -178,6 +179,20 @@ pub enum Request {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
+    /// A handover is about to begin: nothing was done before this line. If the service says no more, the lease in the data
+    /// directory tells what came of it.
+    Ordered {
+        /// Its name, as the lease and the history will have it.
+        handoff_id: HandoffId,
+        /// The process that serves.
+        old_pid: u32,
+        /// When that process started, in clock ticks after boot (proc_pid_stat(5)).
+        old_start_time: u64,
+        /// Where the lease is; none if the service does not know, or if the path is no text.
+        data_dir: Option<PathBuf>,
+        /// The bound on the handover from the order to drain.
+        deadline_ms: u64,
+    },
     /// A handover has come this far.
     Phase {
         /// How far.
@@ -200,7 +215,8 @@ pub enum Event {
     },
     /// The handover is over; its report is the next line.
     Finished {
-        /// 0 committed, 2 aborted after the successor was started, 3 not tried, 4 another handover is under way.
+        /// As of `handoff upgrade`: 0 committed, 2 aborted after the successor was started, 3 not tried, 4 another handover is
+        /// under way.
         exit_code: u8,
     },
     /// The daemon was told to leave.
@@ -315,6 +331,22 @@ mod tests {
         for state in [Starting, Serving, HandingOver, BackingOff, Stopping] {
             assert_eq!(to_value(state).unwrap(), json!(state.name()));
         }
+    }
+
+    #[test]
+    fn the_first_line_of_a_handover_has_all_that_is_needed_without_us() {
+        let event = Event::Ordered {
+            handoff_id: HandoffId::from_bytes([0x11; 16]),
+            old_pid: 10,
+            old_start_time: 99,
+            data_dir: Some("/d".into()),
+            deadline_ms: 300_000,
+        };
+        let expected = json!({
+            "event": "ordered", "handoff_id": "11111111-1111-1111-1111-111111111111", "old_pid": 10, "old_start_time": 99,
+            "data_dir": "/d", "deadline_ms": 300_000,
+        });
+        assert_eq!(to_value(event).unwrap(), expected);
     }
 
     #[test]

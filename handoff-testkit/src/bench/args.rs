@@ -29,6 +29,10 @@ pub(super) struct Args {
     /// With --growth: leave out the sizes above this one
     #[arg(long, default_value_t = usize::MAX, hide_default_value = true, value_name = "N", requires = "growth")]
     pub(super) sizes_up_to: usize,
+    /// Judge instead whether a handover costs no multiple of the floor's, in as many rounds as that takes. Exit status: 0 it
+    /// does not, 1 it does, 3 the machine is too noisy to tell
+    #[arg(long, conflicts_with_all = ["fsync_delay", "svg", "growth", "json", "handovers"])]
+    pub(super) check: bool,
     /// Write the figures to this file
     #[arg(long, value_name = "FILE")]
     pub(super) json: Option<PathBuf>,

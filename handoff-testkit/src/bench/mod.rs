@@ -18,6 +18,7 @@
 //! - A figure whose clients lost something is no figure: the report counts it.
 
 mod args;
+mod check;
 mod growth;
 pub mod micro;
 mod picture;
@@ -66,6 +67,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(args) => args,
         Err(answer) => return answer,
     };
+    if args.check {
+        return check::main(&args);
+    }
     match if args.growth { run_growth(&args) } else { run(&args) } {
         Ok(table) => {
             print!("{table}");

@@ -8,7 +8,7 @@ use super::args::Args;
 use super::micro::{self, Steps};
 use super::service::{Handover, Service};
 use super::sides::{PHASES, Side};
-use crate::load::{Counts, Kept, Load, LoadSpec};
+use crate::load::{Cost, Counts, Kept, Load, LoadSpec};
 
 const THINK: Duration = Duration::from_micros(500);
 /// How many replies each client gets before anything is measured, and then in the control.
@@ -57,30 +57,68 @@ pub(super) fn measure(dir: &Path, args: &Args) -> io::Result<Measured> {
     let room = tempfile::Builder::new().prefix("bench-").tempdir_in(&dir).map_err(named)?;
     let steps =
         micro::measure(&subdirectory(room.path(), "steps")?, args.handovers * STEPS_PER_HANDOVER, args.fsync_delay)?;
-    let sides = take_turns(room.path(), args)?;
+    let mut turns = Turns::start(&Side::ALL, room.path(), args)?;
+    (0..args.handovers).try_for_each(|_| turns.round())?;
+    let sides = turns.stop()?;
     Ok(Measured { dir, sides, steps })
 }
 
-fn take_turns(room: &Path, args: &Args) -> io::Result<Vec<Samples>> {
-    let clients = usize::from(args.clients);
-    let start = |side: Side| Service::start(side, &subdirectory(room, side.name())?, clients, args.fsync_delay);
-    let mut services = Side::ALL.into_iter().map(start).collect::<io::Result<Vec<_>>>()?;
-    let mut sides: Vec<Samples> = services.iter().map(|_| Samples::default()).collect();
-    // The first round finds cold caches and an empty store: it is not counted.
-    let acks = tempfile::tempdir()?;
-    for round in 0..=args.handovers as usize {
-        for turn in 0..services.len() {
-            let side = (round + turn) % services.len();
-            let mut unmeasured = Samples::default();
-            let samples = if round == 0 { &mut unmeasured } else { &mut sides[side] };
-            take_turn(&mut services[side], clients, acks.path(), samples)?;
+/// Services that hand over in turns.
+pub(super) struct Turns {
+    services: Vec<Service>,
+    samples: Vec<Samples>,
+    clients: usize,
+    rounds: usize,
+    acks: tempfile::TempDir,
+}
+
+impl Turns {
+    /// Starts the services of these sides in `room`. Each has handed over once already: the first one finds cold caches and an empty
+    /// store, and is not counted.
+    ///
+    /// # Errors
+    /// A side can't be started or can't hand over.
+    pub(super) fn start(sides: &[Side], room: &Path, args: &Args) -> io::Result<Self> {
+        let clients = usize::from(args.clients);
+        let start = |side: &Side| Service::start(*side, &subdirectory(room, side.name())?, clients, args.fsync_delay);
+        let services = sides.iter().map(start).collect::<io::Result<Vec<_>>>()?;
+        let none = || sides.iter().map(|_| Samples::default()).collect();
+        let mut turns = Self { services, samples: none(), clients, rounds: 0, acks: tempfile::tempdir()? };
+        turns.round()?;
+        turns.samples = none();
+        Ok(turns)
+    }
+
+    /// One handover of each side, in another order than the round before.
+    ///
+    /// # Errors
+    /// A side can't hand over.
+    pub(super) fn round(&mut self) -> io::Result<()> {
+        let sides = self.services.len();
+        for turn in 0..sides {
+            let side = (self.rounds + turn) % sides;
+            take_turn(&mut self.services[side], self.clients, self.acks.path(), &mut self.samples[side])?;
         }
+        self.rounds += 1;
+        Ok(())
     }
-    for (service, samples) in services.iter_mut().zip(&mut sides) {
-        samples.syncs_held = service.syncs_held();
-        service.stop()?;
+
+    /// What was measured so far, in the order of the sides.
+    pub(super) fn samples(&self) -> &[Samples] {
+        &self.samples
     }
-    Ok(sides)
+
+    /// Stops the services, and gives what was measured.
+    ///
+    /// # Errors
+    /// One does not stop.
+    pub(super) fn stop(mut self) -> io::Result<Vec<Samples>> {
+        for (service, samples) in self.services.iter_mut().zip(&mut self.samples) {
+            samples.syncs_held = service.syncs_held();
+            service.stop()?;
+        }
+        Ok(self.samples)
+    }
 }
 
 /// One handover of one side under load.
@@ -115,6 +153,11 @@ fn subdirectory(room: &Path, name: &str) -> io::Result<PathBuf> {
 }
 
 impl Samples {
+    /// What befell the clients: with anything at all, the times mean nothing.
+    pub(super) fn problems(&self) -> Vec<String> {
+        self.seen.problems(Cost::NOTHING)
+    }
+
     fn take(&mut self, pause: Duration, control: Duration, handover: &Handover, seen: &Counts) {
         let us = super::sides::us;
         self.pause.push(us(pause));

@@ -1,6 +1,8 @@
 //! What a service that is started again knows besides the journal: its daemon, and who is to leave. The journal knows only the
 //! last handover.
 //!
+//! A copy by hand of the service's record: see the [world](super).
+//!
 //! Written at a start, and as an act of its own after a commit and after a recovery; so it can be missing after a crash.
 
 use handoff_proto::ProcessId;

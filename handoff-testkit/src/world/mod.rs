@@ -1,9 +1,16 @@
 //! The shipped role machines in one small world: processes that crash and freeze, connections that keep their order, one
 //! lock, one lease, one journal, one store, and a clock that knows only "in time", "late", and "very late".
 //!
-//! The machines are those of [`handoff_proto`], not copies. The world does what their drivers do, one effect at a time:
-//! whatever others could see of an effect is a [`Move`] of its own, and between any two of them any process may crash,
-//! freeze, or be overtaken by all others. A frozen process that wakes up goes on with what it had decided to do.
+//! The machines of the three roles and of a supervisor's recovery are those of [`handoff_proto`], not copies. The world does
+//! what their drivers do, one effect at a time: whatever others could see of an effect is a [`Move`] of its own, and between any
+//! two of them any process may crash, freeze, or be overtaken by all others. A frozen process that wakes up goes on with what it
+//! had decided to do.
+//!
+//! **Copies, written by hand after `handoff_runtime`**, because no machine that ships takes these decisions: the steps of a
+//! daemon that is started cold (in `successor`), when the service starts one or ends a frozen one and who must leave (in
+//! `moves` and `supervisor`), its record of them (in `ledger`), and what a restarted supervisor finds and makes of the verdict
+//! (in `recovery`). A change there changes nothing here. They go when the service has a machine of its own. Its restart policy,
+//! probation and builds are not in this world at all.
 //!
 //! What is left out, because it changes nothing that a promise speaks of, or is proven elsewhere: heartbeats (silence is
 //! that the peer stands still), progress and status messages, the contents of reports, the two inodes of the lock (they are

@@ -2,6 +2,8 @@
 //!
 //! After every move the world settles: what nobody could see is done, what has arrived is taken. A message is taken in the
 //! moment it comes, unless its reader is busy or stands still; to read it later is to freeze for a while.
+//!
+//! What the service may do between handovers is written here by hand: see the [world](super).
 
 use super::process::{Daemon, Life, Process, Role, Slot};
 use super::supervisor::{self, Job};

@@ -224,9 +224,8 @@ impl Process {
 
     /// A process that serves under this epoch.
     pub(super) fn becomes_incumbent(&mut self, epoch: u64) {
-        let config = incumbent::Config { me: self.id, epoch, build_id: Vec::new(), timing: Timing::default() };
         self.role = Role::Incumbent(IncumbentRole {
-            drive: Drive::new(incumbent::Incumbent::new(config)),
+            drive: Drive::new(self.new_incumbent(epoch)),
             hook: None,
             watched: None,
             resume: Resume::NotOwed,
@@ -234,6 +233,12 @@ impl Process {
             read: None,
         });
         self.service = Service::Serves;
+    }
+
+    /// The machine of an incumbent that has just begun to serve.
+    pub(super) fn new_incumbent(&self, epoch: u64) -> incumbent::Incumbent {
+        let timing = Timing::default();
+        incumbent::Incumbent::new(incumbent::Config { me: self.id, epoch, build_id: Vec::new(), timing })
     }
 
     /// What the kernel does at its end, but for the lock.

@@ -1,5 +1,7 @@
 //! A supervisor that was started again: it performs the effects of the recovery's machine.
 //!
+//! What it finds, and what it does with the verdict, are written here by hand after the runtime: see the [world](super).
+//!
 //! What it finds is looked up in one act: between two looks nothing is remembered but what it has decided.
 
 use handoff_proto::recovery::{self, Findings, Journaled, Verdict};

@@ -1,5 +1,5 @@
 //! A successor's process: it performs the effects of its machine, and is the daemon that opens the store. Also a daemon that
-//! is started cold, which has no machine before it serves.
+//! is started cold, which has no machine before it serves: its steps are written here by hand, see the [world](super).
 
 use handoff_proto::successor::{
     Age, Answer, Call, Effect, Errand, Found, Input, LockShown, Outcome, Report, Timer, Wire,

@@ -1,6 +1,9 @@
 //! The supervisor's process between handovers, and in one: it performs the effects of the handover's machine. What it does when it
 //! was started again is in [`recovery`](super::recovery).
 //!
+//! When it starts a daemon, and whom it makes leave, are rules of the service, written here by hand: see the
+//! [world](super).
+//!
 //! A journal record is an act of its own, so that it can be missing after a crash. Nothing is ever lost from it otherwise:
 //! the machine that it runs on does not fail in this world.
 

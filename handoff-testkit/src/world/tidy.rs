@@ -115,8 +115,17 @@ impl World {
         if others_live || !self.is_at_rest(daemon) || self.supervisor.life != Life::Running {
             return;
         }
+        self.assert_behaves_as_new(daemon);
         let fresh = Self::new(self.sabotage);
         *self = Self { handovers: self.handovers, faults: self.faults, ..fresh };
+    }
+
+    /// What a machine remembers of earlier handovers would be lost here, and no walk would ever see what it does with it.
+    fn assert_behaves_as_new(&self, slot: Slot) {
+        let process = &self.processes[slot];
+        let Role::Incumbent(role) = &process.role else { return };
+        let machine = &*role.drive.machine;
+        assert_eq!(*machine, process.new_incumbent(machine.epoch()), "at rest an incumbent remembers something");
     }
 
     /// Whether all handovers are over and nothing is left of them.

@@ -8,6 +8,7 @@ use std::process::{Command, Output};
 use handoff_testkit::ROLE_VARIABLE;
 use serde_json::Value;
 
+use crate::skip::{self, Need};
 use crate::{Outcome, check, trials};
 
 trials![a_run_has_the_promised_shape, growth_has_a_row_for_each_size, a_wrong_argument_is_one_error];
@@ -51,7 +52,8 @@ fn a_run_has_the_promised_shape() -> Outcome {
     let svg = dir.join("phases.svg");
     let slower = syncs_can_be_made_slower()?;
     if !slower {
-        eprintln!("the system forbids what makes syncs slower: that part is skipped");
+        let test = "bench::a_run_has_the_promised_shape";
+        skip::part_of(test, Need::Seccomp, "the system forbids what makes syncs slower")?;
     }
     let delay: &[&str] = if slower { &["--fsync-delay", "1ms"] } else { &[] };
     let json = measured(&dir, &[&["--handovers", "2", "--clients", "2", "--svg", path(&svg)?], delay].concat())?;
@@ -95,7 +97,13 @@ fn growth_has_a_row_for_each_size() -> Outcome {
 }
 
 fn a_wrong_argument_is_one_error() -> Outcome {
-    for bad in [&["--nonsense"][..], &["--handovers", "none"], &["stray"], &["--growth", "--fsync-delay", "5ms"]] {
+    for bad in [
+        &["--nonsense"][..],
+        &["--handovers", "none"],
+        &["stray"],
+        &["--growth", "--fsync-delay", "5ms"],
+        &["--check", "--growth"],
+    ] {
         let output = bench(bad)?;
         let said = String::from_utf8(output.stderr)?;
         check(output.status.code() == Some(2) && said.lines().count() == 1, format!("{bad:?}: {said}"))?;

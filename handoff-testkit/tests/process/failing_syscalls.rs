@@ -16,6 +16,7 @@ use handoff_testkit::load::Cost;
 use libtest_mimic::Trial;
 use rustix::process::{Signal, kill_process};
 
+use crate::skip::{self, Need};
 use crate::stage::{CLIENTS, Stage, within_patience};
 use crate::strace::{Strace, is_dead, lines_of, sends};
 use crate::{Outcome, check};
@@ -64,9 +65,7 @@ pub(crate) fn all() -> Vec<Trial> {
     let mut trials = Vec::new();
     for (role, role_name) in ROLES {
         for (fault, fault_name) in FAULTS {
-            let trial = |name: String, extent| {
-                Trial::test(name, move || break_all(role, fault, extent).map_err(|error| error.to_string().into()))
-            };
+            let trial = |name: String, extent| skip::trial(name, move || break_all(role, fault, extent));
             // What it would show in a short run, all of the supervisor's threads show too.
             if role != Role::SupervisorLoop {
                 trials.push(trial(format!("failing_syscalls::{role_name}_{fault_name}"), Extent::FirstAndLast));
@@ -187,7 +186,7 @@ fn sites(counts: &Counts, extent: Extent) -> Vec<(&str, usize)> {
 /// Breaks one site after the other, in one service, and asks after each what must hold.
 fn break_all(role: Role, fault: Fault, extent: Extent) -> Outcome {
     let mut stage = Stage::start(Stage::setup()?)?;
-    let Some(seen) = hand_over(&stage, role, &["-e", "trace=all"])? else { return Ok(()) };
+    let seen = hand_over(&stage, role, &["-e", "trace=all"])?;
     check(seen.upgrade.committed(), format!("strace alone changes nothing: {:?}", seen.upgrade))?;
     let counts = match role {
         // The store's own threads serve before Ready is said; a sync of theirs that fails is the store's affair, which
@@ -229,7 +228,8 @@ fn break_one(
 ) -> Result<bool, Box<dyn std::error::Error>> {
     let trace = format!("trace={call}");
     let before = stage.counts();
-    let seen = hand_over(stage, role, &["-e", &trace, "-e", injection])?.ok_or("strace may trace no longer")?;
+    // It could a moment ago: that it can't any more is no reason to skip.
+    let seen = hand_over(stage, role, &["-e", &trace, "-e", injection]).map_err(|error| error.to_string())?;
     let upgrade = &seen.upgrade;
     let has_fired = fault.has_fired(&seen.lines);
     has_a_clear_end(upgrade)?;
@@ -275,8 +275,8 @@ struct Seen {
     lines: Vec<String>,
 }
 
-/// A handover with `role` under strace; none where that is not possible.
-fn hand_over(stage: &Stage, role: Role, options: &[&str]) -> Result<Option<Seen>, Box<dyn std::error::Error>> {
+/// A handover with `role` under strace.
+fn hand_over(stage: &Stage, role: Role, options: &[&str]) -> Result<Seen, Box<dyn std::error::Error>> {
     let program = std::env::current_exe()?.to_string_lossy().into_owned();
     let file = stage.fixture.path().join("trace");
     let daemon = stage.fixture.incumbent_pid()?;
@@ -286,7 +286,7 @@ fn hand_over(stage: &Stage, role: Role, options: &[&str]) -> Result<Option<Seen>
         Role::Incumbent => (&[], vec![daemon, hooks_thread_of(daemon)?]),
         Role::Successor => return hand_over_to_a_traced(stage, &program, options),
     };
-    let Some(strace) = Strace::attach(&file, &[more, options].concat(), &threads)? else { return Ok(None) };
+    let strace = Strace::attach(&file, &[more, options].concat(), &threads)?;
     let upgrade = stage.upgrade(&[&program])?;
     // The client may have left early. strace can't let go of a thread that waits for its child's exec, and a call that it lets
     // go of in the middle of failing it fails in another way. So the end of all that is under way is awaited.
@@ -298,7 +298,7 @@ fn hand_over(stage: &Stage, role: Role, options: &[&str]) -> Result<Option<Seen>
                 && threads.iter().all(|thread| is_asleep(*thread)))
     };
     check(within_patience(is_over), "the handover ends")?;
-    Ok(Some(Seen { upgrade, lines: strace.lines()? }))
+    Ok(Seen { upgrade, lines: strace.lines()? })
 }
 
 fn hooks_thread_of(daemon: u32) -> Result<u32, Box<dyn std::error::Error>> {
@@ -330,11 +330,7 @@ fn thread_named(pid: u32, name: &str) -> Option<u32> {
 }
 
 /// The successor is a script that becomes the program, with a strace beside it: once, and plainly ever after.
-fn hand_over_to_a_traced(
-    stage: &Stage,
-    program: &str,
-    options: &[&str],
-) -> Result<Option<Seen>, Box<dyn std::error::Error>> {
+fn hand_over_to_a_traced(stage: &Stage, program: &str, options: &[&str]) -> Result<Seen, Box<dyn std::error::Error>> {
     let path = |name: &str| -> PathBuf { stage.fixture.path().join(name) };
     let (script, file, used) = (path("traced"), path("trace"), path("used"));
     let _ = fs::remove_file(&used);
@@ -360,11 +356,10 @@ fn hand_over_to_a_traced(
     let let_go = ends_by(Signal::INT) || ends_by(Signal::KILL);
     check(let_go, "strace lets go")?;
     let Ok(mut lines) = lines_of(&file) else {
-        println!("skipped: strace is not installed, or may not trace here");
-        return Ok(None);
+        return Err(skip::without(Need::Strace, "strace is not installed, or may not trace here"));
     };
     if let Some(ready) = lines.iter().position(|line| sends(line, READY)) {
         lines.truncate(ready + 1);
     }
-    Ok(Some(Seen { upgrade, lines }))
+    Ok(Seen { upgrade, lines })
 }

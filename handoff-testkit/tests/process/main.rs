@@ -14,6 +14,7 @@ mod matrix;
 mod recovery;
 mod refusals;
 mod robust;
+mod skip;
 mod stage;
 mod store_points;
 mod strace;
@@ -37,9 +38,7 @@ macro_rules! trials {
     ($($name:ident),+ $(,)?) => {
         pub(crate) fn all() -> Vec<libtest_mimic::Trial> {
             let module = module_path!().split_once("::").map_or("", |(_, module)| module);
-            vec![$(libtest_mimic::Trial::test(format!("{module}::{}", stringify!($name)), || {
-                $name().map_err(|error| error.to_string().into())
-            })),+]
+            vec![$($crate::skip::trial(format!("{module}::{}", stringify!($name)), $name)),+]
         }
     };
 }
@@ -56,6 +55,10 @@ fn main() -> ExitCode {
         ChildRole { name: robust::STRANGER, main: robust::stranger },
     ]);
     let arguments = libtest_mimic::Arguments::from_args();
+    if let Err(error) = skip::check_variable() {
+        eprintln!("{error}");
+        return ExitCode::from(2);
+    }
     let trials = [
         bench::all(),
         commit::all(),
@@ -67,9 +70,12 @@ fn main() -> ExitCode {
         recovery::all(),
         refusals::all(),
         robust::all(),
+        skip::tests::all(),
         store_points::all(),
         syscalls::all(),
     ];
     let trials = trials.into_iter().flatten().collect();
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    skip::summarize();
+    conclusion.exit_code()
 }

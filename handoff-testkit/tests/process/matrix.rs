@@ -15,6 +15,7 @@ use handoff_testkit::matrix::{
 };
 use libtest_mimic::Trial;
 
+use crate::skip::{self, Need};
 use crate::{Outcome, check};
 
 /// How many pairs of faults are drawn beside the likely ones.
@@ -212,7 +213,7 @@ fn problems_of(manner: Manner) -> Result<Vec<String>, Box<dyn std::error::Error>
     if manner == Manner::NeverSyncs {
         return match matrix.check_durability() {
             Ok(None) => Ok(Vec::new()),
-            Ok(Some(why)) => Err(why.into()),
+            Ok(Some(why)) => Err(skip::without(Need::Strace, &why)),
             Err(problem) => Ok(vec![problem]),
         };
     }

@@ -14,12 +14,12 @@ mod scene;
 
 use libtest_mimic::Trial;
 
-use crate::Outcome;
+use crate::{Outcome, skip};
 
 pub(crate) fn all() -> Vec<Trial> {
     [restart::all(), probation::all(), frozen::all(), leftovers::all()].into_iter().flatten().collect()
 }
 
 fn trial(name: &str, test: impl FnOnce() -> Outcome + Send + 'static) -> Trial {
-    Trial::test(format!("recovery::{name}"), || test().map_err(|error| error.to_string().into()))
+    skip::trial(format!("recovery::{name}"), test)
 }

@@ -10,6 +10,7 @@ use std::process::{Command, Output};
 use handoff_testkit::fixture::{Fixture, Setup, Upgrade};
 
 use crate::daemons::drains_of;
+use crate::skip::{self, Need};
 use crate::{Outcome, check, trials};
 
 trials![
@@ -153,18 +154,15 @@ fn data_dir_without_permission() -> Outcome {
     let (_, program, trace) = elsewhere(&fixture)?;
     let mut command = fixture.command(&["run", "--state-dir"])?;
     command.arg(home.path().join("state")).arg("--data-dir").arg(&data).args(["--", &program]);
-    let Some(output) = as_nobody(command)? else {
-        return Ok(());
-    };
+    let output = as_nobody(command)?;
     refuses_to_run(&output, &[&data.to_string_lossy(), "ermission"])?;
     check(!trace.exists(), "no daemon was started")
 }
 
-/// Runs a command as a user without rights; `None`, said aloud, where this process may not change its user.
-pub(crate) fn as_nobody(mut command: Command) -> std::io::Result<Option<Output>> {
+/// Runs a command as a user without rights.
+pub(crate) fn as_nobody(mut command: Command) -> Result<Output, Box<dyn std::error::Error>> {
     if !rustix::process::geteuid().is_root() {
-        println!("skipped: only root can become somebody else");
-        return Ok(None);
+        return Err(skip::without(Need::Root, "only root can become somebody else"));
     }
     // The program must be readable for that user, wherever it was built.
     let copy = tempfile::tempdir()?;
@@ -175,7 +173,7 @@ pub(crate) fn as_nobody(mut command: Command) -> std::io::Result<Option<Output>>
     copied.args(command.get_args()).envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
     command = copied;
     command.uid(65534).gid(65534);
-    command.output().map(Some)
+    Ok(command.output()?)
 }
 
 fn listener_address_in_use() -> Outcome {

@@ -1,7 +1,8 @@
 //! strace(1) on the real processes: sees their system calls, and makes chosen ones fail.
 //!
-//! Where strace is missing or may not trace, a test gets `None`, and a line has said so.
+//! Where strace is missing or may not trace, the error is that the test is skipped.
 
+use std::error::Error;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, BufRead, BufReader};
@@ -10,6 +11,7 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::skip::{self, Need};
 use crate::stage::within_patience;
 
 /// A strace that has taken hold of its processes.
@@ -23,15 +25,14 @@ pub(crate) struct Strace {
 
 impl Strace {
     /// Takes hold of these processes, or single threads if `options` don't say `-f`; what is seen goes to `file`.
-    pub(crate) fn attach<S: AsRef<OsStr>>(file: &Path, options: &[S], pids: &[u32]) -> io::Result<Option<Self>> {
+    pub(crate) fn attach<S: AsRef<OsStr>>(file: &Path, options: &[S], pids: &[u32]) -> Result<Self, Box<dyn Error>> {
         let mut command = Command::new("strace");
         command.args(options).arg("-o").arg(file).stdin(Stdio::null()).stderr(Stdio::piped());
         for pid in pids {
             command.args(["-p", &pid.to_string()]);
         }
         let Ok(mut strace) = command.spawn() else {
-            println!("skipped: strace is not installed");
-            return Ok(None);
+            return Err(skip::without(Need::Strace, "strace is not installed"));
         };
         // One line for each process that it has taken hold of.
         let mut said = BufReader::new(strace.stderr.take().expect("stderr is piped"));
@@ -39,13 +40,12 @@ impl Strace {
         while said.read_line(&mut line)? > 0 {
             attached += usize::from(line.contains("attached"));
             if attached >= pids.len() {
-                return Ok(Some(Self { strace, file: file.to_owned(), pids: pids.to_vec(), _said: said }));
+                return Ok(Self { strace, file: file.to_owned(), pids: pids.to_vec(), _said: said });
             }
             line.clear();
         }
         strace.wait()?;
-        println!("skipped: strace may not trace here");
-        Ok(None)
+        Err(skip::without(Need::Strace, "strace may not trace here"))
     }
 
     /// Lets go of the processes, and gives the lines that were seen.

@@ -117,14 +117,19 @@ impl Runner {
 
     /// Begins a handover to the candidate; it waits for [`record_order`](Self::record_order).
     fn hand_over(&mut self, client: ClientId, spec: SpawnSpec, old: Old) -> std::result::Result<(), (u8, String)> {
-        let mut handover = Handover::start(&self.core.worker, client, spec, old).map_err(|error| {
+        let data_dir = self.config.data_dir.as_deref();
+        let announce = |handover: &Handover, handoff_id| {
+            self.admin.tell(client, &handover.ordered_event(handoff_id, data_dir));
+            self.admin.tell(client, &handover.first_event());
+            self.admin.flush();
+        };
+        let mut handover = Handover::start(&self.core.worker, client, spec, old, announce).map_err(|error| {
             self.core.lineage.aborted(Aborted::Settled);
             (NOT_TRIED, error.to_string())
         })?;
         self.forget_session();
         handover.old_build = self.build_id();
-        info!(binary = %handover.spec.binary.display(), old_pid = handover.old_pid, "handover ordered");
-        self.admin.tell(client, &handover.first_event());
+        info!(binary = %handover.spec.binary.display(), old_pid = handover.old.pid, "handover ordered");
         self.core.handover = Some(handover);
         Ok(())
     }

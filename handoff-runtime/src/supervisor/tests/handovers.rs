@@ -6,6 +6,7 @@ use std::thread;
 
 use handoff_journal::{Phase, StateJournal};
 use handoff_lock::{LeaseState, read_lease};
+use handoff_proto::HandoffId;
 use handoff_proto::supervisor::Milestone;
 
 use super::cast::{Incumbent, Manner, Stage, open_fds, played_alone};
@@ -76,8 +77,14 @@ fn reaches_its_steps_in_order() {
         note(rest);
         outcome
     };
-    let outcome =
-        stage.supervisor().perform_watched(stage.successor("good"), AtHand::default(), &note, &cancel, conclude);
+    let outcome = stage.supervisor().perform_watched(
+        HandoffId::new(),
+        stage.successor("good"),
+        AtHand::default(),
+        &note,
+        &cancel,
+        conclude,
+    );
     outcome.unwrap().unwrap().child.unwrap().wait().unwrap();
     incumbent.end();
     let (moments, steps): (Vec<_>, Vec<_>) = steps.into_inner().into_iter().unzip();
@@ -112,7 +119,9 @@ fn an_incumbent_that_was_connected_to_before_is_not_looked_for() {
     let unseen = |_: Vec<Progress>| {};
     let hand_over = |connected| {
         let at_hand = AtHand { process: None, connected };
-        supervisor.perform_watched(stage.successor("good"), at_hand, &unseen, &cancel, |outcome, _| outcome).unwrap()
+        supervisor
+            .perform_watched(HandoffId::new(), stage.successor("good"), at_hand, &unseen, &cancel, |outcome, _| outcome)
+            .unwrap()
     };
     assert!(matches!(hand_over(None), Err(Error::Io { .. })), "nobody is to be found");
     let outcome = hand_over(Some(connected)).unwrap();
@@ -235,7 +244,9 @@ fn an_order_can_be_written_down_while_the_successor_starts() {
     let cancel = Cancel::new().unwrap();
     let outcome = stage
         .supervisor()
-        .perform_watched(stage.successor("good"), AtHand::default(), &clerk, &cancel, |outcome, _| outcome)
+        .perform_watched(HandoffId::new(), stage.successor("good"), AtHand::default(), &clerk, &cancel, |outcome, _| {
+            outcome
+        })
         .unwrap();
     outcome.unwrap().child.unwrap().wait().unwrap();
     incumbent.end();
@@ -259,7 +270,7 @@ fn a_second_call_is_refused_at_once_and_a_cancel_undoes() {
         let first = scope.spawn(|| {
             let spec = stage.successor("never warms");
             supervisor
-                .perform_watched(spec, AtHand::default(), &{ note }, &cancel, |outcome, _| outcome)
+                .perform_watched(HandoffId::new(), spec, AtHand::default(), &{ note }, &cancel, |outcome, _| outcome)
                 .unwrap()
                 .unwrap()
         });

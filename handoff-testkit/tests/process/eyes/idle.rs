@@ -12,6 +12,7 @@ use handoff_testkit::fixture::Fixture;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Result, committed, history_with_retire, shards};
+use crate::skip::{self, Need};
 use crate::{Outcome, check};
 
 /// Long enough to be told from everything else that happens, and longer than the shortest that is accepted.
@@ -27,26 +28,23 @@ struct Trace {
 }
 
 impl Trace {
-    /// `None`, said aloud, where strace is missing or may not trace.
-    fn of(fixture: &Fixture, pid: u32) -> std::io::Result<Option<Self>> {
+    fn of(fixture: &Fixture, pid: u32) -> Result<Self> {
         let file = fixture.path().join("idle");
         let mut command = Command::new("strace");
         command.args(["-f", "-ttt", "-o"]).arg(&file).args(["-p", &pid.to_string()]);
         let Ok(mut strace) = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn() else {
-            println!("skipped: strace is not installed");
-            return Ok(None);
+            return Err(skip::without(Need::Strace, "strace is not installed"));
         };
         let mut said = BufReader::new(strace.stderr.take().expect("stderr is piped"));
         let mut line = String::new();
         while said.read_line(&mut line)? > 0 {
             if line.contains("attached") {
-                return Ok(Some(Self { strace, file, _said: said }));
+                return Ok(Self { strace, file, _said: said });
             }
             line.clear();
         }
         strace.wait()?;
-        println!("skipped: strace may not trace here");
-        Ok(None)
+        Err(skip::without(Need::Strace, "strace may not trace here"))
     }
 
     /// Waits until it has woken up so often, and gives when that was, in seconds.
@@ -134,7 +132,7 @@ fn at_rest(watchdog: &str) -> Result<Fixture> {
 
 pub(super) fn an_idle_supervisor_wakes_up_once_in_an_interval() -> Outcome {
     let fixture = at_rest(&format!("watchdog = \"{}s\"", WATCHDOG.as_secs()))?;
-    let Some(trace) = Trace::of(&fixture, fixture.supervisor_pid())? else { return Ok(()) };
+    let trace = Trace::of(&fixture, fixture.supervisor_pid())?;
     let woken = trace.wake_ups(5)?;
     // The first ones may be strace's own doing, and what was still under way when it came.
     let slept: Vec<f64> = woken.windows(2).map(|pair| pair[1] - pair[0]).skip(2).collect();

@@ -11,7 +11,9 @@ use libtest_mimic::Trial;
 use rustix::process::Signal;
 
 use super::daemon::{Mood, build};
-use super::scene::{OPEN_CONNECTIONS, PATIENCE, Result, Scene, ended, fixed_address, is_frozen, run, signal};
+use super::scene::{
+    EVERYBODY_DIED, OPEN_CONNECTIONS, PATIENCE, Result, Scene, ended, fixed_address, is_frozen, run, signal,
+};
 use super::trial;
 use crate::{Outcome, check};
 
@@ -29,6 +31,7 @@ pub(super) fn all() -> Vec<Trial> {
         trial("successor_dies_serving", successor_dies_serving),
         trial("successor_opens_slowly_and_the_supervisor_dies", successor_opens_slowly),
         trial("successor_takes_over_without_a_supervisor", successor_takes_over),
+        trial("nobody_is_left_to_settle_it", nobody_is_left_to_settle_it),
         trial("supervisor_freezes_while_idle", supervisor_freezes_while_idle),
         trial("supervisor_freezes_in_a_handover", supervisor_freezes_in_a_handover),
     ]
@@ -185,8 +188,9 @@ fn orphan_freezes_under_the_lock() -> Outcome {
     let mut upgrade = upgrade_in_background(&builds.scene, &frozen.to_string_lossy())?;
     builds.scene.wait_for_a_frozen_process()?;
     builds.scene.fixture.kill_supervisor()?;
-    check(ended(&mut upgrade)?.code() == Some(3), "its client is told")?;
+    check(upgrade.try_wait()?.is_none(), "nobody serves yet: there is nothing to tell")?;
     builds.scene.fixture.start_supervisor()?;
+    check(ended(&mut upgrade)?.code() == Some(2), "its client is told that it was undone")?;
     builds.scene.serves()?;
     check(builds.scene.fixture.incumbent_pid()? == old, format!("it is undone:\n{}", builds.scene.fixture.log()))?;
     builds.end(Cost::NOTHING)
@@ -199,7 +203,7 @@ fn orphan_freezes_active() -> Outcome {
     let old = builds.scene.fixture.incumbent_pid()?;
     let frozen = builds.build(Mood::FreezesActive)?;
     let upgrade = builds.scene.fixture.upgrade(&[&frozen.to_string_lossy()])?;
-    check(upgrade.code == Some(3), format!("{upgrade:?}"))?;
+    check(upgrade.committed(), format!("the lease is the new one's: {upgrade:?}"))?;
     ended(&mut supervisor)?;
     builds.scene.fixture.start_supervisor()?;
     builds.scene.serves()?;
@@ -207,35 +211,50 @@ fn orphan_freezes_active() -> Outcome {
     builds.end(OPEN_CONNECTIONS)
 }
 
-/// A handover whose successor has the lock and opens slowly, and whose supervisor is dead. With the old pid.
-fn orphan_that_opens_slowly() -> Result<(Builds, u32)> {
+/// A handover whose successor has the lock and opens slowly, and whose supervisor is dead. With the old pid and the client, which
+/// waits for an end.
+fn orphan_that_opens_slowly() -> Result<(Builds, u32, Child)> {
     let mut builds = Builds::new(Mood::Good)?;
     let old = builds.scene.fixture.incumbent_pid()?;
     let slow = builds.build(Mood::OpensSlowly)?;
     let mut upgrade = upgrade_in_background(&builds.scene, &slow.to_string_lossy())?;
     builds.scene.wait_until_the_successor_has_the_lock()?;
     builds.scene.fixture.kill_supervisor()?;
-    check(ended(&mut upgrade)?.code() == Some(3), "its client is told")?;
-    Ok((builds, old))
+    check(upgrade.try_wait()?.is_none(), "nobody serves yet: there is nothing to tell")?;
+    Ok((builds, old, upgrade))
 }
 
 fn successor_opens_slowly() -> Outcome {
-    let (mut builds, old) = orphan_that_opens_slowly()?;
+    let (mut builds, old, mut upgrade) = orphan_that_opens_slowly()?;
     builds.scene.fixture.start_supervisor()?;
+    check(ended(&mut upgrade)?.code() == Some(2), "its client is told that it was undone")?;
     check(builds.scene.fixture.incumbent_pid()? == old, format!("it is undone:\n{}", builds.scene.fixture.log()))?;
     builds.end(Cost::NOTHING)
 }
 
 /// Nobody ends it meanwhile: it takes over without a supervisor, and the next one finds it.
 fn successor_takes_over() -> Outcome {
-    let (mut builds, old) = orphan_that_opens_slowly()?;
+    let (mut builds, old, mut upgrade) = orphan_that_opens_slowly()?;
     std::fs::write(builds.scene.fixture.data_dir().with_file_name("open"), "")?;
+    check(ended(&mut upgrade)?.code() == Some(0), "its client is told by the lease that the new one serves")?;
     builds.scene.serves()?;
     builds.scene.fixture.start_supervisor()?;
     let status = builds.scene.fixture.status()?;
     let taken_over = status["incumbent"]["pid"] != old && status["incumbent"]["build_id"] == "other";
     check(taken_over, format!("it is adopted: {status}\n{}", builds.scene.fixture.log()))?;
     builds.end(Cost::NOTHING)
+}
+
+/// All three are dead: the client says that it does not know, and does not wait for a deadline that nobody keeps.
+fn nobody_is_left_to_settle_it() -> Outcome {
+    let (mut builds, old, mut upgrade) = orphan_that_opens_slowly()?;
+    let new = handoff_lock::read_lease(builds.scene.fixture.data_dir())?.ok_or("a lease")?.owner.pid;
+    check(new != old, "the successor has the lock")?;
+    signal(old, Signal::KILL)?;
+    signal(new, Signal::KILL)?;
+    check(ended(&mut upgrade)?.code() == Some(6), "its client is told that nobody is known to serve")?;
+    builds.scene.fixture.start_supervisor()?;
+    builds.end(EVERYBODY_DIED)
 }
 
 fn supervisor_freezes_while_idle() -> Outcome {
@@ -265,7 +284,7 @@ fn supervisor_freezes_in_a_handover() -> Outcome {
     signal(first.id(), Signal::STOP)?;
     scene.fixture.start_supervisor()?;
     check(ended(&mut first)?.code().is_none(), "the frozen supervisor is ended")?;
-    check(ended(&mut upgrade)?.code() == Some(3), "its client is told")?;
+    check(ended(&mut upgrade)?.code() == Some(2), "its client is told that it was undone")?;
     check(scene.fixture.incumbent_pid()? == old, format!("the handover is undone:\n{}", scene.fixture.log()))?;
     scene.end(Cost::NOTHING)
 }

@@ -119,7 +119,7 @@ fn a_foreign_user_stops_no_handover() -> Outcome {
     let status = "{\"cmd\":\"status\"}\n";
     // The same client with our own uid is heard.
     for (path, says, answer) in [(control(&stage.fixture), "", "\0"), (admin(&stage.fixture), status, "incumbent")] {
-        let Some(theirs) = as_nobody(calling(&path, says)?)? else { return Ok(()) };
+        let theirs = as_nobody(calling(&path, says)?)?;
         let ours = calling(&path, says)?.output()?;
         check(String::from_utf8_lossy(&ours.stdout).contains(answer), format!("{}: {ours:?}", path.display()))?;
         let heard = String::from_utf8_lossy(&theirs.stdout).into_owned();

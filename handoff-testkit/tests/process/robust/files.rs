@@ -9,6 +9,7 @@ use std::time::Duration;
 use handoff_testkit::fixture::{Fixture, Setup, Upgrade};
 
 use crate::daemons::drains_of;
+use crate::skip::{self, Need};
 use crate::stage::{Stage, within_patience};
 use crate::strace::Strace;
 use crate::{Outcome, check, trials};
@@ -79,15 +80,14 @@ enum Resource {
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    fn mount(at: &Path) -> Option<Self> {
-        fs::create_dir_all(at).ok()?;
+    fn mount(at: &Path) -> Result<Self, Box<dyn std::error::Error>> {
+        fs::create_dir_all(at)?;
         let mut mounted = Command::new("mount");
         mounted.args(["-t", "tmpfs", "-o", "size=1m,nr_inodes=200", "handoff-test"]).arg(at).stderr(Stdio::null());
         if !mounted.status().is_ok_and(|status| status.success()) {
-            println!("skipped: no file system can be mounted here");
-            return None;
+            return Err(skip::without(Need::Mount, "no file system can be mounted here"));
         }
-        Some(Self(at.to_owned()))
+        Ok(Self(at.to_owned()))
     }
 
     /// Takes all that is left.
@@ -138,7 +138,7 @@ fn no_inode_is_left_for_the_data() -> Outcome {
 fn the_data_file_system_is_full(what: Resource) -> Outcome {
     let home = tempfile::tempdir()?;
     let data = home.path().join("data");
-    let Some(disk) = SmallDisk::mount(&data) else { return Ok(()) };
+    let disk = SmallDisk::mount(&data)?;
     let mut fixture = Setup::store()?.data_dir(&data).arg("--connections").arg("4").start()?;
     let address = fixture.address("http")?;
     disk.fill(what)?;
@@ -170,11 +170,11 @@ fn goes_on_or_is_undone(fixture: &Fixture) -> Result<Upgrade, Box<dyn std::error
 }
 
 /// A service whose state directory is a file system of its own.
-fn on_a_small_disk() -> Result<Option<(SmallDisk, Fixture)>, Box<dyn std::error::Error>> {
+fn on_a_small_disk() -> Result<(SmallDisk, Fixture), Box<dyn std::error::Error>> {
     let mut fixture = Setup::role("daemon-ours")?.listener("http", "127.0.0.1:0").prepare()?;
-    let Some(disk) = SmallDisk::mount(&fixture.state_dir()) else { return Ok(None) };
+    let disk = SmallDisk::mount(&fixture.state_dir())?;
     fixture.start_supervisor()?;
-    Ok(Some((disk, fixture)))
+    Ok((disk, fixture))
 }
 
 /// The handover commits, or is refused before anybody was drained.
@@ -199,7 +199,7 @@ fn no_inode_is_left_for_the_journal() -> Outcome {
 }
 
 fn the_state_file_system_is_full(what: Resource) -> Outcome {
-    let Some((disk, fixture)) = on_a_small_disk()? else { return Ok(()) };
+    let (disk, fixture) = on_a_small_disk()?;
     disk.fill(what)?;
     match what {
         Resource::Blocks => goes_on_or_is_refused(&fixture)?,
@@ -217,7 +217,7 @@ fn the_journal_can_not_be_written() -> Outcome {
     let trace = fixture.path().join("trace");
     let journal = journal.to_string_lossy();
     let options = ["-f", "-b", "execve", "-P", &journal, "-e", "inject=all:error=EROFS"];
-    let Some(strace) = Strace::attach(&trace, &options, &[fixture.supervisor_pid()])? else { return Ok(()) };
+    let strace = Strace::attach(&trace, &options, &[fixture.supervisor_pid()])?;
     goes_on_or_is_refused(&fixture)?;
     let lines = strace.lines()?;
     check(lines.iter().any(|line| line.contains("EROFS")), format!("the journal was written to: {lines:?}"))?;
@@ -226,7 +226,7 @@ fn the_journal_can_not_be_written() -> Outcome {
 
 /// A supervisor that finds its state directory read-only says so and leaves; the daemon serves on, and is adopted later.
 fn the_state_file_system_is_read_only() -> Outcome {
-    let Some((disk, mut fixture)) = on_a_small_disk()? else { return Ok(()) };
+    let (disk, mut fixture) = on_a_small_disk()?;
     let before = fixture.incumbent_pid()?;
     fixture.kill_supervisor()?;
     disk.remount("ro")?;

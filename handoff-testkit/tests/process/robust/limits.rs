@@ -10,6 +10,7 @@ use handoff_testkit::leaks::descriptor_count;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
 use super::hooks::{commits, scripted, tell};
+use crate::skip::{self, Need};
 use crate::stage::{Stage, within_patience};
 use crate::{Outcome, check, trials};
 
@@ -25,17 +26,16 @@ trials![
 struct Cgroup(PathBuf);
 
 impl Cgroup {
-    /// None, said aloud, where there is none to be had.
-    fn of(pids: &[u32]) -> Option<Self> {
-        let parent = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"].map(Path::new).into_iter().find(|it| it.exists())?;
-        let group = Self(parent.join(format!("handoff-test-{}-{}", std::process::id(), pids.first()?)));
+    fn of(pids: &[u32]) -> Result<Self, Box<dyn std::error::Error>> {
+        let missing = || skip::without(Need::Cgroup, "no cgroup of pids can be made here");
+        let parents = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"].map(Path::new);
+        let parent = parents.into_iter().find(|it| it.exists()).ok_or_else(missing)?;
+        let first = pids.first().ok_or("a process")?;
+        let group = Self(parent.join(format!("handoff-test-{}-{first}", std::process::id())));
         let take = |pid: &u32| fs::write(group.0.join("cgroup.procs"), pid.to_string());
         let made = fs::create_dir(&group.0).and_then(|()| pids.iter().try_for_each(take));
         let counts = made.and_then(|()| fs::read_to_string(group.0.join("pids.max")));
-        if counts.is_err() {
-            println!("skipped: no cgroup of pids can be made here");
-        }
-        counts.ok().map(|_| group)
+        counts.map(|_| group).map_err(|_| missing())
     }
 
     /// No process and no thread more than there are.
@@ -63,7 +63,7 @@ impl Drop for Cgroup {
 
 fn no_thread_is_left_for_the_incumbent() -> Outcome {
     let mut stage = Stage::start(Stage::setup()?)?;
-    let Some(group) = Cgroup::of(&[stage.fixture.incumbent_pid()?]) else { return Ok(()) };
+    let group = Cgroup::of(&[stage.fixture.incumbent_pid()?])?;
     group.close()?;
     stage.hands_over()?;
     stage.finish()
@@ -72,7 +72,7 @@ fn no_thread_is_left_for_the_incumbent() -> Outcome {
 /// The limit is reached by all three when the successor is there and the handover has yet to begin.
 fn no_thread_is_left_for_anybody() -> Outcome {
     let fixture = scripted()?;
-    let Some(group) = Cgroup::of(&fixture.processes()) else { return Ok(()) };
+    let group = Cgroup::of(&fixture.processes())?;
     tell(&fixture, &["warm: hold"])?;
     let mut upgrade = fixture.command(&["upgrade", "--json", "--state-dir"])?;
     let upgrade = upgrade.arg(fixture.state_dir()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
