@@ -5,12 +5,16 @@
 //! mount options that can't be seen from here (OCFS2, GFS2, Lustre, GPFS: with `localflocks` and the like the lock is local).
 //! One that is stacked on another of this kernel (overlayfs, ecryptfs) is allowed: its locks are this kernel's.
 
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 
 use crate::error::LockError;
-use crate::sys;
+#[cfg(not(test))]
+use crate::sys::refused_filesystem;
+#[cfg(test)]
+use tests::refused_filesystem;
 
 /// Whether flock(2) on this directory excludes every contender, so that its lock could be taken. Opens the directory to look
 /// and changes nothing: for a program that checks everything before it starts another one.
@@ -21,7 +25,12 @@ pub fn check_filesystem(dir: &Path) -> Result<(), LockError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let opened = rustix::io::retry_on_intr(|| rustix::fs::open(dir, flags, Mode::empty()))
         .map_err(|error| LockError::io(dir, error))?;
-    match sys::refused_filesystem(&opened).map_err(|error| LockError::io(dir, error))? {
+    check_opened(&opened, dir)
+}
+
+/// The same for a directory that is open already.
+pub(crate) fn check_opened(opened: impl AsFd, dir: &Path) -> Result<(), LockError> {
+    match refused_filesystem(opened).map_err(|error| LockError::io(dir, error))? {
         Some(name) => Err(LockError::UnsupportedFilesystem { path: dir.into(), filesystem: name.into() }),
         None => Ok(()),
     }
@@ -67,7 +76,44 @@ pub(crate) fn refused_by_name(name: &str) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::io;
+
     use super::*;
+    use crate::{DataDirLock, sys};
+
+    thread_local! {
+        /// What this thread's directories are said to be on: a test has no such mount.
+        static PRETENDED: Cell<Option<&'static str>> = const { Cell::new(None) };
+    }
+
+    pub(super) fn refused_filesystem(opened: impl AsFd) -> io::Result<Option<&'static str>> {
+        PRETENDED.get().map_or_else(|| sys::refused_filesystem(opened), |name| Ok(Some(name)))
+    }
+
+    #[test]
+    fn a_lock_that_would_not_exclude_other_hosts_is_refused_unless_somebody_vouches() {
+        let dir = tempfile::tempdir().unwrap();
+        PRETENDED.set(Some("nfs"));
+        let refusals = [
+            check_filesystem(dir.path()),
+            DataDirLock::acquire(dir.path()).map(drop),
+            DataDirLock::acquire_timeout(dir.path(), std::time::Duration::ZERO).map(drop),
+            DataDirLock::acquire_or_break_stale(dir.path()).map(drop),
+        ];
+        for refused in refusals {
+            match refused {
+                Err(LockError::UnsupportedFilesystem { path, filesystem }) => {
+                    assert_eq!((path.as_path(), filesystem.as_str()), (dir.path(), "nfs"));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(dir.path().read_dir().unwrap().count(), 0, "nothing was made there");
+        drop(DataDirLock::acquire_on_any_filesystem(dir.path()).unwrap());
+        PRETENDED.set(None);
+        drop(DataDirLock::acquire(dir.path()).unwrap());
+    }
 
     #[test]
     fn looking_at_a_directory_changes_nothing() {

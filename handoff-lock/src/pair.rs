@@ -23,6 +23,7 @@ use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 
 use crate::data_dir_lock::Claim;
 use crate::error::LockError;
+use crate::filesystem;
 use crate::lease::{Lease, Numbered, Owner};
 use crate::lock_file::{self, Contents, FILE_BYTES, Found, NewerFormat};
 use crate::pidfile;
@@ -178,11 +179,8 @@ impl Pair {
         let dir = GuardedFd::open(|| Ok(retry_on_intr(|| openat(CWD, path, DIR_FLAGS, Mode::empty()))?));
         let dir = dir.map_err(|error| LockError::io(data_dir, error))?;
         if filesystems == Filesystems::Local {
-            let refused =
-                dir.get().and_then(sys::refused_filesystem).map_err(|error| LockError::io(data_dir, error))?;
-            if let Some(name) = refused {
-                return Err(LockError::UnsupportedFilesystem { path: data_dir.into(), filesystem: name.into() });
-            }
+            let opened = dir.get().map_err(|error| LockError::io(data_dir, error))?;
+            filesystem::check_opened(opened, data_dir)?;
         }
         let file = open_file(&dir, &data_dir.join(LOCK_FILE))?;
         // Asked now, so that a claim, which may be on somebody's pause, need not, and can't be one of nobody.

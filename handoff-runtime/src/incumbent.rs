@@ -7,6 +7,8 @@
 mod crew;
 mod driver;
 mod effects;
+#[cfg(test)]
+mod listener_tests;
 mod lock_slot;
 mod path_watch;
 mod watch;

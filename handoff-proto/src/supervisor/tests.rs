@@ -484,6 +484,27 @@ fn every_word_of_the_incumbent_puts_its_silence_off() {
 }
 
 #[test]
+fn an_incumbent_of_version_2_hears_from_us_while_it_waits() {
+    let beat = Effect::SendIncumbent(2, Message::Heartbeat { ts_ms: 0 });
+    let again = Effect::Arm(Timer::Heartbeat, Timing::default().heartbeat);
+    for (version, is_told) in [(1, false), (2, true)] {
+        let mut desk = Desk::new(plan());
+        desk.greeted(version, 2);
+        assert_eq!(desk.did(&again), is_told, "from its greeting on");
+    }
+    for mut desk in [Desk::draining(), Desk::sealing(), Desk::begun()] {
+        desk.done.clear();
+        desk.give(Input::Fired(Timer::Heartbeat));
+        assert_eq!(desk.done, [beat.clone(), again.clone()]);
+    }
+    let mut desk = Desk::begun();
+    desk.give(Input::IncumbentGone);
+    desk.done.clear();
+    desk.give(Input::Fired(Timer::Heartbeat));
+    assert_eq!(desk.done, [], "nobody is there to hear it");
+}
+
+#[test]
 fn the_deadline_ends_a_slow_incumbents_handover_without_killing_it() {
     let mut desk = Desk::sealing();
     desk.give(Input::Fired(Timer::Deadline));

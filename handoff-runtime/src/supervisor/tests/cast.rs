@@ -328,6 +328,9 @@ impl Part {
         if version >= 2 {
             self.say(2, &Message::Warmed { handoff_id });
         }
+        if self.script == "dies when it is warmed" {
+            std::process::exit(6);
+        }
         self.await_turn();
         if self.script == "dies at begin" {
             std::process::exit(7);

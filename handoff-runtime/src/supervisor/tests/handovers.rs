@@ -8,12 +8,15 @@ use handoff_journal::{Phase, StateJournal};
 use handoff_lock::{LeaseState, read_lease};
 use handoff_proto::HandoffId;
 use handoff_proto::supervisor::Milestone;
+use rustix::event::{PollFd, PollFlags};
 
 use super::cast::{Incumbent, Manner, Stage, open_fds, played_alone};
 use crate::error::Error;
 use crate::outcome::HandoffOutcome;
+use crate::process::Process;
 use crate::progress::{Cancel, Onlooker, Progress, Step};
 use crate::supervisor::AtHand;
+use crate::sys::poll;
 
 /// Plays one handover and gives its outcome and what the incumbent heard.
 fn play(stage: &Stage, manner: Manner, script: &str) -> (HandoffOutcome, Vec<&'static str>) {
@@ -252,6 +255,33 @@ fn an_order_can_be_written_down_while_the_successor_starts() {
     incumbent.end();
     let negotiating = Some(Phase::Negotiating);
     assert_eq!(clerk.phases.into_inner(), [("started", negotiating), ("before the sync", negotiating)]);
+}
+
+/// Keeps the supervisor busy until the successor is dead.
+struct Mourner<'a>(&'a Stage);
+
+impl Onlooker for Mourner<'_> {
+    fn see(&self, _: Vec<Progress>) {}
+
+    fn before_sync(&self) {
+        if let Some(successor) = Process::open(self.0.successor_pid()).unwrap() {
+            poll::wait(&mut [PollFd::new(&successor, PollFlags::IN)], None).unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_a_peer_has_said_is_heard_before_its_death() {
+    let stage = Stage::set();
+    let incumbent = Incumbent::serve(&stage, Manner::Good);
+    let (spec, cancel) = (stage.successor("dies when it is warmed"), Cancel::new().unwrap());
+    let outcome = stage
+        .supervisor()
+        .perform_watched(spec, AtHand::default(), &Mourner(&stage), &cancel, |outcome, _| outcome)
+        .unwrap();
+    let reason = outcome.unwrap().abort_reason.unwrap();
+    assert!(reason.contains("6") && reason.ends_with("before its turn"), "not before it was warmed: {reason}");
+    assert_eq!(incumbent.end().1, SEALED_AND_BACK);
 }
 
 #[test]
