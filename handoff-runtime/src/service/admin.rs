@@ -27,6 +27,13 @@ pub(crate) const CLIENTS_MAX: usize = 32;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ClientId(u64);
 
+#[cfg(test)]
+impl ClientId {
+    pub(crate) const fn first() -> Self {
+        Self(0)
+    }
+}
+
 /// The listening socket and its clients.
 #[derive(Debug)]
 pub(crate) struct AdminSocket {

@@ -477,6 +477,25 @@ mod tests {
     }
 
     #[test]
+    fn the_client_is_told_before_anything_is_done() {
+        let (orders, ordered) = channel();
+        let worker = Worker { orders, thread: thread::spawn(|| {}) };
+        let old = Old { process: Process::open(std::process::id()).unwrap().unwrap(), connected: None };
+        let client = ClientId::first();
+        let mut told = None;
+        let announce = |handover: &Handover, id: HandoffId| {
+            assert!(ordered.try_recv().is_err(), "the worker has the order already");
+            told = Some((id, handover.ordered_event(id, Some(Path::new("/d")))));
+        };
+        Handover::start(&worker, client, SpawnSpec::new("/bin/true"), old, announce).unwrap();
+        let (id, event) = told.unwrap();
+        assert_eq!(ordered.try_recv().unwrap().handoff_id, id, "it is the handover that the client was told of");
+        let Event::Ordered { handoff_id, old_pid, data_dir, .. } = event else { panic!("{event:?}") };
+        assert_eq!((handoff_id, old_pid, data_dir), (id, std::process::id(), Some("/d".into())));
+        worker.leave();
+    }
+
+    #[test]
     fn a_connection_that_has_lain_by_for_long_is_not_used() {
         let connected = || Channel::pair().ok().map(|(channel, _)| channel);
         assert!(not_too_old(connected(), CONNECTED_NS_MAX - 1).is_some());
