@@ -266,9 +266,7 @@ impl Drainable for Daemon {
 
     fn seal(&self, _: &SealContext) -> Result<SealReport, HookError> {
         let mut log = self.log();
-        if manner() != Manner::ResumesFromMemory {
-            log.file = None; // it was synced with each line
-        }
+        log.file = None; // it was synced with each line
         cross(IN_SEAL)?;
         let data_dir_fingerprint = match maybe_fail(IN_FINGERPRINT.name) {
             Ok(()) => log.fingerprint(),
@@ -279,10 +277,7 @@ impl Drainable for Daemon {
 
     fn resume_after_abort(&self, resume: &Resume) -> Result<(), HookError> {
         cross(IN_RESUME)?;
-        let epoch = self.log().epoch;
-        if manner() != Manner::ResumesFromMemory || self.log().file.is_none() {
-            self.read(if manner() == Manner::KeepsItsEpoch { epoch } else { resume.epoch })?;
-        }
+        self.read(resume.epoch)?;
         self.misbehave()?;
         Ok(self.accept()?)
     }

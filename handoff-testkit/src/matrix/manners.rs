@@ -30,15 +30,11 @@ pub enum Manner {
     LeaksChildren,
     /// It writes a file of its own into the data directory at each resume.
     LeavesFiles,
-    /// It notes the epoch of the first lock that it had, for ever.
-    KeepsItsEpoch,
-    /// It resumes from memory, though somebody else may have written.
-    ResumesFromMemory,
 }
 
 impl Manner {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 11] = [
         Self::Good,
         Self::NeverSyncs,
         Self::ForgetsWrites,
@@ -50,8 +46,6 @@ impl Manner {
         Self::LeaksThreads,
         Self::LeaksChildren,
         Self::LeavesFiles,
-        Self::KeepsItsEpoch,
-        Self::ResumesFromMemory,
     ];
 
     /// As the variable names it.
