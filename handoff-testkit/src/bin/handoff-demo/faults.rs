@@ -14,7 +14,7 @@ use handoff_testkit::fixture::{Fixture, Upgrade};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// What happens on the way of one handover.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Fault {
     /// The successor is killed before it serves.
     KilledSuccessor,
@@ -24,6 +24,18 @@ pub(crate) enum Fault {
     KilledSupervisor,
     /// The supervisor freezes in the middle, and another one is started beside it.
     FrozenSupervisor,
+}
+
+impl Fault {
+    /// What is struck, for the one who looks on.
+    pub(crate) fn in_words(self) -> &'static str {
+        match self {
+            Self::KilledSuccessor => "the new process is killed",
+            Self::FailedSeal => "the old process's seal fails",
+            Self::KilledSupervisor => "the supervisor is killed, and started again",
+            Self::FrozenSupervisor => "the supervisor freezes, and another one takes its place",
+        }
+    }
 }
 
 /// Every this many handovers, one has a fault.
