@@ -39,9 +39,20 @@ impl Yardstick {
         Ok(Self { start: Spread::of(&starts), sync: Spread::of(&syncs) })
     }
 
-    /// One start and one sync, in the median.
-    pub fn one_of_each(&self) -> Duration {
-        Duration::from_secs_f64((self.start.p50 + self.sync.p50) / 1e3)
+    /// Whether what was `found` takes no longer, in the median, than so many starts and syncs, beside what is there anyway. Medians: what
+    /// disturbs the machine for a moment is no length.
+    ///
+    /// # Errors
+    /// It takes longer: in words.
+    pub fn explains(&self, what: &str, found: Spread, times: u32, anyway: Duration) -> Result<(), String> {
+        let most = (self.start.p50 + self.sync.p50) * f64::from(times) + anyway.as_secs_f64() * 1e3;
+        if found.p50 <= most {
+            return Ok(());
+        }
+        let (start, sync) = (self.start.p50, self.sync.p50);
+        Err(format!(
+            "{what} takes {found}; at most {most:.1} ms, by {times} starts ({start:.2} ms) and syncs ({sync:.2} ms) of this machine, and {anyway:?}"
+        ))
     }
 }
 
@@ -153,6 +164,16 @@ impl Drop for Metronome {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_is_explained_up_to_its_multiple() {
+        let spread = |ms| Spread { n: 9, p50: ms, p99: ms, max: ms };
+        let yardstick = Yardstick { start: spread(3.0), sync: spread(1.0) };
+        let explains = |ms, anyway| yardstick.explains("it", spread(ms), 10, Duration::from_millis(anyway));
+        assert!(explains(40.0, 0).is_ok() && explains(45.0, 5).is_ok());
+        let told = explains(41.0, 0).expect_err("too long");
+        assert!(told.contains("it takes p50 41.00 ms") && told.contains("at most 40.0 ms"), "{told}");
+    }
 
     #[test]
     fn a_beat_that_was_held_up_is_late_by_as_much() {

@@ -75,17 +75,9 @@ impl Control {
 
     /// A handover costs no more than a small multiple of what the machine needs anyway, and what the daemon says that it needs.
     fn check(&self, opens_within: Duration) -> io::Result<()> {
-        let most = self.yardstick.one_of_each() * STARTS_MAX + opens_within;
-        for (what, spread) in [("is answered", self.call), ("stops the clients", self.outage)] {
-            if spread.p50 > most.as_secs_f64() * 1e3 {
-                let text = format!(
-                    "a handover without a fault {what} too long: {spread}; at most {most:?} by {:?}",
-                    self.yardstick
-                );
-                return Err(io::Error::other(text));
-            }
-        }
-        Ok(())
+        let times = [("a handover without a fault", self.call), ("its time without an answer", self.outage)];
+        let explained = |(what, spread)| self.yardstick.explains(what, spread, STARTS_MAX, opens_within);
+        times.into_iter().try_for_each(explained).map_err(io::Error::other)
     }
 
     /// How long an outage may be whose bound is this, when the machine was so late meanwhile.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use handoff_testkit::fixture::{Fixture, Setup};
 use handoff_testkit::load::{Cost, Load, LoadSpec};
 use handoff_testkit::store::StoreClient;
+use handoff_testkit::{Spread, Yardstick};
 use rustix::fs::Access;
 
 use crate::daemons::SHARDS;
@@ -19,22 +20,42 @@ trials![
     a_hundred_thousand_shards,
 ];
 
+/// How long anything may take that must happen.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often a moment without a handover is looked at, and for how long: about as long as a handover.
+const CONTROLS: u32 = 20;
+const SPAN: Duration = Duration::from_millis(20);
+/// A handover's pause and its call are so many bare starts and syncs at most, in the median; they are two to eight. A part that grew to
+/// as much as all the rest is found by the benchmark.
+const STARTS_MAX: u32 = 25;
+
 /// Hands over under load, `times` times, and counts.
 fn hand_over(times: u32, clients: usize) -> Result<Fixture, Box<dyn std::error::Error>> {
     let mut fixture = Setup::store()?.start()?;
     let acks = fixture.path().join("acks");
     let spec = LoadSpec { clients, readers: 2, ..LoadSpec::new(fixture.endpoint("http")?, &acks) };
     let load = Load::start(&spec, StoreClient::new())?;
+    let yardstick = Yardstick::measure(fixture.path())?;
     let mut pid = fixture.incumbent_pid()?;
+    let mut controls = Vec::new();
+    for _ in 0..CONTROLS {
+        let from = Instant::now();
+        controls.push(load.gaps().longest_around(from, from + SPAN, PATIENCE).ok_or("nobody answers")?);
+    }
+    let mut handovers = Vec::new();
     for number in 1..=times {
+        let from = Instant::now();
         let upgrade = fixture.upgrade(&[])?;
+        handovers.push((from, Instant::now()));
         check(upgrade.committed(), format!("handover {number}: {upgrade:?}\n{}", fixture.log()))?;
         let outcome = upgrade.outcome.ok_or("upgrade --json prints an object")?;
         check(outcome["old_pid"] == pid, format!("handover {number} replaces {pid}: {outcome}"))?;
         pid = outcome["new_pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).ok_or("a new pid")?;
     }
-    let heard = load.gaps().wait_for_reply_after(Instant::now(), Duration::from_secs(30));
-    check(heard, "the last successor answers")?;
+    // Looked at now, so that nothing is waited for between two handovers.
+    check(load.gaps().wait_for_reply_after(Instant::now(), PATIENCE), "the last successor answers")?;
+    let pauses: Vec<_> = handovers.iter().map(|(from, to)| load.gaps().longest_between(*from, *to)).collect();
+    let calls: Vec<_> = handovers.iter().map(|(from, to)| *to - *from).collect();
     let seen = load.stop()?;
     check(fixture.incumbent_pid()? == pid, "the last successor serves")?;
     let stopped = fixture.stop()?;
@@ -42,6 +63,11 @@ fn hand_over(times: u32, clients: usize) -> Result<Fixture, Box<dyn std::error::
     check(seen.counts.read > 0, "the clients read")?;
     let verdict = fixture.verify(&seen, Cost::NOTHING)?;
     check(verdict.is_clean(), format!("{:?}", verdict.problems()))?;
+    let (pause, call, control) = (Spread::of(&pauses), Spread::of(&calls), Spread::of(&controls));
+    println!("pause {pause}; call {call}; without a handover {control}");
+    let anyway = Duration::from_secs_f64(control.p50 / 1e3);
+    yardstick.explains("the pause", pause, STARTS_MAX, anyway)?;
+    yardstick.explains("the call", call, STARTS_MAX, anyway)?;
     Ok(fixture)
 }
 
