@@ -56,12 +56,13 @@ fn trial(name: &str, test: fn()) -> Trial {
 /// The daemon of these tests.
 fn child(script: &str) -> ExitCode {
     let dir = PathBuf::from(std::env::var_os(DIR).unwrap());
+    let (_, in_hand_before) = in_hand(&dir);
     let Role::Successor(successor) = detect_role().unwrap() else { panic!("not a successor") };
     assert!(std::env::vars_os().all(|(name, _)| !is_consumed(&name.to_string_lossy())));
     assert!(matches!(detect_role().unwrap(), Role::ColdStart { inherited } if inherited.is_empty()));
     assert_eq!(successor.listener_names(), ["http"]);
     match successor.handshake(b"child".to_vec()).and_then(|greeted| greeted.wait_for_begin()) {
-        Ok(begun) => take_over(begun, &dir, script),
+        Ok(begun) => take_over(begun, &dir, script, &in_hand_before),
         Err(_) => ExitCode::from(GAVE_UP),
     }
 }
@@ -70,7 +71,7 @@ fn is_consumed(name: &str) -> bool {
     ["LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "HANDOFF_ROLE", "HANDOFF_SOCK_FD"].contains(&name)
 }
 
-fn take_over(mut begun: BegunSuccessor, dir: &Path, script: &str) -> ExitCode {
+fn take_over(mut begun: BegunSuccessor, dir: &Path, script: &str, in_hand_before: &[String]) -> ExitCode {
     assert_eq!((begun.handoff_id(), begun.mode()), (ID, BeginMode::Sealed));
     assert!(library_thread_leaves_signals_alone());
     let lock = begun.lock(dir).unwrap();
@@ -87,10 +88,40 @@ fn take_over(mut begun: BegunSuccessor, dir: &Path, script: &str) -> ExitCode {
         say_and_wait("gave up");
         return ExitCode::from(GAVE_UP);
     };
+    assert_holds_no_more_than_it_needs(in_hand_before, dir);
     println!("serving");
     let (mut client, _) = listener.accept().unwrap();
     client.write_all(b"from the successor").unwrap();
     ExitCode::SUCCESS
+}
+
+/// How many threads this process has, and what it has open, each by its kind.
+fn in_hand(data_dir: &Path) -> (usize, Vec<String>) {
+    let entries = |dir: &str| std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let data_dir = data_dir.canonicalize().unwrap();
+    // The directory that was read is closed by now.
+    let targets = entries("/proc/self/fd").into_iter().filter_map(|path| std::fs::read_link(path).ok());
+    let kind = |target: PathBuf| match target.strip_prefix(&data_dir) {
+        Ok(within) => format!("data dir/{}", within.display()),
+        Err(_) => target.to_str().unwrap().split(":[").next().unwrap().to_owned(),
+    };
+    (entries("/proc/self/task").len(), targets.map(kind).collect())
+}
+
+/// Taking over leaves nothing in hand but what serving needs: the lock's two files, what the two threads wait with, the control socket, and
+/// the listener once more, to be given back.
+fn assert_holds_no_more_than_it_needs(before: &[String], data_dir: &Path) {
+    let (threads, mut more) = in_hand(data_dir);
+    for held in before {
+        let at = more.iter().position(|now| now == held);
+        // The supervisor's channel is closed when the supervisor is gone.
+        at.map(|at| more.swap_remove(at));
+    }
+    more.sort_unstable();
+    let (sockets, others): (Vec<_>, Vec<_>) = more.iter().partition(|kind| *kind == "socket");
+    assert_eq!(others, ["anon_inode", "anon_inode", "data dir/", "data dir/.handoff.lock"]);
+    assert!(sockets.len() <= 2, "{more:?}");
+    assert_eq!(threads, 2, "this one and the library's");
 }
 
 /// A signal that the daemon waits for must not find a thread of the library instead. That one may still be starting.
