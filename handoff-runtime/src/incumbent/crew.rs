@@ -14,13 +14,14 @@
 //! would cost more than all that is done there. Both threads work on the one driver, behind a mutex that nobody holds while
 //! he waits, or runs a hook.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use super::Served;
 use super::driver::Driver;
 use crate::error::{Error, Result};
 use crate::helper::Helper;
 use crate::relief::Relief;
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::waker::Waker;
 use crate::worker::Bench;
 
