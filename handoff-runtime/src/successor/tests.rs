@@ -375,7 +375,7 @@ fn lateness_while_opening_comes_back_from_announce() {
     supervisor.begin_warmed(&mut driver, sealed.epoch, &[]);
     let lock = take_lock(&mut driver, sealed.path()).unwrap();
     driver.shared.lock().timers.arm(handoff_proto::successor::Timer::Deadline, Duration::ZERO);
-    driver.shared.waker.wake();
+    driver.shared.wakers().0.wake();
     assert_not_ready(&mut supervisor);
     let error = driver.announce(ready(&[]), &sealed.socket(), lock, never).unwrap_err();
     assert!(error.to_string().contains("deadline"), "{error}");
