@@ -54,7 +54,7 @@ impl Relief {
 
     /// Calls now.
     pub(crate) fn at_once(&self) {
-        self.due.store(true, Ordering::Release);
+        self.due.swap(true, Ordering::AcqRel);
         counter::set_timer(&self.timer, AT_ONCE);
     }
 

@@ -89,7 +89,6 @@ impl IdleWorker {
         let theirs = Arc::clone(&crew);
         self.helper.give(move || theirs.run_hooks(&bench));
         let served = crew.stand_by();
-        crew.changed.notify_all();
         // No hook runs when the machine has left; after a failure one may, and for how long it knows alone.
         let has_left = crew.lock().left.is_some();
         if has_left {
