@@ -9,6 +9,8 @@ mod driver;
 mod effects;
 mod lock_slot;
 mod path_watch;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::path::Path;

@@ -1,11 +1,17 @@
 //! For this crate's unit tests: running one of them in a process of its own, because descriptors, limits, signals and the
-//! environment belong to a whole process.
+//! environment belong to a whole process. And one that takes the data while it can't be stopped.
 
 use std::env;
 use std::ffi::OsString;
-use std::process::Command;
+use std::io::Read;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
+use handoff_lock::{DataDirLock, LeaseState, read_lease};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::process::Process;
 
 /// The arguments that make this test program run the ignored test `path` and nothing else.
 pub(crate) fn arguments_for(path: &str) -> Vec<OsString> {
@@ -40,4 +46,81 @@ pub(crate) fn with_free_fds<T>(count: usize, action: impl FnOnce() -> T) -> T {
     let result = action();
     setrlimit(Resource::Nofile, before).unwrap();
     result
+}
+
+const TAKER_DIR: &str = "HANDOFF_TEST_TAKER_DIR";
+const TAKER_ID: &str = "HANDOFF_TEST_TAKER_ID";
+
+/// A successor of the handover `id` that takes the lock as soon as it is free, and then is [late to stop](activate_when_told_to_stop).
+/// It lives until its standard input ends.
+pub(crate) fn start_late_taker(data_dir: &Path, id: [u8; 16]) -> Child {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command.args(arguments_for("testing::takes_the_lock_and_is_late_to_stop"));
+    command.env(TAKER_DIR, data_dir).env(TAKER_ID, u128::from_be_bytes(id).to_string());
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
+}
+
+/// Waits until it has the lock and can't be stopped at once.
+pub(crate) fn wait_until_taken(taker: &mut Child, data_dir: &Path) {
+    let is_taken = |pid| {
+        let lease = read_lease(data_dir).unwrap();
+        lease.is_some_and(|lease| lease.owner.pid == pid && lease.handoff_id.is_some())
+    };
+    while !is_taken(taker.id()) {
+        assert!(taker.try_wait().unwrap().is_none(), "it has ended");
+        std::thread::yield_now();
+    }
+}
+
+/// Ends a taker that was let go on: one that is stopped still would not see the end of its input.
+pub(crate) fn end_taker(mut taker: Child) {
+    let process = Process::open(taker.id()).unwrap().unwrap();
+    assert!(!process.is_stopped().unwrap(), "it was not let go on");
+    drop(taker.stdin.take());
+    assert!(taker.wait().unwrap().success());
+}
+
+#[test]
+#[ignore = "run by start_late_taker in a process of its own"]
+fn takes_the_lock_and_is_late_to_stop() {
+    let Some(data_dir) = env::var_os(TAKER_DIR) else { return };
+    let id: u128 = env::var(TAKER_ID).unwrap().parse().unwrap();
+    let mut lock = DataDirLock::acquire_timeout(Path::new(&data_dir), Duration::from_secs(60)).unwrap();
+    // That it is named in the lease says that it is so far.
+    activate_when_told_to_stop(&mut lock, |lock| lock.stamp(Some(id.to_be_bytes())).unwrap());
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+}
+
+/// Becomes Active in the last moment before it is stopped: between a SIGSTOP, which must have been sent, and the stop. Who does
+/// not send it, looks at the lease before, or does not wait for the stop, finds Opening and ends the owner of the data. `begin`
+/// is called when it can't be stopped at once any more.
+pub(crate) fn activate_when_told_to_stop(lock: &mut DataDirLock, begin: impl FnOnce(&mut DataDirLock)) {
+    assert_eq!(lock.lease().state, LeaseState::Opening);
+    let pid = std::process::id();
+    crate::sys::held_up::while_it_can_not_be_stopped(|| {
+        begin(lock);
+        if is_told_to_stop(pid) {
+            lock.activate(b"late").unwrap();
+        }
+    });
+}
+
+/// Waits until SIGSTOP has been sent to a process; false: it died before.
+fn is_told_to_stop(pid: u32) -> bool {
+    const STOP_BIT: u64 = 1 << (libc::SIGSTOP - 1);
+    let status = |thread: &Path| std::fs::read_to_string(thread.join("status")).unwrap_or_default();
+    loop {
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+        for status in threads.flatten().map(|thread| status(&thread.path())) {
+            let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
+            let is_pending = |name| u64::from_str_radix(field(name), 16).is_ok_and(|set| set & STOP_BIT != 0);
+            if is_pending("ShdPnd:") || is_pending("SigPnd:") || field("State:").starts_with('T') {
+                return true;
+            }
+            if field("State:").starts_with(['Z', 'X']) {
+                return false;
+            }
+        }
+        std::thread::yield_now();
+    }
 }

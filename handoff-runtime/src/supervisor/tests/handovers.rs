@@ -275,6 +275,19 @@ fn a_second_call_is_refused_at_once_and_a_cancel_undoes() {
     assert_eq!(incumbent.end().1, ["HelloAck"]);
 }
 
+/// It becomes the owner when SIGSTOP is under way to it, and before it has stopped.
+#[test]
+fn a_successor_is_looked_at_when_it_has_stopped_and_not_before() {
+    let stage = Stage::set();
+    let incumbent = Incumbent::serve(&stage, Manner::Good);
+    let outcome = stage.supervisor().perform_handoff(stage.successor("hangs up and is late to stop")).unwrap();
+    assert!(outcome.committed, "it serves: {outcome:?}");
+    let mut child = outcome.child.unwrap();
+    assert!(!child.is_stopped().unwrap() || child.has_exited().unwrap(), "it was not let go on");
+    assert_eq!(child.wait().unwrap().unwrap().code(), Some(0));
+    assert!(incumbent.end().1.ends_with(&["Commit"]));
+}
+
 #[test]
 fn one_after_the_other() {
     let stage = Stage::set();
