@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use handoff_lock::{DataDirLock, LeaseState, read_lease};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -35,6 +35,26 @@ pub(crate) fn open_fds() -> Vec<i32> {
     // The last one opened is the directory's own, closed again by now.
     fds.retain(|fd| std::fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_ok());
     fds
+}
+
+/// How many descriptors and threads this process has. Only one that runs alone can count them.
+pub(crate) fn footprint() -> [usize; 2] {
+    ["/proc/self/fd", "/proc/self/task"].map(|all| std::fs::read_dir(all).unwrap().count())
+}
+
+/// Waits until there are no more than before: a thread that was joined is listed for a moment still.
+pub(crate) fn assert_nothing_is_left(before: [usize; 2], what: &str) {
+    let until = Instant::now() + Duration::from_secs(30);
+    while footprint() != before {
+        assert!(Instant::now() < until, "descriptors and threads {:?} instead of {before:?} after {what}", footprint());
+        std::thread::yield_now();
+    }
+}
+
+/// How many clients must find room before anybody is accepted: what the system allows, or as many as a test should try.
+pub(crate) fn backlog_wanted() -> usize {
+    let allowed = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
+    allowed.trim().parse::<usize>().unwrap().min(4096)
 }
 
 /// Lowers the limit of open files of this process so that `count` more can be opened, while `action` runs.

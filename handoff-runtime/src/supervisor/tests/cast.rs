@@ -115,10 +115,6 @@ pub(super) fn played_alone(test: &str) {
     assert!(output.status.success() && said.contains("1 passed"), "{said}");
 }
 
-pub(super) fn open_fds() -> usize {
-    fs::read_dir("/proc/self/fd").unwrap().count()
-}
-
 /// How the incumbent answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Manner {
