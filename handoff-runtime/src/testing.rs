@@ -73,31 +73,47 @@ const TAKER_ID: &str = "HANDOFF_TEST_TAKER_ID";
 
 /// A successor of the handover `id` that takes the lock as soon as it is free, and then is [late to stop](activate_when_told_to_stop).
 /// It lives until its standard input ends.
-pub(crate) fn start_late_taker(data_dir: &Path, id: [u8; 16]) -> Child {
+pub(crate) fn start_late_taker(data_dir: &Path, id: [u8; 16]) -> LateTaker {
     let mut command = Command::new(env::current_exe().unwrap());
     command.args(arguments_for("testing::takes_the_lock_and_is_late_to_stop"));
     command.env(TAKER_DIR, data_dir).env(TAKER_ID, u128::from_be_bytes(id).to_string());
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
+    LateTaker(command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap())
 }
 
-/// Waits until it has the lock and can't be stopped at once.
-pub(crate) fn wait_until_taken(taker: &mut Child, data_dir: &Path) {
-    let is_taken = |pid| {
-        let lease = read_lease(data_dir).unwrap();
-        lease.is_some_and(|lease| lease.owner.pid == pid && lease.handoff_id.is_some())
-    };
-    while !is_taken(taker.id()) {
-        assert!(taker.try_wait().unwrap().is_none(), "it has ended");
-        std::thread::yield_now();
+/// Killed when the test fails.
+pub(crate) struct LateTaker(Child);
+
+impl LateTaker {
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Waits until it has the lock and can't be stopped at once.
+    pub(crate) fn wait_until_taken(&mut self, data_dir: &Path) {
+        let is_taken = |pid| {
+            let lease = read_lease(data_dir).unwrap();
+            lease.is_some_and(|lease| lease.owner.pid == pid && lease.handoff_id.is_some())
+        };
+        while !is_taken(self.pid()) {
+            assert!(self.0.try_wait().unwrap().is_none(), "it has ended");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Ends one that was let go on: one that is stopped still would not see the end of its input.
+    pub(crate) fn end(mut self) {
+        let process = Process::open(self.pid()).unwrap().unwrap();
+        assert!(!process.is_stopped().unwrap(), "it was not let go on");
+        drop(self.0.stdin.take());
+        assert!(self.0.wait().unwrap().success());
     }
 }
 
-/// Ends a taker that was let go on: one that is stopped still would not see the end of its input.
-pub(crate) fn end_taker(mut taker: Child) {
-    let process = Process::open(taker.id()).unwrap().unwrap();
-    assert!(!process.is_stopped().unwrap(), "it was not let go on");
-    drop(taker.stdin.take());
-    assert!(taker.wait().unwrap().success());
+impl Drop for LateTaker {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::{Incumbent, Served};
 use crate::drainable::{
     DrainContext, DrainReport, Drainable, HookError, Resume, SealContext, SealReport, StateSnapshot,
 };
-use crate::testing::{end_taker, start_late_taker, wait_until_taken};
+use crate::testing::start_late_taker;
 
 /// The test waits for events; this only bounds it.
 const BOUND: Duration = Duration::from_secs(30);
@@ -58,7 +58,7 @@ fn a_late_successor_is_looked_at_when_it_has_stopped_and_not_before() {
     let mut supervisor = UnixStream::connect(&control).unwrap();
     supervisor.set_read_timeout(Some(BOUND)).unwrap();
     hear(&mut supervisor, |message| matches!(message, Message::Hello { .. }));
-    let (successor_pid, deadline_ms, drain_grace_ms) = (taker.id(), 100, 100);
+    let (successor_pid, deadline_ms, drain_grace_ms) = (taker.pid(), 100, 100);
     for message in [
         Message::HelloAck { proto_version_chosen: 2, handoff_id },
         Message::PrepareHandoff { handoff_id, successor_pid, deadline_ms, drain_grace_ms },
@@ -67,9 +67,9 @@ fn a_late_successor_is_looked_at_when_it_has_stopped_and_not_before() {
         write_message(&mut supervisor, 2, &message).unwrap();
     }
     hear(&mut supervisor, |message| matches!(message, Message::SealComplete { .. }));
-    wait_until_taken(&mut taker, &data_dir);
+    taker.wait_until_taken(&data_dir);
     drop(supervisor);
 
     assert_eq!(served.recv_timeout(BOUND).unwrap().unwrap(), Served::Superseded);
-    end_taker(taker);
+    taker.end();
 }
