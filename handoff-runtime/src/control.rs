@@ -302,6 +302,7 @@ mod tests {
     use handoff_proto::{Capabilities, PROTO_MAX, PROTO_MIN};
 
     use super::*;
+    use crate::testing::backlog_wanted;
 
     /// Long enough on any machine; no test waits for it to pass.
     const LONG: Duration = Duration::from_secs(60);
@@ -319,6 +320,15 @@ mod tests {
     fn names_in(dir: &tempfile::TempDir) -> Vec<String> {
         let entries = fs::read_dir(dir.path()).unwrap();
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn as_many_clients_may_wait_as_the_system_allows() {
+        let (_dir, path) = scene();
+        let _control = publish(&path);
+        // One that has gone waits to be accepted all the same.
+        let found_room = (0..backlog_wanted()).take_while(|_| connect(&path).is_ok()).count();
+        assert_eq!(found_room, backlog_wanted());
     }
 
     fn hello(role: Side) -> Message {

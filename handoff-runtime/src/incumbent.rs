@@ -11,6 +11,8 @@ mod effects;
 mod listener_tests;
 mod lock_slot;
 mod path_watch;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::path::Path;

@@ -74,6 +74,7 @@ pub mod service;
 mod spawn;
 mod successor;
 mod supervisor;
+mod sync;
 #[allow(unsafe_code)]
 mod sys;
 #[cfg(test)]

@@ -15,14 +15,12 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
 
-use crate::sys::counter;
-use crate::sys::poll::{self, timespec};
+use crate::sync::{AtomicBool, Ordering};
+use crate::sys::{counter, poll};
 
 /// Far below every interval of the protocol: whoever stands in has missed nothing. Above what most stores take to drain, to
 /// seal or to open.
@@ -44,27 +42,26 @@ impl Relief {
     /// # Errors
     /// No descriptor can be had.
     pub(crate) fn new() -> io::Result<Self> {
-        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
-        Ok(Self { timer: Arc::new(timer), due: Arc::default() })
+        Ok(Self { timer: Arc::new(counter::timer()?), due: Arc::new(AtomicBool::new(false)) })
     }
 
     /// Calls in 5 ms from now, unless it is to call earlier.
     pub(crate) fn in_a_moment(&self) {
         if !self.due.swap(true, Ordering::AcqRel) {
-            self.set(AFTER);
+            counter::set_timer(&self.timer, AFTER);
         }
     }
 
     /// Calls now.
     pub(crate) fn at_once(&self) {
-        self.due.store(true, Ordering::Release);
-        self.set(AT_ONCE);
+        self.due.swap(true, Ordering::AcqRel);
+        counter::set_timer(&self.timer, AT_ONCE);
     }
 
     /// Does not call, unless it just has.
     pub(crate) fn not_needed(&self) {
         if self.due.swap(false, Ordering::AcqRel) {
-            self.set(Duration::ZERO);
+            counter::set_timer(&self.timer, Duration::ZERO);
         }
     }
 
@@ -81,13 +78,6 @@ impl Relief {
         counter::take(&self.timer);
         // After the read: whoever finds it due until here is seen by the look that follows.
         self.due.swap(false, Ordering::AcqRel);
-    }
-
-    fn set(&self, after: Duration) {
-        let once = Itimerspec { it_interval: timespec(Duration::ZERO), it_value: timespec(after) };
-        if let Err(error) = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once) {
-            tracing::warn!(%error, "a timerfd could not be set");
-        }
     }
 }
 

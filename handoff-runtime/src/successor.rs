@@ -2,42 +2,40 @@
 //!
 //! The library thread waits for the supervisor and for time, sends the heartbeats, and never touches the disk. The
 //! daemon's thread runs the errands (the lock, the lease, the control socket) inside its own blocking calls, so a slow disk
-//! delays no heartbeat and no errand costs a change of thread. For the answer to the greeting and for its turn the daemon's
-//! thread waits in the library thread's place, which is called in a moment after that one has gone to work (`relief`), so that
-//! they cost none either. Whoever has an input takes the mutex, steps the machine and performs the effects at once; only an
-//! errand is run outside of the mutex. When the successor has taken over, the library thread is the incumbent's, and so is
-//! what is still to be said to the supervisor.
+//! delays no heartbeat and no errand costs a change of thread. Which of them waits, and how each is woken, stands in `shifts`.
+//! Whoever has an input takes the mutex, steps the machine and performs the effects at once; only an errand is run outside of
+//! the mutex. When the successor has taken over, the library thread is the incumbent's, and so is what is still to be said to
+//! the supervisor.
 //!
 //! No decision of the protocol is taken here, and nothing here ends the process.
 
 mod effects;
 mod hands;
+mod shifts;
 #[cfg(test)]
 mod tests;
 
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use handoff_lock::{DataDirLock, Unlocked};
 use handoff_proto::successor::{
     Answer, Call, Errand, GaveUp, Input, LockShown, Outcome, Report, Sealed, Successor as Machine,
 };
 use handoff_proto::{BeginMode, HandoffId, Timing};
-use rustix::event::{PollFd, PollFlags};
 
 use crate::channel::Channel;
 use crate::drainable::ReadinessSnapshot;
 use crate::error::{Error, Result};
 use crate::helper::Helper;
 use crate::relief::Relief;
-use crate::sys::{poll, signals};
 use crate::waker::Waker;
-use effects::{Core, Listener, Thread, Wait};
+use effects::Core;
 use hands::Hands;
 pub(crate) use hands::Serving;
+use shifts::{Next, Shared, converse};
 
 /// The daemon's end: its calls, and the errands in them. Dropping it gives the handover up and ends the library thread.
 #[derive(Debug)]
@@ -71,13 +69,7 @@ impl Driver {
         let machine = Machine::new(std::process::id(), build_id.clone(), timing);
         let mut core = Core::new(machine, channel);
         core.step(Input::Daemon(Call::Handshake));
-        let shared = Arc::new(Shared {
-            core: Mutex::new(core),
-            changed: Condvar::new(),
-            waker: Waker::new().map_err(failed)?,
-            relief: Relief::new().map_err(failed)?,
-            polled,
-        });
+        let shared = Arc::new(Shared::new(core, polled).map_err(failed)?);
         let helper = Helper::start()?;
         let theirs = Arc::clone(&shared);
         helper.give(move || converse(&theirs));
@@ -128,31 +120,21 @@ impl Driver {
 
     /// The same; `serve` is called when the lease has become Active, if that alone makes this process the owner.
     fn answer_and_serve(&mut self, serve: &mut dyn FnMut()) -> Result<Answer> {
-        let mut core = self.shared.lock();
         loop {
-            self.shared.wake_if_due(&mut core);
-            if let Some(errand) = core.errands.pop_front() {
-                let begun_unix_ms = core.begun_unix_ms;
-                drop(core);
-                // A supervisor of version 1 does not look at the lease: to it only Ready counts.
-                let by_lease = matches!(errand, Errand::ActivateLease { not_after_ns: Some(_) });
-                let outcome = self.hands.perform(errand, begun_unix_ms);
-                if by_lease && outcome == Outcome::Done {
-                    serve();
+            match self.shared.next() {
+                Next::Errand { errand, begun_unix_ms } => {
+                    // A supervisor of version 1 does not look at the lease: to it only Ready counts.
+                    let by_lease = matches!(errand, Errand::ActivateLease { not_after_ns: Some(_) });
+                    let outcome = self.hands.perform(errand, begun_unix_ms);
+                    if by_lease && outcome == Outcome::Done {
+                        serve();
+                    }
+                    self.shared.lock().step(Input::Did(outcome));
                 }
-                core = self.shared.lock();
-                core.step(Input::Did(outcome));
-            } else if let Some(answer) = core.answers.pop_front() {
-                drop(core);
-                return self.accepted(answer);
-            } else if core.thread == Thread::Ended {
-                return Err(Error::Aborted { reason: "the thread that talks to the supervisor has ended".into() });
-            } else {
-                // Only the library thread can bring it.
-                if core.listener == Listener::OnCall {
-                    self.shared.waker.wake();
+                Next::Answer(answer) => return self.accepted(answer),
+                Next::Nothing => {
+                    return Err(Error::Aborted { reason: "the thread that talks to the supervisor has ended".into() });
                 }
-                core = self.shared.changed.wait(core).unwrap_or_else(PoisonError::into_inner);
             }
         }
     }
@@ -204,7 +186,7 @@ impl Driver {
             Ok((serving, helper)) => {
                 serve_once();
                 let parting = self.shared.part();
-                let (waker, relief) = (self.shared.waker.clone(), self.shared.relief.clone());
+                let (waker, relief) = self.shared.wakers();
                 Ok(Announced { serving, helper, waker, relief, parting })
             }
             Err(error) => {
@@ -228,8 +210,7 @@ impl Drop for Driver {
     fn drop(&mut self) {
         let Some(helper) = self.helper.take() else { return };
         self.shared.lock().step(Input::Daemon(Call::Dropped));
-        self.shared.give_back();
-        self.shared.waker.wake();
+        self.shared.end();
         // It blocks on nothing but its own wait, which has just ended.
         helper.join();
     }
@@ -252,148 +233,5 @@ fn error_of(why: &GaveUp) -> Error {
         GaveUp::Version { .. } | GaveUp::Unexpected { .. } | GaveUp::Garbage => Error::Protocol(why.to_string()),
         GaveUp::Unfit(unfit) => Error::Unfit { reason: unfit.to_string() },
         GaveUp::WrongLock => Error::Usage(why.to_string()),
-    }
-}
-
-/// What both threads share.
-#[derive(Debug)]
-struct Shared {
-    core: Mutex<Core>,
-    /// An answer or an errand is there for the daemon's thread.
-    changed: Condvar,
-    /// The library thread has something new to wait for.
-    waker: Waker,
-    /// Calls the library thread while the daemon's is at work.
-    relief: Relief,
-    /// The supervisor's socket, to wait for it without the mutex.
-    polled: Arc<UnixStream>,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Core> {
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The daemon's thread waits for the supervisor itself, in the library thread's place: its turn comes in the pause, and a
-    /// change of threads would be the longest part of it.
-    fn listen_until_answered(&self) {
-        let _given_back = TakenOver::by_the_daemon(self);
-        loop {
-            let mut core = self.lock();
-            core.turn();
-            if !core.errands.is_empty() || !core.answers.is_empty() || core.thread == Thread::Ended {
-                return;
-            }
-            let Some(wait) = core.wait() else { return };
-            drop(core);
-            sleep(&mut wait.on(&self.polled), wait.timeout);
-        }
-    }
-
-    /// The library thread waits for the supervisor and for time again, unless the daemon's is back in a moment.
-    fn give_back(&self) {
-        let mut core = self.lock();
-        core.listener = Listener::OnCall;
-        // It looks at everything when it comes.
-        core.wake_due = false;
-        drop(core);
-        self.relief.in_a_moment();
-    }
-
-    /// The library thread's conversation ends, and its channel stays open: closed early, it would look like a death.
-    fn part(&self) -> Option<Channel> {
-        let mut core = self.lock();
-        core.listener = Listener::Nobody;
-        let channel = core.channel.take();
-        drop(core);
-        self.relief.not_needed();
-        self.waker.wake();
-        channel
-    }
-
-    /// The library thread has nothing to do until it is called.
-    fn stand_by(&self) {
-        sleep(&mut [PollFd::new(&self.waker, PollFlags::IN), PollFd::new(&self.relief, PollFlags::IN)], None);
-        self.waker.drain();
-        self.relief.take();
-    }
-
-    fn wake_if_due(&self, core: &mut Core) {
-        if std::mem::take(&mut core.wake_due) {
-            self.waker.wake();
-        }
-    }
-}
-
-/// The library thread's part. Ends when neither the wire nor time can change anything any more.
-fn converse(shared: &Shared) {
-    let _ended = TellsThatItEnded(shared);
-    let _signals = signals::leave_to_other_threads();
-    while let Some(wait) = next_wait(shared) {
-        let mut fds = wait.on(&shared.polled);
-        fds.push(PollFd::new(&shared.waker, PollFlags::IN));
-        sleep(&mut fds, wait.timeout);
-        shared.waker.drain();
-    }
-}
-
-/// One turn of the library thread, once it is its turn; `None`: it was the last.
-fn next_wait(shared: &Shared) -> Option<Wait> {
-    let mut core = shared.lock();
-    while core.listener == Listener::Daemon {
-        drop(core);
-        shared.stand_by();
-        core = shared.lock();
-    }
-    if core.listener == Listener::Nobody {
-        return None;
-    }
-    core.listener = Listener::Library;
-    core.turn();
-    core.wake_due = false;
-    let wait = core.wait();
-    let is_awaited = !core.errands.is_empty() || !core.answers.is_empty();
-    // Free before the daemon's thread wakes up and wants it.
-    drop(core);
-    if is_awaited {
-        shared.changed.notify_all();
-    }
-    wait
-}
-
-fn sleep(fds: &mut [PollFd<'_>], timeout: Option<Duration>) {
-    if let Err(error) = poll::wait(fds, timeout) {
-        tracing::warn!(%error, "poll failed; looking at everything again");
-    }
-}
-
-/// The daemon's thread waits for the supervisor as long as this lives.
-struct TakenOver<'a>(&'a Shared);
-
-impl<'a> TakenOver<'a> {
-    fn by_the_daemon(shared: &'a Shared) -> Self {
-        let before = std::mem::replace(&mut shared.lock().listener, Listener::Daemon);
-        match before {
-            Listener::OnCall => shared.relief.not_needed(),
-            Listener::Library => shared.waker.wake(),
-            Listener::Daemon | Listener::Nobody => {}
-        }
-        Self(shared)
-    }
-}
-
-impl Drop for TakenOver<'_> {
-    fn drop(&mut self) {
-        self.0.give_back();
-    }
-}
-
-/// Lets no call of the daemon wait for a thread that has panicked.
-struct TellsThatItEnded<'a>(&'a Shared);
-
-impl Drop for TellsThatItEnded<'_> {
-    fn drop(&mut self) {
-        self.0.lock().thread = Thread::Ended;
-        self.0.changed.notify_all();
     }
 }

@@ -1,11 +1,17 @@
 //! For this crate's unit tests: running one of them in a process of its own, because descriptors, limits, signals and the
-//! environment belong to a whole process.
+//! environment belong to a whole process. And one that takes the data while it can't be stopped.
 
 use std::env;
 use std::ffi::OsString;
-use std::process::Command;
+use std::io::Read;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
+use handoff_lock::{DataDirLock, LeaseState, read_lease};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::process::Process;
 
 /// The arguments that make this test program run the ignored test `path` and nothing else.
 pub(crate) fn arguments_for(path: &str) -> Vec<OsString> {
@@ -31,6 +37,26 @@ pub(crate) fn open_fds() -> Vec<i32> {
     fds
 }
 
+/// How many descriptors and threads this process has. Only one that runs alone can count them.
+pub(crate) fn footprint() -> [usize; 2] {
+    ["/proc/self/fd", "/proc/self/task"].map(|all| std::fs::read_dir(all).unwrap().count())
+}
+
+/// Waits until there are no more than before: a thread that was joined is listed for a moment still.
+pub(crate) fn assert_nothing_is_left(before: [usize; 2], what: &str) {
+    let until = Instant::now() + Duration::from_secs(30);
+    while footprint() != before {
+        assert!(Instant::now() < until, "descriptors and threads {:?} instead of {before:?} after {what}", footprint());
+        std::thread::yield_now();
+    }
+}
+
+/// How many clients must find room before anybody is accepted: what the system allows, or as many as a test should try.
+pub(crate) fn backlog_wanted() -> usize {
+    let allowed = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
+    allowed.trim().parse::<usize>().unwrap().min(4096)
+}
+
 /// Lowers the limit of open files of this process so that `count` more can be opened, while `action` runs.
 pub(crate) fn with_free_fds<T>(count: usize, action: impl FnOnce() -> T) -> T {
     let open = open_fds();
@@ -40,4 +66,97 @@ pub(crate) fn with_free_fds<T>(count: usize, action: impl FnOnce() -> T) -> T {
     let result = action();
     setrlimit(Resource::Nofile, before).unwrap();
     result
+}
+
+const TAKER_DIR: &str = "HANDOFF_TEST_TAKER_DIR";
+const TAKER_ID: &str = "HANDOFF_TEST_TAKER_ID";
+
+/// A successor of the handover `id` that takes the lock as soon as it is free, and then is [late to stop](activate_when_told_to_stop).
+/// It lives until its standard input ends.
+pub(crate) fn start_late_taker(data_dir: &Path, id: [u8; 16]) -> LateTaker {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command.args(arguments_for("testing::takes_the_lock_and_is_late_to_stop"));
+    command.env(TAKER_DIR, data_dir).env(TAKER_ID, u128::from_be_bytes(id).to_string());
+    LateTaker(command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap())
+}
+
+/// Killed when the test fails.
+pub(crate) struct LateTaker(Child);
+
+impl LateTaker {
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Waits until it has the lock and can't be stopped at once.
+    pub(crate) fn wait_until_taken(&mut self, data_dir: &Path) {
+        let is_taken = |pid| {
+            let lease = read_lease(data_dir).unwrap();
+            lease.is_some_and(|lease| lease.owner.pid == pid && lease.handoff_id.is_some())
+        };
+        while !is_taken(self.pid()) {
+            assert!(self.0.try_wait().unwrap().is_none(), "it has ended");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Ends one that was let go on: one that is stopped still would not see the end of its input.
+    pub(crate) fn end(mut self) {
+        let process = Process::open(self.pid()).unwrap().unwrap();
+        assert!(!process.is_stopped().unwrap(), "it was not let go on");
+        drop(self.0.stdin.take());
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+impl Drop for LateTaker {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+#[ignore = "run by start_late_taker in a process of its own"]
+fn takes_the_lock_and_is_late_to_stop() {
+    let Some(data_dir) = env::var_os(TAKER_DIR) else { return };
+    let id: u128 = env::var(TAKER_ID).unwrap().parse().unwrap();
+    let mut lock = DataDirLock::acquire_timeout(Path::new(&data_dir), Duration::from_secs(60)).unwrap();
+    // That it is named in the lease says that it is so far.
+    activate_when_told_to_stop(&mut lock, |lock| lock.stamp(Some(id.to_be_bytes())).unwrap());
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+}
+
+/// Becomes Active in the last moment before it is stopped: between a SIGSTOP, which must have been sent, and the stop. Who does
+/// not send it, looks at the lease before, or does not wait for the stop, finds Opening and ends the owner of the data. `begin`
+/// is called when it can't be stopped at once any more.
+pub(crate) fn activate_when_told_to_stop(lock: &mut DataDirLock, begin: impl FnOnce(&mut DataDirLock)) {
+    assert_eq!(lock.lease().state, LeaseState::Opening);
+    let pid = std::process::id();
+    crate::sys::held_up::while_it_can_not_be_stopped(|| {
+        begin(lock);
+        if is_told_to_stop(pid) {
+            lock.activate(b"late").unwrap();
+        }
+    });
+}
+
+/// Waits until SIGSTOP has been sent to a process; false: it died before.
+fn is_told_to_stop(pid: u32) -> bool {
+    const STOP_BIT: u64 = 1 << (libc::SIGSTOP - 1);
+    let status = |thread: &Path| std::fs::read_to_string(thread.join("status")).unwrap_or_default();
+    loop {
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+        for status in threads.flatten().map(|thread| status(&thread.path())) {
+            let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
+            let is_pending = |name| u64::from_str_radix(field(name), 16).is_ok_and(|set| set & STOP_BIT != 0);
+            if is_pending("ShdPnd:") || is_pending("SigPnd:") || field("State:").starts_with('T') {
+                return true;
+            }
+            if field("State:").starts_with(['Z', 'X']) {
+                return false;
+            }
+        }
+        std::thread::yield_now();
+    }
 }

@@ -3,15 +3,9 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::{Errno, retry_on_intr, write};
-
+use crate::sync::{AtomicBool, Ordering};
 use crate::sys::counter;
-
-/// How often a wake-up is tried.
-const TRIES_MAX: u32 = 3;
 
 /// A handle to wake with; its clones wake the same loop.
 #[derive(Debug, Clone)]
@@ -24,8 +18,7 @@ pub(crate) struct Waker {
 impl Waker {
     /// A waker that nobody has used yet.
     pub(crate) fn new() -> io::Result<Self> {
-        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { event: Arc::new(event), awake: Arc::default() })
+        Ok(Self { event: Arc::new(counter::event()?), awake: Arc::new(AtomicBool::new(false)) })
     }
 
     /// The descriptor, to wait for it.
@@ -38,15 +31,9 @@ impl Waker {
         if self.awake.swap(true, Ordering::AcqRel) {
             return;
         }
-        // A wake-up that is lost is a loop that sleeps on: a passing failure must not cost it.
-        for _ in 0..TRIES_MAX {
-            match retry_on_intr(|| write(&self.event, &1u64.to_ne_bytes())) {
-                // Full: it is readable already.
-                Ok(_) | Err(Errno::AGAIN) => return,
-                Err(error) => tracing::warn!(%error, "an eventfd could not be written"),
-            }
+        if !counter::count_up(&self.event) {
+            self.awake.store(false, Ordering::Release);
         }
-        self.awake.store(false, Ordering::Release);
     }
 
     /// Forgets the wake-ups so far. Drain first, then look at what they were for.

@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use handoff_lock::{Attempt, DataDirLock, LeaseState, LockError, Unlocked, read_lease};
 use handoff_proto::{Capabilities, HandoffId, Message, Side, short_name};
@@ -511,6 +511,65 @@ fn the_build_id_stands_in_hello_and_lease() {
     assert_eq!((*pid, &build_id[..]), (std::process::id(), &b"test build"[..]));
     let lease = read_lease(&daemon.data_dir()).unwrap().unwrap();
     assert_eq!((lease.state, &lease.build_id[..]), (LeaseState::Active, &b"test build"[..]));
+}
+
+#[test]
+fn no_descriptor_and_no_thread_is_left_of_undone_handovers() {
+    let mut alone = Command::new(std::env::current_exe().unwrap());
+    let output = alone.args(["--exact", "counts_what_is_left", "--ignored", "--test-threads=1"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
+#[test]
+#[ignore = "run by the test before in a process of its own"]
+fn counts_what_is_left() {
+    let daemon = Daemon::start();
+    undo_in_every_way(&daemon);
+    let before = footprint();
+    for _ in 0..3 {
+        undo_in_every_way(&daemon);
+        let until = Instant::now() + BOUND;
+        while footprint() != before {
+            assert!(Instant::now() < until, "descriptors and threads {:?} instead of {before:?}", footprint());
+            std::thread::yield_now();
+        }
+    }
+    daemon.hand_over();
+}
+
+/// How many descriptors and threads this process has.
+fn footprint() -> [usize; 2] {
+    ["/proc/self/fd", "/proc/self/task"].map(|all| fs::read_dir(all).unwrap().count())
+}
+
+/// One whole handover after the other, each undone; the daemon serves again after each.
+fn undo_in_every_way(daemon: &Daemon) {
+    let mut successor = Command::new("sleep").arg("1000").spawn().unwrap();
+    let (mut supervisor, id) = sealed_for(daemon, successor.id(), 60_000);
+    supervisor.send(Message::ResumeAfterAbort { handoff_id: id });
+    supervisor.expect("Resumed");
+    successor.kill().unwrap();
+    successor.wait().unwrap();
+
+    let (mut supervisor, id) = drained(daemon);
+    supervisor.send(Message::Abort { handoff_id: id, reason: "changed our mind".into() });
+    supervisor.expect("Resumed");
+
+    daemon.mock.fail_next_drain("disk full");
+    let mut supervisor = daemon.supervisor();
+    supervisor.prepare();
+    supervisor.expect("DrainFailed");
+
+    daemon.mock.fail_next_seal("disk full");
+    let mut supervisor = daemon.supervisor();
+    supervisor.prepare_and_seal();
+    supervisor.expect("Drained");
+    supervisor.expect("SealFailed");
+
+    let (supervisor, _) = sealed(daemon);
+    drop(supervisor);
+    daemon.mock.wait_for(Call::Resume { changed: true });
 }
 
 /// The tests wait for events; this only bounds them.

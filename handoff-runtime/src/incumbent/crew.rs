@@ -14,13 +14,15 @@
 //! would cost more than all that is done there. Both threads work on the one driver, behind a mutex that nobody holds while
 //! he waits, or runs a hook.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use super::Served;
 use super::driver::Driver;
+use super::watch::Watch;
 use crate::error::{Error, Result};
 use crate::helper::Helper;
 use crate::relief::Relief;
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::waker::Waker;
 use crate::worker::Bench;
 
@@ -29,6 +31,8 @@ struct Crew {
     driver: Mutex<Driver>,
     /// Calls the caller's thread.
     relief: Relief,
+    /// Wakes whoever waits for the loop.
+    waker: Waker,
     /// The caller's thread waits no more.
     changed: Condvar,
 }
@@ -76,11 +80,15 @@ impl IdleWorker {
 
     /// Serves until the machine leaves.
     pub(super) fn serve(self, driver: Driver, bench: Bench) -> Result<Served> {
-        let crew = Arc::new(Crew { driver: Mutex::new(driver), relief: self.relief, changed: Condvar::new() });
+        let crew = Arc::new(Crew {
+            driver: Mutex::new(driver),
+            relief: self.relief,
+            waker: self.waker,
+            changed: Condvar::new(),
+        });
         let theirs = Arc::clone(&crew);
         self.helper.give(move || theirs.run_hooks(&bench));
         let served = crew.stand_by();
-        crew.changed.notify_all();
         // No hook runs when the machine has left; after a failure one may, and for how long it knows alone.
         let has_left = crew.lock().left.is_some();
         if has_left {
@@ -129,7 +137,7 @@ impl Crew {
                 if let Some(ended) = ended {
                     driver.feed(ended);
                 }
-                driver.wake_watcher();
+                self.wake_watcher(&driver);
                 driver
             } else if driver.watched.is_some() {
                 self.changed.wait(driver).unwrap_or_else(PoisonError::into_inner)
@@ -154,6 +162,14 @@ impl Crew {
         driver
     }
 
+    /// Wakes who waits, if he waits for something else than he should by now.
+    fn wake_watcher(&self, driver: &Driver) {
+        let is_late = |watched: &Watch| driver.is_over() || !watched.covers(&driver.watch());
+        if driver.watched.as_ref().is_some_and(is_late) {
+            self.waker.wake();
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Driver> {
         self.driver.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -166,7 +182,7 @@ impl Drop for SaysThatItIsGone<'_> {
     fn drop(&mut self) {
         let mut driver = self.0.lock();
         driver.hooks_are_gone();
-        driver.wake_watcher();
+        self.0.wake_watcher(&driver);
         self.0.relief.at_once();
     }
 }

@@ -231,14 +231,6 @@ impl Driver {
         self.hooks == Hooks::Idle && self.jobs.is_empty()
     }
 
-    /// Wakes who waits, if he waits for something else than he should by now.
-    pub(super) fn wake_watcher(&self) {
-        let is_late = |watched: &Watch| self.is_over() || !watched.covers(&self.watch());
-        if self.watched.as_ref().is_some_and(is_late) {
-            self.waker.wake();
-        }
-    }
-
     fn count_failure(&mut self, error: Option<io::Error>) {
         match error {
             None => self.poll_failures = 0,

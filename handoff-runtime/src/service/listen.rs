@@ -179,8 +179,10 @@ fn local_address(socket: &OwnedFd) -> String {
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixStream;
+    use std::time::Duration;
 
     use super::*;
+    use crate::testing::backlog_wanted;
 
     fn nothing_inherited() -> InheritedListeners {
         InheritedListeners::claim(Vec::new()).unwrap()
@@ -204,6 +206,19 @@ mod tests {
         assert!(status[2].addr.starts_with("udp:127.0.0.1:") && !status[2].addr.ends_with(":0"));
         let names: Vec<_> = listeners.for_a_child().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn as_many_clients_may_wait_as_the_system_allows() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.sock");
+        let listeners = open(&["a=127.0.0.1:0".into(), format!("b=unix:{}", path.display())]).unwrap();
+        let tcp: SocketAddr = listeners.status()[0].addr.parse().unwrap();
+        // One that has gone waits to be accepted all the same. Where there is no room, TCP lets a client try on, and here it gives up.
+        let by_tcp = |_: &usize| std::net::TcpStream::connect_timeout(&tcp, Duration::from_secs(30)).is_ok();
+        let by_path = |_: &usize| crate::control::connect(&path).is_ok();
+        assert_eq!((0..backlog_wanted()).take_while(by_path).count(), backlog_wanted());
+        assert_eq!((0..backlog_wanted()).take_while(by_tcp).count(), backlog_wanted());
     }
 
     #[test]

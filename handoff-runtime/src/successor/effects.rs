@@ -1,6 +1,6 @@
 //! The successor's machine and what its effects act on: the channel, the timers, and what the daemon's thread is to do next.
 //!
-//! One input at a time, whichever thread has it, under the mutex; nothing here waits. Which thread waits stands in the parent.
+//! One input at a time, whichever thread has it, under the mutex; nothing here waits. Which thread waits stands in `shifts`.
 
 use std::collections::VecDeque;
 use std::os::unix::net::UnixStream;

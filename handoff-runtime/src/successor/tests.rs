@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use super::Driver;
 use crate::drainable::ReadinessSnapshot;
 use crate::error::{Error, Result};
+use crate::testing::{assert_nothing_is_left, footprint, run_alone};
 use crate::timers::now_ns;
 
 const ID: HandoffId = HandoffId::from_bytes([4; 16]);
@@ -375,7 +376,7 @@ fn lateness_while_opening_comes_back_from_announce() {
     supervisor.begin_warmed(&mut driver, sealed.epoch, &[]);
     let lock = take_lock(&mut driver, sealed.path()).unwrap();
     driver.shared.lock().timers.arm(handoff_proto::successor::Timer::Deadline, Duration::ZERO);
-    driver.shared.waker.wake();
+    driver.shared.wakers().0.wake();
     assert_not_ready(&mut supervisor);
     let error = driver.announce(ready(&[]), &sealed.socket(), lock, never).unwrap_err();
     assert!(error.to_string().contains("deadline"), "{error}");
@@ -485,4 +486,32 @@ fn heartbeats_are_sent_while_the_daemon_warms_and_opens() {
     (0..3).for_each(|_| supervisor.hear_heartbeat());
     let _lock = take_lock(&mut driver, sealed.path()).unwrap();
     (0..3).for_each(|_| supervisor.hear_heartbeat());
+}
+
+#[test]
+fn no_descriptor_and_no_thread_is_left_of_a_successor_that_gave_up() {
+    run_alone("successor::tests::counts_what_is_left");
+}
+
+#[test]
+#[ignore = "run by the test before in a process of its own"]
+fn counts_what_is_left() {
+    let sealed = Sealed::new();
+    let before = footprint();
+    for _ in 0..3 {
+        drop(Supervisor::greet(2));
+        assert_nothing_is_left(before, "the greeting");
+
+        let (mut supervisor, mut driver) = Supervisor::greet(2);
+        driver.stage_control(&sealed.socket()).unwrap();
+        supervisor.abort();
+        driver.wait_for_begin().unwrap_err();
+        drop((supervisor, driver));
+        assert_nothing_is_left(before, "an abort before Begin");
+
+        let (mut supervisor, mut driver) = Supervisor::greet(2);
+        supervisor.begin_warmed(&mut driver, sealed.epoch, &[5]);
+        drop((supervisor, driver));
+        assert_nothing_is_left(before, "a Begin that it made nothing of");
+    }
 }

@@ -6,6 +6,8 @@ pub(crate) mod clock;
 pub(crate) mod counter;
 pub(crate) mod env;
 pub(crate) mod fd;
+#[cfg(test)]
+pub(crate) mod held_up;
 pub(crate) mod poll;
 #[cfg(feature = "crash-points")]
 pub(crate) mod process;

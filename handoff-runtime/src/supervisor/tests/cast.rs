@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
-use std::net::TcpListener;
+use std::net::{Shutdown, TcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -22,6 +22,7 @@ use crate::control::StagedControl;
 use crate::environment::{StartedAs, claim};
 use crate::outcome::SpawnSpec;
 use crate::supervisor::Supervisor;
+use crate::testing::activate_when_told_to_stop;
 
 const SCRIPT: &str = "HANDOFF_TEST_SCRIPT";
 const DATA_DIR: &str = "HANDOFF_TEST_DATA_DIR";
@@ -112,10 +113,6 @@ pub(super) fn played_alone(test: &str) {
     let output = command.args(["--exact", test, "--ignored", "--test-threads=1"]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && said.contains("1 passed"), "{said}");
-}
-
-pub(super) fn open_fds() -> usize {
-    fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
 /// How the incumbent answers.
@@ -335,7 +332,10 @@ impl Part {
         if self.script == "dies at begin" {
             std::process::exit(7);
         }
-        let lock = self.take_lock(handoff_id);
+        let mut lock = self.take_lock(handoff_id);
+        if self.script == "hangs up and is late to stop" {
+            activate_when_told_to_stop(&mut lock, |_| self.control.shutdown(Shutdown::Both).unwrap());
+        }
         self.report(version, handoff_id);
         self.wait_for_the_end();
         lock.forget();
@@ -358,14 +358,14 @@ impl Part {
             assert!(lease.state == LeaseState::Sealed && lease.handoff_id == Some(*handoff_id.as_bytes()));
         }
         let mut lock = claim.claim(Some(*handoff_id.as_bytes())).unwrap();
-        if self.script != "silent while opening" {
+        if !matches!(self.script.as_str(), "silent while opening" | "hangs up and is late to stop") {
             lock.activate(b"new").unwrap();
         }
         lock
     }
 
     fn report(&mut self, version: u16, handoff_id: HandoffId) {
-        if self.script.starts_with("silent") {
+        if self.script.starts_with("silent") || self.script.starts_with("hangs up") {
             return;
         }
         let ready = Message::Ready {

@@ -10,13 +10,14 @@ use handoff_proto::HandoffId;
 use handoff_proto::supervisor::Milestone;
 use rustix::event::{PollFd, PollFlags};
 
-use super::cast::{Incumbent, Manner, Stage, open_fds, played_alone};
+use super::cast::{Incumbent, Manner, Stage, played_alone};
 use crate::error::Error;
 use crate::outcome::HandoffOutcome;
 use crate::process::Process;
 use crate::progress::{Cancel, Onlooker, Progress, Step};
 use crate::supervisor::AtHand;
 use crate::sys::poll;
+use crate::testing::{assert_nothing_is_left, footprint};
 
 /// Plays one handover and gives its outcome and what the incumbent heard.
 fn play(stage: &Stage, manner: Manner, script: &str) -> (HandoffOutcome, Vec<&'static str>) {
@@ -316,6 +317,19 @@ fn a_second_call_is_refused_at_once_and_a_cancel_undoes() {
     assert_eq!(incumbent.end().1, ["HelloAck"]);
 }
 
+/// It becomes the owner when SIGSTOP is under way to it, and before it has stopped.
+#[test]
+fn a_successor_is_looked_at_when_it_has_stopped_and_not_before() {
+    let stage = Stage::set();
+    let incumbent = Incumbent::serve(&stage, Manner::Good);
+    let outcome = stage.supervisor().perform_handoff(stage.successor("hangs up and is late to stop")).unwrap();
+    assert!(outcome.committed, "it serves: {outcome:?}");
+    let mut child = outcome.child.unwrap();
+    assert!(!child.is_stopped().unwrap() || child.has_exited().unwrap(), "it was not let go on");
+    assert_eq!(child.wait().unwrap().unwrap().code(), Some(0));
+    assert!(incumbent.end().1.ends_with(&["Commit"]));
+}
+
 #[test]
 fn one_after_the_other() {
     let stage = Stage::set();
@@ -332,15 +346,39 @@ fn one_after_the_other() {
 }
 
 #[test]
-fn no_descriptor_is_left() {
-    played_alone("supervisor::tests::handovers::counts_descriptors");
+fn no_descriptor_and_no_thread_is_left() {
+    played_alone("supervisor::tests::handovers::counts_what_is_left");
 }
 
 #[test]
-#[ignore = "run by no_descriptor_is_left in a process of its own: other tests open descriptors too"]
-fn counts_descriptors() {
+fn one_supervisor_keeps_nothing_of_undone_handovers() {
+    played_alone("supervisor::tests::handovers::counts_what_one_supervisor_keeps");
+}
+
+#[test]
+#[ignore = "run by one_supervisor_keeps_nothing_of_undone_handovers in a process of its own"]
+fn counts_what_one_supervisor_keeps() {
     let stage = Stage::set();
-    let before = open_fds();
+    let incumbent = Incumbent::serve(&stage, Manner::Good);
+    let supervisor = stage.supervisor();
+    let undo = || {
+        for script in ["unhealthy", "dies at begin", "exits with 3", "wrong pid"] {
+            assert!(!supervisor.perform_handoff(stage.successor(script)).unwrap().committed);
+        }
+    };
+    // The journal, the lease and the incumbent's process stay open from here on.
+    undo();
+    let before = footprint();
+    undo();
+    assert_nothing_is_left(before, "four more");
+    incumbent.end();
+}
+
+#[test]
+#[ignore = "run by no_descriptor_and_no_thread_is_left in a process of its own: other tests open descriptors too"]
+fn counts_what_is_left() {
+    let stage = Stage::set();
+    let before = footprint();
     for (manner, script) in [
         (Manner::DrainFails, "good"),
         (Manner::SealFails, "good"),
@@ -361,6 +399,6 @@ fn counts_descriptors() {
         assert_eq!(outcome.is_ok_and(|outcome| outcome.committed), script == "good" && manner == Manner::Good);
         drop(incumbent.end());
         std::fs::remove_file(stage.control()).unwrap();
-        assert_eq!(open_fds(), before, "a descriptor is left by {manner:?}, {script}");
+        assert_nothing_is_left(before, &format!("{manner:?}, {script}"));
     }
 }

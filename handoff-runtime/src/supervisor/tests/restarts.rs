@@ -13,6 +13,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::cast::{Incumbent, Manner, Stage, timing};
 use crate::error::Error;
 use crate::process::Process;
+use crate::testing::start_late_taker;
 
 /// A child that never ends by itself.
 fn sleeper() -> Child {
@@ -82,6 +83,20 @@ fn a_successor_of_the_journal_is_ended_and_the_incumbent_adopted() {
     let again = supervisor.resume_from_journal().unwrap();
     assert!(again.serving.is_some() && again.interrupted.is_none(), "it is settled");
     incumbent.end();
+}
+
+/// It becomes the owner when SIGSTOP is under way to it, and before it has stopped.
+#[test]
+fn a_successor_of_the_journal_is_looked_at_when_it_has_stopped_and_not_before() {
+    let stage = Stage::set();
+    let old = sleeper();
+    let mut taker = start_late_taker(&stage.data_dir(), *HandoffId::new().as_bytes());
+    taker.wait_until_taken(&stage.data_dir());
+    record(Phase::AwaitingReady, old.id(), taker.pid()).write_atomic(&stage.journal()).unwrap();
+    let recovery = stage.supervisor().resume_from_journal().unwrap();
+    assert_eq!(recovery.serving.map(|process| process.pid()), Some(taker.pid()));
+    taker.end();
+    end(old);
 }
 
 #[test]
