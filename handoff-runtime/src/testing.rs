@@ -42,10 +42,10 @@ pub(crate) fn footprint() -> [usize; 2] {
     ["/proc/self/fd", "/proc/self/task"].map(|all| std::fs::read_dir(all).unwrap().count())
 }
 
-/// Waits until there are no more than before: a thread that was joined is listed for a moment still.
+/// Waits until there are no more than before: who has ended may be listed for a moment still, also when it was counted before.
 pub(crate) fn assert_nothing_is_left(before: [usize; 2], what: &str) {
     let until = Instant::now() + Duration::from_secs(30);
-    while footprint() != before {
+    while footprint().into_iter().zip(before).any(|(now, before)| now > before) {
         assert!(Instant::now() < until, "descriptors and threads {:?} instead of {before:?} after {what}", footprint());
         std::thread::yield_now();
     }
@@ -77,8 +77,14 @@ pub(crate) fn start_late_taker(data_dir: &Path, id: [u8; 16]) -> LateTaker {
     let mut command = Command::new(env::current_exe().unwrap());
     command.args(arguments_for("testing::takes_the_lock_and_is_late_to_stop"));
     command.env(TAKER_DIR, data_dir).env(TAKER_ID, u128::from_be_bytes(id).to_string());
-    LateTaker(command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap())
+    let mut taker = LateTaker(command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap());
+    // No start of a process is in the time that a test gives it for the lock.
+    taker.wait_until(|_| data_dir.with_extension(WAITS).exists());
+    taker
 }
+
+/// Beside the data dir: the taker waits for the lock.
+const WAITS: &str = "taker-waits";
 
 /// Killed when the test fails.
 pub(crate) struct LateTaker(Child);
@@ -90,11 +96,14 @@ impl LateTaker {
 
     /// Waits until it has the lock and can't be stopped at once.
     pub(crate) fn wait_until_taken(&mut self, data_dir: &Path) {
-        let is_taken = |pid| {
+        self.wait_until(|pid| {
             let lease = read_lease(data_dir).unwrap();
             lease.is_some_and(|lease| lease.owner.pid == pid && lease.handoff_id.is_some())
-        };
-        while !is_taken(self.pid()) {
+        });
+    }
+
+    fn wait_until(&mut self, is_so: impl Fn(u32) -> bool) {
+        while !is_so(self.pid()) {
             assert!(self.0.try_wait().unwrap().is_none(), "it has ended");
             std::thread::yield_now();
         }
@@ -121,6 +130,7 @@ impl Drop for LateTaker {
 fn takes_the_lock_and_is_late_to_stop() {
     let Some(data_dir) = env::var_os(TAKER_DIR) else { return };
     let id: u128 = env::var(TAKER_ID).unwrap().parse().unwrap();
+    std::fs::write(Path::new(&data_dir).with_extension(WAITS), "").unwrap();
     let mut lock = DataDirLock::acquire_timeout(Path::new(&data_dir), Duration::from_secs(60)).unwrap();
     // That it is named in the lease says that it is so far.
     activate_when_told_to_stop(&mut lock, |lock| lock.stamp(Some(id.to_be_bytes())).unwrap());
@@ -132,30 +142,34 @@ fn takes_the_lock_and_is_late_to_stop() {
 /// is called when it can't be stopped at once any more.
 pub(crate) fn activate_when_told_to_stop(lock: &mut DataDirLock, begin: impl FnOnce(&mut DataDirLock)) {
     assert_eq!(lock.lease().state, LeaseState::Opening);
-    let pid = std::process::id();
+    let (pid, parent) = (std::process::id(), std::os::unix::process::parent_id());
     crate::sys::held_up::while_it_can_not_be_stopped(|| {
         begin(lock);
-        if is_told_to_stop(pid) {
+        if is_told_to_stop(pid, parent) {
             lock.activate(b"late").unwrap();
         }
     });
 }
 
-/// Waits until SIGSTOP has been sent to a process; false: it died before.
-fn is_told_to_stop(pid: u32) -> bool {
+/// Waits until SIGSTOP has been sent to a process; false: it, or who started it, died before.
+fn is_told_to_stop(pid: u32, parent: u32) -> bool {
     const STOP_BIT: u64 = 1 << (libc::SIGSTOP - 1);
-    let status = |thread: &Path| std::fs::read_to_string(thread.join("status")).unwrap_or_default();
+    let read = |status: &Path| std::fs::read_to_string(status).unwrap_or_default();
+    fn field<'a>(status: &'a str, name: &str) -> &'a str {
+        status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim()
+    }
+    let is_told = |status: String| {
+        let is_pending = |name| u64::from_str_radix(field(&status, name), 16).is_ok_and(|set| set & STOP_BIT != 0);
+        is_pending("ShdPnd:") || is_pending("SigPnd:") || field(&status, "State:").starts_with('T')
+    };
     loop {
-        let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return false };
-        for status in threads.flatten().map(|thread| status(&thread.path())) {
-            let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
-            let is_pending = |name| u64::from_str_radix(field(name), 16).is_ok_and(|set| set & STOP_BIT != 0);
-            if is_pending("ShdPnd:") || is_pending("SigPnd:") || field("State:").starts_with('T') {
-                return true;
-            }
-            if field("State:").starts_with(['Z', 'X']) {
-                return false;
-            }
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        if threads.map(|thread| read(&thread.path().join("status"))).any(is_told) {
+            return true;
+        }
+        let status = read(Path::new(&format!("/proc/{pid}/status")));
+        if field(&status, "State:").starts_with(['Z', 'X']) || field(&status, "PPid:") != parent.to_string() {
+            return false;
         }
         std::thread::yield_now();
     }

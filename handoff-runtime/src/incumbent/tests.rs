@@ -58,7 +58,8 @@ fn a_late_successor_is_looked_at_when_it_has_stopped_and_not_before() {
     let mut supervisor = UnixStream::connect(&control).unwrap();
     supervisor.set_read_timeout(Some(BOUND)).unwrap();
     hear(&mut supervisor, |message| matches!(message, Message::Hello { .. }));
-    let (successor_pid, deadline_ms, drain_grace_ms) = (taker.pid(), 100, 100);
+    // Far more than it needs for the lock; behind it, the incumbent ends it.
+    let (successor_pid, deadline_ms, drain_grace_ms) = (taker.pid(), 3_000, 100);
     for message in [
         Message::HelloAck { proto_version_chosen: 2, handoff_id },
         Message::PrepareHandoff { handoff_id, successor_pid, deadline_ms, drain_grace_ms },

@@ -1,8 +1,8 @@
 //! The kernel as far as two threads wake each other through it: eventfds, timerfds and poll(2).
 //!
-//! What is readable is decided by real eventfds, which know no thread, so it is level-triggered here as it is elsewhere. Each call
-//! begins with a step that loom sees, and is done before the next one: loom changes threads only there. A poll that would
-//! block parks its thread, so that loom sees it sleep. Time is a thread of its own: a timer that is set runs out at some moment
+//! What is readable is decided by real eventfds, which know no thread, so it is level-triggered here as it is elsewhere. Each
+//! call begins with a step that loom sees, and is done before the next one: loom changes threads only there. A poll that
+//! would block parks its thread, so that loom sees it sleep. Time is a thread of its own: a timer that is set runs out at some moment
 //! after that, at any at all, unless it is set anew before.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};

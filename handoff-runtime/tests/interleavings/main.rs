@@ -1,11 +1,11 @@
 //! The two threads of a daemon in every order in which they can run: no wake-up is lost, and nobody sleeps for ever while
 //! there is something to do.
 //!
-//! The files of the library that do the waking (`relief`, `waker`, the incumbent's `crew` and `watch`, the successor's `shifts`) are
-//! built here once more, word for word, on loom's threads, locks and atomics, with a kernel that loom can see into (`kernel`)
-//! and with simple things in the place of what the threads work on. A thread that sleeps for ever is a deadlock to loom. Loom
-//! and not a random scheduler, because the order of memory is a part of what is tested: a `Release` that should have been an `AcqRel`
-//! is found too.
+//! The files of the library that do the waking (`relief`, `waker`, the incumbent's `crew` and `watch`, the successor's `shifts`)
+//! are built here once more, word for word, on loom's threads, locks and atomics, with a kernel that loom can see into
+//! (`kernel`) and with simple things in the place of what the threads work on. A thread that sleeps for ever is a deadlock to
+//! loom. Loom and not a random scheduler, because the order of memory is a part of what is tested: a `Release` that should
+//! have been an `AcqRel` is found too.
 //!
 //! Not a test of libtest's, in which the unit tests of these files would be run as well, without loom.
 #![allow(dead_code, unused_imports)] // The files are used in parts.
