@@ -278,7 +278,7 @@ fn what_a_peer_has_said_is_heard_before_its_death() {
     let (spec, cancel) = (stage.successor("dies when it is warmed"), Cancel::new().unwrap());
     let outcome = stage
         .supervisor()
-        .perform_watched(spec, AtHand::default(), &Mourner(&stage), &cancel, |outcome, _| outcome)
+        .perform_watched(HandoffId::new(), spec, AtHand::default(), &Mourner(&stage), &cancel, |outcome, _| outcome)
         .unwrap();
     let reason = outcome.unwrap().abort_reason.unwrap();
     assert!(reason.contains("6") && reason.ends_with("before its turn"), "not before it was warmed: {reason}");
