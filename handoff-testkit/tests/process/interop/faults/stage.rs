@@ -194,7 +194,7 @@ impl Stage {
                 supervisor.kill()?;
                 supervisor.wait()?;
             }
-            Theirs => drop(self.strike(call.id(), Signal::KILL)?),
+            Theirs => _ = self.strike(call.id(), Signal::KILL)?,
         }
         Ok(())
     }
