@@ -46,8 +46,8 @@ pub(super) const DRAIN_GRACE: Duration = Duration::from_secs(3);
 
 /// For what only a defect makes wait.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// An outage is compared with so many of the control's, and so many late beats.
-const CONTROLS: u32 = 3;
+/// As in the matrix: an outage is a single sample, and may be longer than its bound by so many of the control's, and so many late beats.
+const CONTROLS: u32 = 8;
 const LATE_BEATS: u32 = 4;
 
 /// A role that wakes so late gives its silent peer a fresh interval, so a time on such a machine shows nothing.
