@@ -1,5 +1,7 @@
 //! Wire version 1 against the real thing: each role is played by this library and by `beyond-handoff` 0.1.4, in all mixes.
 
+pub(crate) mod faults;
+
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
