@@ -20,7 +20,8 @@
 //! # Features
 //!
 //! - `crash-points` (default): the reference store asks the injector at its crash points. Without it nothing is left of them.
-//! - `store`: the reference store, the load and the oracle.
+//! - `store`: the reference store and its oracle.
+//! - `demo`: the program `handoff-demo`.
 //! - `bench`: the measurement `handoff-bench`. Brings the library that it is measured against.
 //! - `model`: the shipped role machines in a small world of their own, and the exhaustive checks on it. Brings `stateright`.
 

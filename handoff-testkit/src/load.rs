@@ -42,7 +42,7 @@ pub trait Protocol: Send + Sync {
     /// Looks, without waiting, at a kept connection on which nothing was asked.
     fn look(&self, connection: &mut Connection) -> Standing {
         match connection.unasked() {
-            Ok(said) if said.is_empty() => Standing::Good,
+            Ok([]) => Standing::Good,
             _ => Standing::Broken,
         }
     }
