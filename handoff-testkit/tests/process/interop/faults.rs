@@ -116,8 +116,8 @@ fn successor_dies(cast: Cast, point: &str) -> Outcome {
     let (stage, old) = cast.start()?;
     let held = stage.held_at(point, cast.successor)?;
     let struck = stage.strike(held.pid, Signal::KILL)?;
-    serves(old, stage.serves_within(&struck, RESUMED)?, &stage)?;
     answered(&stage, held.call, 2, "")?;
+    serves(old, stage.paused_within(&struck, RESUMED)?, &stage)?;
     stage.end(cast.successor)
 }
 
@@ -137,8 +137,8 @@ fn successor_freezes(cast: Cast, point: &str) -> Outcome {
         Ours => TIMING.liveness,
         Theirs => DEADLINE + THEIR_SLACK,
     };
-    serves(old, stage.serves_within(&struck, given_up + RESUMED)?, &stage)?;
     answered(&stage, held.call, 2, "")?;
+    serves(old, stage.paused_within(&struck, given_up + RESUMED)?, &stage)?;
     stage.end(cast.successor)
 }
 

@@ -304,9 +304,20 @@ impl Stage {
         self.serving()
     }
 
+    /// Nobody served for no longer than this since the strike, of whose handover the call has ended. For a strike that may come while the
+    /// incumbent still serves.
+    pub(super) fn paused_within(&self, struck: &Struck, bound: Duration) -> Result<u32> {
+        let paused = self.load().gaps().longest_around(struck.0, Instant::now(), PATIENCE);
+        self.judge(paused.ok_or("nobody serves")?, struck, bound)?;
+        self.serving()
+    }
+
     /// No more time than this has passed, besides what the machine adds.
     pub(super) fn within(&self, since: &Struck, bound: Duration) -> Result<()> {
-        let passed = since.0.elapsed();
+        self.judge(since.0.elapsed(), since, bound)
+    }
+
+    fn judge(&self, passed: Duration, since: &Struck, bound: Duration) -> Result<()> {
         let late = self.metronome.worst_since(since.0);
         let most = bound + self.control * CONTROLS + late * LATE_BEATS;
         let said = format!("it took {passed:?}; at most {bound:?}, here {most:?}");
