@@ -5,7 +5,8 @@
 //! nothing is left over, that the next handover commits, and that no acknowledged write is lost and no two have written.
 
 pub(crate) mod daemon;
-pub(crate) mod stage;
+mod stage;
+pub(crate) mod supervisor;
 
 use std::time::Duration;
 
