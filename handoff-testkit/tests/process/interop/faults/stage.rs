@@ -315,6 +315,9 @@ impl Stage {
     }
 
     fn judge(&self, passed: Duration, since: &Struck, bound: Duration) -> Result<()> {
+        // What holds up the machine now is told when the beat is over that it holds up too.
+        let now = Instant::now();
+        self.until("the metronome beats", || !self.metronome.worst_since(now).is_zero())?;
         let late = self.metronome.worst_since(since.0);
         let most = bound + self.control * CONTROLS + late * LATE_BEATS;
         let said = format!("it took {passed:?}; at most {bound:?}, here {most:?}");
