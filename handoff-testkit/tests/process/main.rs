@@ -53,7 +53,7 @@ fn main() -> ExitCode {
             name: interop::faults::daemon::ROLE,
             main: |_| daemons::exit_code(interop::faults::daemon::main()),
         },
-        ChildRole { name: interop::faults::stage::SUPERVISOR, main: |_| interop::faults::stage::supervisor() },
+        ChildRole { name: interop::faults::supervisor::ROLE, main: |_| interop::faults::supervisor::main() },
         ChildRole { name: eyes::BEQUEATHER, main: eyes::bequeath },
         ChildRole { name: recovery::daemon::ROLE, main: recovery::daemon::main },
         ChildRole { name: recovery::leftovers::LOCKER, main: recovery::leftovers::locker },

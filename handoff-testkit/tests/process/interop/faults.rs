@@ -5,7 +5,8 @@
 //! nothing is left over, that the next handover commits, and that no acknowledged write is lost and no two have written.
 
 pub(crate) mod daemon;
-pub(crate) mod stage;
+mod stage;
+pub(crate) mod supervisor;
 
 use std::time::Duration;
 
@@ -116,8 +117,8 @@ fn successor_dies(cast: Cast, point: &str) -> Outcome {
     let (stage, old) = cast.start()?;
     let held = stage.held_at(point, cast.successor)?;
     let struck = stage.strike(held.pid, Signal::KILL)?;
-    serves(old, stage.serves_within(&struck, RESUMED)?, &stage)?;
     answered(&stage, held.call, 2, "")?;
+    serves(old, stage.paused_within(&struck, RESUMED)?, &stage)?;
     stage.end(cast.successor)
 }
 
@@ -137,8 +138,8 @@ fn successor_freezes(cast: Cast, point: &str) -> Outcome {
         Ours => TIMING.liveness,
         Theirs => DEADLINE + THEIR_SLACK,
     };
-    serves(old, stage.serves_within(&struck, given_up + RESUMED)?, &stage)?;
     answered(&stage, held.call, 2, "")?;
+    serves(old, stage.paused_within(&struck, given_up + RESUMED)?, &stage)?;
     stage.end(cast.successor)
 }
 
