@@ -241,6 +241,12 @@ impl Matrix {
         Self { subject: Arc::new(subject), rows, side_by_side: 1, clients: 2, seed: 1, control: OnceLock::new() }
     }
 
+    /// What `change` makes of it.
+    #[must_use]
+    pub fn with(self, change: impl FnOnce(Self) -> Self) -> Self {
+        change(self)
+    }
+
     /// Only the rows that the pattern means; see [`Row::is_meant_by`]. A run of no rows is not clean.
     #[must_use]
     pub fn filter(mut self, pattern: &str) -> Self {

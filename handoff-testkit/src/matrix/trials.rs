@@ -21,13 +21,12 @@ const UNDONE: u32 = 6;
 #[macro_export]
 macro_rules! matrix_main {
     ($subject:expr $(,)?) => {
-        $crate::matrix_main!($subject, |matrix: $crate::Matrix| matrix);
+        $crate::matrix_main!($subject, ::std::convert::identity);
     };
     ($subject:expr, $change:expr $(,)?) => {
         fn main() -> ::std::process::ExitCode {
             $crate::init(); // first of all: the supervisor, and perhaps the daemon, is this program, run again
-            let change = $change;
-            $crate::matrix::main(change($crate::Matrix::of($subject)), env!("CARGO_MANIFEST_DIR"))
+            $crate::matrix::main($crate::Matrix::of($subject).with($change), env!("CARGO_MANIFEST_DIR"))
         }
     };
 }
