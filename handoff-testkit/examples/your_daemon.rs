@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use handoff_testkit::fixture::Setup;
-use handoff_testkit::load::Connection;
+use handoff_testkit::load::{Answer, Connection, Suffered};
 use handoff_testkit::matrix::{Matrix, Subject, Written};
 use handoff_testkit::oracle::Log;
 use handoff_testkit::store::Store;
@@ -30,16 +30,25 @@ impl Subject for YourDaemon {
     }
 
     /// One write: it has happened for good when the daemon says so.
-    fn write(&self, connection: &mut Connection, token: u64) -> io::Result<()> {
-        ask(connection, &format!("INC {token} {token}"), "OK 1").map(drop)
+    fn write(&self, connection: &mut Connection, token: u64) -> io::Result<Answer> {
+        match ask(connection, &format!("INC {token} {token}"))?.as_str() {
+            "OK 1" => Ok(Answer::Done),
+            "RETRY" => Ok(Answer::Again),
+            other => Err(io::Error::other(other.to_owned())),
+        }
     }
 
     fn reads(&self) -> bool {
         true
     }
 
-    fn read(&self, connection: &mut Connection, token: u64) -> io::Result<bool> {
-        Ok(ask(connection, &format!("GET {token}"), "VALUE ")?.starts_with("VALUE 1 "))
+    fn read(&self, connection: &mut Connection, token: u64) -> io::Result<Answer> {
+        match ask(connection, &format!("GET {token}"))?.as_str() {
+            value if value.starts_with("VALUE 1 ") => Ok(Answer::Done),
+            value if value.starts_with("VALUE ") => Ok(Answer::Wrong(Suffered::WrongValue)),
+            "RETRY" => Ok(Answer::Again),
+            other => Err(io::Error::other(other.to_owned())),
+        }
     }
 
     /// All writes, from disk, when nobody runs any more.
@@ -57,11 +66,15 @@ impl Subject for YourDaemon {
     }
 }
 
-/// Sends a line, and takes a reply that begins with this.
-fn ask(connection: &mut Connection, request: &str, expected: &str) -> io::Result<String> {
+/// Sends a line, and takes the reply; a store that leaves says `BYE` first.
+fn ask(connection: &mut Connection, request: &str) -> io::Result<String> {
     writeln!(connection, "{request}")?;
-    let reply = connection.read_line()?.ok_or(io::ErrorKind::UnexpectedEof)?;
-    if reply.starts_with(expected) { Ok(reply) } else { Err(io::Error::other(reply)) }
+    loop {
+        let reply = connection.read_line()?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        if reply != "BYE" {
+            return Ok(reply);
+        }
+    }
 }
 
 fn main() -> ExitCode {

@@ -20,7 +20,7 @@
 //! use std::path::Path;
 //!
 //! use handoff_testkit::fixture::Setup;
-//! use handoff_testkit::load::Connection;
+//! use handoff_testkit::load::{Answer, Connection};
 //! use handoff_testkit::matrix::{Subject, Written};
 //!
 //! struct Counter;
@@ -30,10 +30,10 @@
 //!         Ok(Setup::new("target/debug/counter").listener("http", "127.0.0.1:0")) // yours: env!("CARGO_BIN_EXE_counter")
 //!     }
 //!
-//!     fn write(&self, connection: &mut Connection, token: u64) -> io::Result<()> {
+//!     fn write(&self, connection: &mut Connection, token: u64) -> io::Result<Answer> {
 //!         writeln!(connection, "ADD {token}")?;
 //!         match connection.read_line()?.as_deref() {
-//!             Some("OK") => Ok(()),
+//!             Some("OK") => Ok(Answer::Done),
 //!             Some(other) => Err(io::Error::other(other.to_owned())),
 //!             None => Err(io::ErrorKind::UnexpectedEof.into()),
 //!         }

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use super::row::signal;
 use super::settled::until;
 use super::{Matrix, scene};
-use crate::load::{Connection, next_token};
+use crate::load::{Answer, Connection, next_token};
 
 /// How many writes are looked at. They come one after the other, so each needs a sync of its own.
 const WRITES: usize = 20;
@@ -45,7 +45,10 @@ pub(super) fn look(matrix: &Matrix) -> io::Result<Found> {
     let endpoint = fixture.endpoint(matrix.subject.listener())?;
     for _ in 0..WRITES {
         let (mut connection, _) = Connection::open(&endpoint, PATIENCE)?;
-        matrix.subject.write(&mut connection, next_token())?;
+        let answer = matrix.subject.write(&mut connection, next_token())?;
+        if !matches!(answer, Answer::Done | Answer::DoneAndLeaving) {
+            return Ok(Found::Problem(format!("a write was answered {answer:?}")));
+        }
     }
     let syncs = strace.count()?;
     fixture.stop()?;

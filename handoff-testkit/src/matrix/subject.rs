@@ -35,23 +35,25 @@ pub trait Subject: Send + Sync + 'static {
         Kept::None
     }
 
-    /// One durable write of this token. It returns only when the daemon has acknowledged it.
+    /// One durable write of this token: [`Answer::Done`] when the daemon has acknowledged it, [`Answer::Again`] when it has said that it did
+    /// not carry it out, so that it is sent again, under the same token, on a new connection.
     ///
     /// # Errors
     /// Those of the connection, as they are; a reply that says no, as [`io::Error::other`]; one that can't be true, as
     /// [`io::ErrorKind::InvalidData`]. Each of them is counted.
-    fn write(&self, connection: &mut Connection, token: u64) -> io::Result<()>;
+    fn write(&self, connection: &mut Connection, token: u64) -> io::Result<Answer>;
 
     /// Whether [`read`](Self::read) can be asked; then one more client reads.
     fn reads(&self) -> bool {
         false
     }
 
-    /// Whether the daemon has the write of this token, which was acknowledged.
+    /// Asks for the write of this token, which was acknowledged: [`Answer::Done`] if the daemon has it, and else
+    /// [`Answer::Wrong`] of [`Suffered::WrongValue`].
     ///
     /// # Errors
     /// As for [`write`](Self::write).
-    fn read(&self, connection: &mut Connection, token: u64) -> io::Result<bool> {
+    fn read(&self, connection: &mut Connection, token: u64) -> io::Result<Answer> {
         let _ = (connection, token);
         Err(io::ErrorKind::Unsupported.into())
     }
@@ -85,18 +87,14 @@ pub(super) struct Spoken(pub(super) Arc<dyn Subject>);
 
 impl Protocol for Spoken {
     fn write(&self, connection: &mut Connection, token: u64) -> Result<Answer, Suffered> {
-        match self.0.write(connection, token) {
-            Ok(()) => Ok(Answer::Done),
-            Err(error) => Err(Suffered::from_request(&error)),
-        }
+        self.0.write(connection, token).map_err(|error| Suffered::from_request(&error))
     }
 
     /// Before anything was acknowledged, there is nothing to ask for.
     fn read(&self, connection: &mut Connection, token: u64) -> Result<Answer, Suffered> {
         match (token, self.0.read(connection, token)) {
-            (_, Ok(true)) | (0, Ok(false)) => Ok(Answer::Done),
-            (_, Ok(false)) => Ok(Answer::Wrong(Suffered::WrongValue)),
-            (_, Err(error)) => Err(Suffered::from_request(&error)),
+            (0, Ok(Answer::Wrong(Suffered::WrongValue))) => Ok(Answer::Done),
+            (_, answer) => answer.map_err(|error| Suffered::from_request(&error)),
         }
     }
 }
@@ -114,16 +112,19 @@ impl Subject for BuiltIn {
         Duration::ZERO
     }
 
-    fn write(&self, connection: &mut Connection, token: u64) -> io::Result<()> {
-        daemon::ask(connection, &token.to_string()).map(drop)
+    fn write(&self, connection: &mut Connection, token: u64) -> io::Result<Answer> {
+        daemon::ask(connection, &token.to_string()).map(|_| Answer::Done)
     }
 
     fn reads(&self) -> bool {
         true
     }
 
-    fn read(&self, connection: &mut Connection, token: u64) -> io::Result<bool> {
-        Ok(daemon::ask(connection, &format!("?{token}"))? != "0")
+    fn read(&self, connection: &mut Connection, token: u64) -> io::Result<Answer> {
+        match daemon::ask(connection, &format!("?{token}"))?.as_str() {
+            "0" => Ok(Answer::Wrong(Suffered::WrongValue)),
+            _ => Ok(Answer::Done),
+        }
     }
 
     fn written(&self, data_dir: &Path) -> io::Result<Vec<Written>> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use handoff_testkit::Matrix;
 use handoff_testkit::fixture::Setup;
-use handoff_testkit::load::Connection;
+use handoff_testkit::load::{Answer, Connection};
 use handoff_testkit::matrix::manners::{self, Manner};
 use handoff_testkit::matrix::{
     Bound, BuiltIn, Expected, Fault, Point, Row, RowReport, Serving, Strike, Subject, Written, trials,
@@ -89,7 +89,7 @@ impl Subject for Spoiled {
         BuiltIn.opens_within()
     }
 
-    fn write(&self, connection: &mut Connection, token: u64) -> io::Result<()> {
+    fn write(&self, connection: &mut Connection, token: u64) -> io::Result<Answer> {
         BuiltIn.write(connection, token)
     }
 
@@ -97,7 +97,7 @@ impl Subject for Spoiled {
         true
     }
 
-    fn read(&self, connection: &mut Connection, token: u64) -> io::Result<bool> {
+    fn read(&self, connection: &mut Connection, token: u64) -> io::Result<Answer> {
         BuiltIn.read(connection, token)
     }
 
