@@ -237,7 +237,11 @@ impl Daemon {
     fn misbehave(&self) -> io::Result<()> {
         match manner() {
             Manner::ResumesLate => thread::sleep(Duration::from_millis(900)), // the defect itself
-            Manner::LeaksDescriptors => std::mem::forget(File::open("/dev/null")?),
+            Manner::LeaksDescriptors => {
+                for _ in 0..16 {
+                    std::mem::forget(File::open("/dev/null")?);
+                }
+            }
             Manner::LeaksThreads => drop(thread::Builder::new().spawn(|| {
                 loop {
                     thread::park();

@@ -50,6 +50,7 @@ mod what_it_must_see {
         a_process_left_behind,
         another_process_than_expected,
         an_outage_longer_than_the_bound,
+        an_answer_that_is_not_so,
         a_selection_of_nothing,
         every_bad_manner_by_its_name,
     ];
@@ -60,6 +61,8 @@ struct Spoiled {
     script: Option<Script>,
     read: fn(Vec<Written>) -> Vec<Written>,
     manner: Manner,
+    /// What is run as `handoff`.
+    program: Option<PathBuf>,
 }
 
 /// What a successor does first.
@@ -69,11 +72,15 @@ struct Script {
     first: &'static str,
 }
 
-const FAITHFUL: Spoiled = Spoiled { script: None, read: |writes| writes, manner: Manner::Good };
+const FAITHFUL: Spoiled = Spoiled { script: None, read: |writes| writes, manner: Manner::Good, program: None };
 
 impl Subject for Spoiled {
     fn setup(&self) -> io::Result<Setup> {
         let setup = BuiltIn.setup()?.env(manners::VARIABLE, self.manner.name());
+        let setup = match &self.program {
+            Some(program) => setup.program(program),
+            None => setup,
+        };
         let Some(Script { path, first }) = &self.script else { return Ok(setup) };
         let program = setup.binary().display();
         // Only when something is to happen, else it would look as if it belonged there.
@@ -174,6 +181,20 @@ fn an_outage_longer_than_the_bound() -> Outcome {
     check(report.fired && !report.ok && told && report.outage_ms > 1000.0, report.to_string())
 }
 
+/// `handoff upgrade` says that an aborted handover was committed.
+fn an_answer_that_is_not_so() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("liar");
+    let program = std::env::current_exe()?;
+    let lies = "if [ \"$1\" = upgrade ]; then \"$0.real\" \"$@\"; code=$?; [ $code = 2 ] && exit 0; exit $code; fi";
+    std::os::unix::fs::symlink(&program, dir.path().join("liar.real"))?;
+    std::fs::write(&path, format!("#!/bin/sh\n{lies}\nexec \"$0.real\" \"$@\"\n"))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
+    let report = report_of(Spoiled { program: Some(path), ..FAITHFUL }, &row(Point::NAfterLock, Fault::Kill));
+    let told = report.problems.iter().any(|problem| problem.contains("upgrade exits with Some(0), and the old one serves"));
+    check(report.fired && !report.ok && told, report.to_string())
+}
+
 fn a_selection_of_nothing() -> Outcome {
     let report = Matrix::built_in().filter("n-after-lokc/*").run(1);
     check(!report.is_clean(), report.to_string())
@@ -228,7 +249,7 @@ fn what_is_told(matrix: &Matrix, manner: Manner, seed: u64) -> Result<Vec<String
             Ok(Some(why)) => Err(skip::without(Need::Strace, &why)),
             Err(problem) => Ok(vec![problem]),
         },
-        Manner::LeaksDescriptors | Manner::LeaksThreads | Manner::LeaksChildren => Ok(matrix.undo_again_and_again(2)),
+        Manner::LeaksThreads | Manner::LeaksChildren => Ok(matrix.undo_again_and_again(2)),
         _ => Ok(matrix.run_row(&row(Point::NAfterLock, Fault::Kill), seed).problems),
     }
 }
