@@ -191,7 +191,8 @@ fn an_answer_that_is_not_so() -> Outcome {
     std::fs::write(&path, format!("#!/bin/sh\n{lies}\nexec \"$0.real\" \"$@\"\n"))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
     let report = report_of(Spoiled { program: Some(path), ..FAITHFUL }, &row(Point::NAfterLock, Fault::Kill));
-    let told = report.problems.iter().any(|problem| problem.contains("upgrade exits with Some(0), and the old one serves"));
+    let told =
+        report.problems.iter().any(|problem| problem.contains("upgrade exits with Some(0), and the old one serves"));
     check(report.fired && !report.ok && told, report.to_string())
 }
 
