@@ -41,19 +41,19 @@ pub struct Control {
 impl Control {
     /// Hands over again and again, and looks after each.
     pub(super) fn observe(matrix: &Matrix) -> io::Result<Self> {
-        let mut control = None;
+        let (mut control, mut problems) = (None, Vec::new());
         let end = scene::under_load(matrix, |scene| {
-            control = Some(Self::measure(matrix, scene)?);
+            control = Some(Self::measure(matrix, scene, &mut problems)?);
             Ok(())
         })?;
-        let problems = end.verdict.problems();
+        problems.extend(end.verdict.problems());
         if !problems.is_empty() {
             return Err(io::Error::other(problems.join("; ")));
         }
         control.ok_or_else(|| io::Error::other("nothing was measured"))
     }
 
-    fn measure(matrix: &Matrix, scene: &mut Scene<'_>) -> io::Result<Self> {
+    fn measure(matrix: &Matrix, scene: &mut Scene<'_>, problems: &mut Vec<String>) -> io::Result<Self> {
         let yardstick = Yardstick::measure(scene.fixture.path())?;
         let serving = scene.settle()?;
         let mut footprint = Footprint::of(scene.fixture, serving)?;
@@ -67,6 +67,8 @@ impl Control {
             calls.push(handover.call);
             footprint = footprint.max(&Footprint::of(scene.fixture, handover.serving)?);
         }
+        // So far nothing may have cost the clients anything; the death that follows may.
+        problems.extend(scene.load.counts().problems(Cost::NOTHING));
         footprint = footprint.max(&after_a_death(scene)?);
         let control = Self { outage: Spread::of(&outages), call: Spread::of(&calls), yardstick, footprint };
         control.check(matrix.subject.opens_within())?;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::answer::{Fact, Order, Supervisor, contradictions, history_contradicts};
-use super::points::{Fault, Provocation, Role};
+use super::points::{Fault, Point, Provocation, Role};
 use super::report::RowReport;
 use super::scene::{End, Scene, screenful, under_load};
 use super::settled::{PATIENCE, settled, until, wait_until_served, wait_until_settled_alone};
@@ -226,7 +226,7 @@ fn cost(matrix: &Matrix, row: &Row, outage: Duration) -> Cost {
     let clients = u64::from(matrix.clients) + u64::from(matrix.subject.reads());
     let killed = u64::from(row.point.provoked_by() == Provocation::DeathOfTheDaemon);
     let strikes = [Some(row.strike()), row.second];
-    let dies = |strike: &&Strike| strike.point.role() != Role::Supervisor && strike.fault.is_deadly();
+    let dies = |strike: &&Strike| may_have_clients(strike.point) && strike.fault.is_deadly();
     let dying = strikes.iter().flatten().filter(dies).count() as u64;
     let attempts = (outage.as_millis() / ATTEMPT.as_millis()) as u64;
     let may_wait = row.expected.bound.time() >= ATTEMPT;
@@ -234,6 +234,15 @@ fn cost(matrix: &Matrix, row: &Row, outage: Duration) -> Cost {
         strikes.iter().flatten().any(|strike| matches!(strike.fault, Fault::Stop | Fault::StopCont | Fault::Pause));
     let patience = if may_wait || frozen { clients * (attempts + 2) } else { 0 };
     Cost { connections: clients * (dying + killed), patience, ..Cost::NOTHING }
+}
+
+/// Whether the process that comes by there may have connections of clients: a successor has none before it is ready.
+fn may_have_clients(point: Point) -> bool {
+    match point.role() {
+        Role::Supervisor => false,
+        Role::Incumbent => true,
+        Role::Successor => point == Point::NAfterReady,
+    }
 }
 
 /// The next one commits within its time, and nothing is left of those that were hit.

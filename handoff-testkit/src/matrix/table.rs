@@ -282,12 +282,11 @@ fn with_both_hooks(expected: Expected) -> Expected {
 /// How long a successor opens its data in the rows about that: the protocol's 3 s and 30 s, at a tenth.
 pub(super) const OPENINGS: [Duration; 2] = [Duration::from_millis(300), Duration::from_millis(3000)];
 
-/// What must come of a supervisor's death behind Begin when the successor takes so long to open. One that is started again ends a
-/// successor that is not Active; nobody does when none is, and then it serves when it is ready.
+/// What must come of a supervisor's death behind Begin when the successor takes so long to open. Who has the lock first keeps it: O, which
+/// sees its supervisor gone, or N, which then serves when it is ready, unless a supervisor that is started again ends it before.
 pub(super) fn expected_with_a_slow_opening(fault: Fault, opening: Duration) -> Option<Expected> {
     match fault {
-        Fault::Exit => must(OLD_OR_NEW, Bound::Noticed(opening + NOTICED)),
-        Fault::Kill => must(NEW, Bound::Noticed(opening + NOTICED)),
+        Fault::Exit | Fault::Kill => must(OLD_OR_NEW, Bound::Noticed(opening + NOTICED)),
         _ => None,
     }
 }
