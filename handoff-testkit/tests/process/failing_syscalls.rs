@@ -253,7 +253,10 @@ fn break_one(
 fn cost(role: Role, fault: Fault) -> Cost {
     match (role, fault) {
         (Role::Supervisor | Role::SupervisorLoop, _) | (_, Fault::Interrupted) => Cost::NOTHING,
-        (Role::Incumbent | Role::Successor, Fault::Killed) => Cost::connections(CLIENTS as u64),
+        // strace may hold on to a process that it has killed: nobody serves before it lets go.
+        (Role::Incumbent | Role::Successor, Fault::Killed) => {
+            Cost { patience: CLIENTS as u64 * 2, ..Cost::connections(CLIENTS as u64) }
+        }
         (Role::Incumbent | Role::Successor, Fault::Error) => {
             Cost { rejected: u64::MAX, ..Cost::connections(CLIENTS as u64) }
         }
