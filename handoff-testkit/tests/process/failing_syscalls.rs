@@ -14,11 +14,11 @@ use std::path::PathBuf;
 
 use handoff_testkit::load::Cost;
 use libtest_mimic::Trial;
-use rustix::process::{Signal, kill_process};
+use rustix::process::kill_process;
 
 use crate::skip::{self, Need};
 use crate::stage::{CLIENTS, Stage, within_patience};
-use crate::strace::{Strace, is_dead, lines_of, sends};
+use crate::strace::{LET_GO, Strace, is_dead, lines_of, sends};
 use crate::{Outcome, check};
 
 /// The number of Ready on the wire.
@@ -253,10 +253,7 @@ fn break_one(
 fn cost(role: Role, fault: Fault) -> Cost {
     match (role, fault) {
         (Role::Supervisor | Role::SupervisorLoop, _) | (_, Fault::Interrupted) => Cost::NOTHING,
-        // strace may hold on to a process that it has killed: nobody serves before it lets go.
-        (Role::Incumbent | Role::Successor, Fault::Killed) => {
-            Cost { patience: CLIENTS as u64 * 2, ..Cost::connections(CLIENTS as u64) }
-        }
+        (Role::Incumbent | Role::Successor, Fault::Killed) => Cost::connections(CLIENTS as u64),
         (Role::Incumbent | Role::Successor, Fault::Error) => {
             Cost { rejected: u64::MAX, ..Cost::connections(CLIENTS as u64) }
         }
@@ -348,16 +345,8 @@ fn hand_over_to_a_traced(stage: &Stage, program: &str, options: &[&str]) -> Resu
     fs::set_permissions(&script, PermissionsExt::from_mode(0o755))?;
     let upgrade = stage.upgrade(&[&script.to_string_lossy()])?;
     // It counts for each thread, and would strike again when this process is the incumbent of the next handover.
-    let ends_by = |signal| {
-        within_patience(|| {
-            let straces = stage.straces();
-            // It may have ended by itself.
-            straces.iter().filter(|strace| kill_process(**strace, signal).is_ok()).count() == 0
-        })
-    };
-    // One whose process was killed has been seen to hang, and a dead process stays until its tracer has looked at it.
-    let let_go = ends_by(Signal::INT) || ends_by(Signal::KILL);
-    check(let_go, "strace lets go")?;
+    let is_gone = || stage.straces().into_iter().filter(|strace| kill_process(*strace, LET_GO).is_ok()).count() == 0;
+    check(within_patience(is_gone), "strace lets go")?;
     let Ok(mut lines) = lines_of(&file) else {
         return Err(skip::without(Need::Strace, "strace is not installed, or may not trace here"));
     };

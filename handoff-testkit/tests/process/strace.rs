@@ -14,6 +14,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::skip::{self, Need};
 use crate::stage::within_patience;
 
+/// What makes a strace let go of its processes at once, whatever they are about.
+///
+/// Any other signal asks it to wait for each process to stop. It waits for ever for one that is ending, whose last thread
+/// waits in turn for strace to look at it: a dead process that nobody can be told of. The kernel lets go of a tracer's
+/// processes when the tracer dies (ptrace(2)); what strace saw is in its file by then, it writes whole lines.
+pub(crate) const LET_GO: Signal = Signal::KILL;
+
 /// A strace that has taken hold of its processes.
 pub(crate) struct Strace {
     strace: Child,
@@ -53,7 +60,7 @@ impl Strace {
         let pid = i32::try_from(self.strace.id()).ok().and_then(Pid::from_raw).expect("a pid");
         // Of the dead it must yet tell, and then it ends by itself.
         if !self.pids.iter().all(|pid| is_dead(*pid)) {
-            kill_process(pid, Signal::INT)?;
+            kill_process(pid, LET_GO)?;
         }
         if !within_patience(|| self.strace.try_wait().is_ok_and(|ended| ended.is_some())) {
             self.strace.kill()?;

@@ -9,7 +9,6 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use handoff_testkit::fixture::Fixture;
-use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Result, committed, history_with_retire, shards};
 use crate::skip::{self, Need};
@@ -63,9 +62,7 @@ impl Trace {
 
 impl Drop for Trace {
     fn drop(&mut self) {
-        if let Some(pid) = i32::try_from(self.strace.id()).ok().and_then(Pid::from_raw) {
-            let _ = kill_process(pid, Signal::INT);
-        }
+        let _ = self.strace.kill();
         let _ = self.strace.wait();
     }
 }
