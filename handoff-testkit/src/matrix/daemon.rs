@@ -1,6 +1,6 @@
 //! The built-in daemon: a log of acknowledged writes, the smallest thing that can lose one.
 //!
-//! Whoever connects to its listener `http` sends `TOKEN\n`; the line `EPOCH PID TOKEN` is appended to the file `writes` and
+//! Whoever connects to its listener `http`, TCP or a Unix socket, sends `TOKEN\n`; the line `EPOCH PID TOKEN` is appended to the file `writes` and
 //! synced, then the client is told `OK PID\n`. To `?TOKEN\n` the answer is `OK 1\n` if the token was written, and else `OK 0\n`.
 //!
 //! Invariants: a line is on disk before anybody is told of it; the file is open only while the lock is ours; the accept loop
@@ -10,8 +10,9 @@ use std::collections::HashSet;
 use std::error::Error;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
+use std::net::TcpListener;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{self, ExitCode};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,6 +26,9 @@ use handoff_runtime::{
     SealContext, SealReport, StateSnapshot, detect_role,
 };
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::ioctl_fionbio;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{Shutdown, shutdown};
 
 use super::manners::{Manner, manner};
 use super::{Fault, OwnPoint, Place, Written};
@@ -84,7 +88,9 @@ fn run() -> Result<(), Box<dyn Error>> {
     let (data_dir, control) = (path_in("HANDOFF_DATA_DIR")?, path_in("HANDOFF_CONTROL_SOCKET")?);
     let (incumbent, log) = match role {
         Role::ColdStart { mut inherited } => {
-            let listener = inherited.take(LISTENER).ok_or("no listener")?;
+            let tcp = inherited.take(LISTENER).map(Listener::Tcp);
+            let unix = || inherited.take_unix(LISTENER).map(Listener::Unix);
+            let listener = tcp.or_else(unix).ok_or("no listener")?;
             let lock = DataDirLock::acquire_timeout(&data_dir, LOCK_WAIT)?;
             cross(IN_COLD_START)?;
             let log = Daemon::open(&data_dir, lock.epoch(), listener)?;
@@ -92,14 +98,16 @@ fn run() -> Result<(), Box<dyn Error>> {
         }
         Role::Successor(successor) => {
             let mut begun = successor.handshake(b"matrix".to_vec())?.wait_for_begin()?;
-            let listener = begun.take_listener(LISTENER).ok_or("no listener")?;
+            let tcp = begun.take_listener(LISTENER).map(Listener::Tcp);
+            let unix = || begun.take_unix_listener(LISTENER).map(Listener::Unix);
+            let listener = tcp.or_else(unix).ok_or("no listener")?;
             let lock = begun.lock(&data_dir)?;
             cross(IN_OPENING)?;
             let log = Daemon::open(&data_dir, lock.epoch(), listener)?;
             let is_what_was_sealed =
                 begun.sealed().is_none_or(|sealed| sealed.data_dir_fingerprint == log.log().fingerprint());
             let ready = ReadinessSnapshot {
-                listening_on: vec![log.listener.local_addr()?.to_string()],
+                listening_on: vec![log.listener.address()?],
                 healthz_ok: is_what_was_sealed,
                 advertised_revision_per_shard: vec![log.log().lines],
             };
@@ -111,13 +119,58 @@ fn run() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// Where clients connect.
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    fn accept(&self) -> io::Result<File> {
+        let client = match self {
+            Self::Tcp(listener) => OwnedFd::from(listener.accept()?.0),
+            Self::Unix(listener) => OwnedFd::from(listener.accept()?.0),
+        };
+        ioctl_fionbio(&client, false)?;
+        set_socket_timeout(&client, Timeout::Recv, Some(CLIENT_PATIENCE))?;
+        Ok(File::from(client))
+    }
+
+    fn try_clone(&self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Tcp(listener) => Self::Tcp(listener.try_clone()?),
+            Self::Unix(listener) => Self::Unix(listener.try_clone()?),
+        })
+    }
+
+    /// For people.
+    fn address(&self) -> io::Result<String> {
+        Ok(match self {
+            Self::Tcp(listener) => listener.local_addr()?.to_string(),
+            Self::Unix(listener) => {
+                let address = listener.local_addr()?;
+                format!("unix:{}", address.as_pathname().unwrap_or(Path::new("")).display())
+            }
+        })
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd(),
+            Self::Unix(listener) => listener.as_fd(),
+        }
+    }
+}
+
 struct Daemon {
     path: PathBuf,
-    listener: TcpListener,
+    listener: Listener,
     log: Arc<Mutex<Log>>,
     accepting: Mutex<Option<(UnixStream, thread::JoinHandle<()>)>>,
     /// Whoever is served right now.
-    in_hand: Arc<Mutex<Option<TcpStream>>>,
+    in_hand: Arc<Mutex<Option<File>>>,
 }
 
 /// The open log; closed while another may own it.
@@ -131,8 +184,8 @@ struct Log {
 }
 
 impl Daemon {
-    fn open(data_dir: &Path, epoch: u64, listener: TcpListener) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
+    fn open(data_dir: &Path, epoch: u64, listener: Listener) -> io::Result<Self> {
+        ioctl_fionbio(&listener, true)?;
         let path = data_dir.join(LOG_NAME);
         let daemon = Self { path, listener, log: Arc::default(), accepting: Mutex::default(), in_hand: Arc::default() };
         daemon.read(epoch)?;
@@ -168,14 +221,14 @@ impl Daemon {
     }
 }
 
-fn accept_until(stopped: &UnixStream, listener: &TcpListener, log: &Mutex<Log>, in_hand: &Mutex<Option<TcpStream>>) {
+fn accept_until(stopped: &UnixStream, listener: &Listener, log: &Mutex<Log>, in_hand: &Mutex<Option<File>>) {
     loop {
         let mut fds = [PollFd::new(stopped, PollFlags::IN), PollFd::new(listener, PollFlags::IN)];
         let _ = poll(&mut fds, None);
         if !fds[0].revents().is_empty() {
             return; // who connects from now on waits in the backlog for whoever serves next
         }
-        if let Ok((client, _)) = listener.accept() {
+        if let Ok(client) = listener.accept() {
             *lock(in_hand) = client.try_clone().ok();
             let _ = serve(client, log); // a client that went away is told nothing
             *lock(in_hand) = None;
@@ -183,9 +236,7 @@ fn accept_until(stopped: &UnixStream, listener: &TcpListener, log: &Mutex<Log>, 
     }
 }
 
-fn serve(mut client: TcpStream, log: &Mutex<Log>) -> io::Result<()> {
-    client.set_nonblocking(false)?;
-    client.set_read_timeout(Some(CLIENT_PATIENCE))?;
+fn serve(mut client: File, log: &Mutex<Log>) -> io::Result<()> {
     let mut line = String::new();
     BufReader::new((&client).take(64)).read_line(&mut line)?;
     let number = |text: &str| text.parse::<u64>().map_err(io::Error::other);
@@ -260,7 +311,7 @@ impl Drainable for Daemon {
         if let Some((stop, thread)) = lock(&self.accepting).take() {
             drop(stop);
             if let (Manner::CutsRequests, Some(client)) = (manner(), &*lock(&self.in_hand)) {
-                client.shutdown(std::net::Shutdown::Both)?;
+                shutdown(client, Shutdown::Both)?;
             }
             thread.join().map_err(|_| "the accept loop panicked")?;
         }

@@ -26,6 +26,7 @@ static MATRIX: LazyLock<Matrix> = LazyLock::new(Matrix::built_in);
 pub(crate) fn all() -> Vec<Trial> {
     let rows = trials(Matrix::built_in().pairs(PAIRS), env!("CARGO_MANIFEST_DIR"), "matrix::");
     let in_a_row = [
+        Trial::test("matrix::over_a_unix_socket", over_a_unix_socket),
         Trial::test("matrix::ten_in_a_row", || in_a_row(10)),
         Trial::test("matrix::two_hundred_in_a_row", || in_a_row(200)).with_ignored_flag(true),
     ];
@@ -37,6 +38,46 @@ fn in_a_row(handovers: u32) -> Result<(), libtest_mimic::Failed> {
     let report = Matrix::built_in().clients(8).run_in_a_row(handovers, &|_| {});
     let all_were_struck = report.rows.len() == handovers as usize;
     if all_were_struck && report.is_clean() { Ok(()) } else { Err(report.to_string().into()) }
+}
+
+/// The built-in daemon, whose clients come over a Unix socket.
+struct OverAUnixSocket(PathBuf);
+
+impl Subject for OverAUnixSocket {
+    fn setup(&self) -> io::Result<Setup> {
+        Ok(Setup::role("matrix-daemon")?.listener("http", format!("unix:{}", self.0.display())))
+    }
+
+    fn opens_within(&self) -> Duration {
+        BuiltIn.opens_within()
+    }
+
+    fn write(&self, connection: &mut Connection, token: u64) -> io::Result<Answer> {
+        BuiltIn.write(connection, token)
+    }
+
+    fn written(&self, data_dir: &Path) -> io::Result<Vec<Written>> {
+        BuiltIn.written(data_dir)
+    }
+}
+
+/// An undone handover, a death on either side, and a supervisor that is started again: each hands the socket on.
+fn over_a_unix_socket() -> Result<(), libtest_mimic::Failed> {
+    let dir = tempfile::tempdir()?;
+    let matrix = Matrix::of(OverAUnixSocket(dir.path().join("http.sock")));
+    let rows = [
+        row(Point::OInDrain, Fault::Error),
+        row(Point::OInSeal, Fault::Kill),
+        row(Point::NAfterLock, Fault::Kill),
+        row(Point::SAfterBeginSent, Fault::Kill),
+    ];
+    for it in &rows {
+        let report = matrix.run_row(it, 1);
+        if !report.fired || !report.ok {
+            return Err(report.to_string().into());
+        }
+    }
+    Ok(())
 }
 
 mod what_it_must_see {
