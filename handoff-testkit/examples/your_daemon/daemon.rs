@@ -1,22 +1,17 @@
-//! The fault matrix on a daemon that is not the built-in one: here the reference store, in its own binary's place yours.
-//!
-//! A test of yours has `harness = false` and `handoff_testkit::matrix_main!(YourDaemon);` in place of this `main`, see
-//! `handoff-testkit/tests/store_matrix.rs`.
-//!
-//! `cargo run -p handoff-testkit --features store --example your_daemon [GLOB]`
+//! What the matrix must know of a daemon: how it is started, written to, read from, and read from disk. Here of the reference
+//! store.
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use handoff_testkit::fixture::Setup;
 use handoff_testkit::load::{Answer, Connection, Suffered};
-use handoff_testkit::matrix::{Matrix, Subject, Written};
+use handoff_testkit::matrix::{Subject, Written};
 use handoff_testkit::oracle::Log;
 use handoff_testkit::store::Store;
 
-struct YourDaemon;
+pub(crate) struct YourDaemon;
 
 impl Subject for YourDaemon {
     /// The binary needs `handoff-runtime` with the feature `crash-points`.
@@ -75,12 +70,4 @@ fn ask(connection: &mut Connection, request: &str) -> io::Result<String> {
             return Ok(reply);
         }
     }
-}
-
-fn main() -> ExitCode {
-    handoff_testkit::init(); // first of all: the store and the supervisor are this program, run again
-    let filter = std::env::args().nth(1).unwrap_or_else(|| "n-after-*/kill".to_owned());
-    let report = Matrix::of(YourDaemon).filter(&filter).side_by_side(2).run(1);
-    println!("{report}");
-    ExitCode::from(u8::from(!report.is_clean()))
 }
