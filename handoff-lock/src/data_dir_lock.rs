@@ -20,8 +20,9 @@ use crate::holder;
 use crate::lease::{BUILD_ID_BYTES_MAX, Lease, LeaseState, Owner};
 use crate::lock_file::{Contents, Found};
 use crate::mark::{self, Method, NextEpoch, NoEpoch};
-use crate::pair::{Attempt, Pair, Unlocked};
+use crate::pair::Pair;
 use crate::sys;
+use crate::unlocked::{Attempt, Unlocked};
 
 /// The lock of a data dir: while a process has one, it is the only one that may write there (promise 1).
 ///

@@ -14,7 +14,8 @@ use rustix::process::{Pid, test_kill_process};
 
 use crate::error::LockError;
 use crate::lease::{Lease, LeaseState, Owner};
-use crate::pair::{LOCK_FILE, Pair, open_to_read, settled_lease};
+use crate::opened_file::{LOCK_FILE, open_to_read, settled_lease};
+use crate::pair::Pair;
 use crate::pidfile;
 use crate::sys::{self, LockTable};
 use crate::watched_lease::WatchedLease;

@@ -84,14 +84,17 @@
 mod data_dir_lock;
 mod error;
 mod filesystem;
+mod flock;
 mod holder;
 mod lease;
 mod lock_file;
 mod mark;
+mod opened_file;
 mod pair;
 mod pidfile;
 #[allow(unsafe_code)]
 mod sys;
+mod unlocked;
 mod watched_lease;
 
 pub use data_dir_lock::{Claim, DataDirLock};
@@ -99,7 +102,8 @@ pub use error::LockError;
 pub use filesystem::check_filesystem;
 pub use holder::{Holder, Look, holder, look, read_lease};
 pub use lease::{BUILD_ID_BYTES_MAX, Lease, LeaseState, Owner};
-pub use pair::{Attempt, LOCK_FILE, Unlocked};
+pub use opened_file::LOCK_FILE;
+pub use unlocked::{Attempt, Unlocked};
 pub use watched_lease::WatchedLease;
 
 #[cfg(doctest)]

@@ -9,93 +9,23 @@
 //! The file excludes peers that lock only the file; the directory excludes those who come by a replaced file. After locking,
 //! both paths must still name the inodes that were locked, else it starts over. No lock is ever broken by unlinking.
 //!
-//! This file reads and writes bytes of the lock file; what they mean stands in `lock_file` and `lease`.
+//! This file says in which order the inodes are locked and written; how one is opened stands in `opened_file`.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use rustix::fs::{
-    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, Stat, flock, fstat, fsync, lstat, openat, stat, statat,
-};
-use rustix::io::{Errno, pread, pwrite, retry_on_intr};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, fsync, openat, stat, statat};
+use rustix::io::{Errno, retry_on_intr};
 
-use crate::data_dir_lock::Claim;
 use crate::error::LockError;
 use crate::filesystem;
+use crate::flock::{flock_within, is_no_lock_for_directories, try_flock, unflock};
 use crate::lease::{Lease, Numbered, Owner};
-use crate::lock_file::{self, Contents, FILE_BYTES, Found, NewerFormat};
+use crate::lock_file::{self, Contents};
+use crate::opened_file::{LOCK_FILE, is_same, open_file, open_to_read, read_contents, settled_lease, write_all};
 use crate::pidfile;
 use crate::sys::{self, GuardedFd};
-
-/// The lock file's name in the data dir.
-pub const LOCK_FILE: &str = ".handoff.lock";
-
-/// A data dir whose lock is not held, with all that is needed to take it: no descriptor and no file has to be made for it.
-///
-/// Open it ahead of time, [`try_lock`](Unlocked::try_lock) it when the turn has come. Dropping it changes nothing.
-#[derive(Debug)]
-pub struct Unlocked {
-    pub(crate) pair: Pair,
-}
-
-/// What came of [`Unlocked::try_lock`].
-#[derive(Debug)]
-#[must_use = "dropping a locked Claim unlocks it"]
-pub enum Attempt {
-    /// The lock is held by this process. Nothing is written yet.
-    Locked(Claim),
-    /// Somebody else holds it.
-    Held(Unlocked),
-    /// It could not be tried, or its lease could not be read; it is not held.
-    Failed(Unlocked, LockError),
-}
-
-impl Unlocked {
-    /// Opens the directory and its lock file, both of which are created if they are missing.
-    ///
-    /// # Errors
-    /// [`LockError::UnsupportedFilesystem`] where flock(2) does not exclude other hosts, [`LockError::Lease`] if the lock
-    /// file is not a regular file, [`LockError::Io`] for the rest. None of them is this process's to mend at run time.
-    pub fn open(dir: &Path) -> Result<Self, LockError> {
-        Ok(Self { pair: Pair::open(dir, Filesystems::Local)? })
-    }
-
-    /// The same on any file system. The caller vouches that no other host uses the directory, or that flock excludes it.
-    ///
-    /// # Errors
-    /// As [`open`](Unlocked::open), without [`LockError::UnsupportedFilesystem`].
-    pub fn open_on_any_filesystem(dir: &Path) -> Result<Self, LockError> {
-        Ok(Self { pair: Pair::open(dir, Filesystems::Any)? })
-    }
-
-    /// The directory, as given.
-    pub fn data_dir(&self) -> &Path {
-        self.pair.data_dir()
-    }
-
-    /// The lease at this moment, read without the lock. By the time that the caller looks at it, it may be another: decide
-    /// only by what [`Claim::found`] says.
-    ///
-    /// # Errors
-    /// [`LockError::Io`], or [`LockError::Lease`] if a newer version of this crate wrote the file.
-    pub fn read_lease(&self) -> Result<Option<Lease>, LockError> {
-        self.pair.read_lease()
-    }
-
-    /// Tries to take the lock. Does not wait for a holder; only for the moment that the kernel needs to free the second of
-    /// the two inodes after it freed the first (some 25 ms at most).
-    ///
-    /// A handful of system calls, none of which syncs. In a forked child of the process that opened it, it fails.
-    pub fn try_lock(mut self) -> Attempt {
-        match self.pair.try_lock() {
-            Ok(Locking::Locked(contents)) => Attempt::Locked(Claim::new(self.pair, contents)),
-            Ok(Locking::Busy) => Attempt::Held(self),
-            Err(error) => Attempt::Failed(self, error),
-        }
-    }
-}
 
 /// On which file systems a lock is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,7 +79,6 @@ pub(crate) enum Locking {
     Busy,
 }
 
-const FILE_FLAGS: OFlags = OFlags::CLOEXEC.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK);
 const DIR_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// How often a start over is worth it: each means that somebody replaced the file or the directory in this very moment.
 const ROUNDS_MAX: u32 = 8;
@@ -158,8 +87,7 @@ const DIRECTORY_RETRIES_US: [u64; 8] = [100, 200, 400, 800, 1_600, 3_200, 6_400,
 /// Pauses of an owner whose lock file was replaced: who has the new file gives it up after the pauses above.
 const REPLACED_RETRIES_US: [u64; 12] =
     [100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 12_800, 12_800, 12_800, 12_800];
-/// How often a torn lease is read again.
-const TORN_READS_MAX: u32 = 64;
+const REPLACED_AGAIN: &str = "it is replaced again and again; find out by whom and end that";
 
 impl Pair {
     /// Creates the directory if it is missing.
@@ -213,7 +141,7 @@ impl Pair {
         self.file.get().map_err(|error| LockError::io(self.lock_path(), error))
     }
 
-    fn try_lock(&mut self) -> Result<Locking, LockError> {
+    pub(crate) fn try_lock(&mut self) -> Result<Locking, LockError> {
         let locking = self.try_lock_in_place();
         if !matches!(locking, Ok(Locking::Locked(_))) {
             self.unlock()?;
@@ -312,7 +240,7 @@ impl Pair {
     }
 
     /// The lease that the lock file has at this moment, whichever inode it is. Opens a descriptor only if it was replaced.
-    fn read_lease(&self) -> Result<Option<Lease>, LockError> {
+    pub(crate) fn read_lease(&self) -> Result<Option<Lease>, LockError> {
         if self.is_file_in_place()? {
             return settled_lease(self.file()?, &self.lock_path());
         }
@@ -423,118 +351,6 @@ impl Drop for Pair {
         let _ = self.keep_in_place();
         let _ = self.unlock();
     }
-}
-
-/// Opens the lock file to look at it: `name` in `dir`, which is `path` for people. `None` if it is missing.
-pub(crate) fn open_to_read(
-    dir: BorrowedFd<'_>,
-    name: &Path,
-    path: &Path,
-) -> Result<Option<(OwnedFd, Stat)>, LockError> {
-    match retry_on_intr(|| openat(dir, name, OFlags::RDONLY | FILE_FLAGS, Mode::empty())) {
-        Ok(file) => check_is_file(file.as_fd(), path).map(|stat| Some((file, stat))),
-        Err(Errno::NOENT) => Ok(None),
-        Err(error) => Err(refused_open(path, error)),
-    }
-}
-
-/// Reads a lease beside its writer: two writes within one read can leave neither slot whole, so it reads again.
-pub(crate) fn settled_lease(file: BorrowedFd<'_>, path: &Path) -> Result<Option<Lease>, LockError> {
-    for _ in 0..TORN_READS_MAX {
-        match read_contents(file, path)? {
-            Contents { newest: Some(newest), .. } => return Ok(Some(newest.lease)),
-            Contents { mark: Found::Nothing, .. } => return Ok(None),
-            Contents { newest: None, .. } => std::thread::yield_now(),
-        }
-    }
-    Ok(None)
-}
-
-fn read_contents(file: BorrowedFd<'_>, path: &Path) -> Result<Contents, LockError> {
-    let mut bytes = [0; FILE_BYTES];
-    let len = read_all(file, &mut bytes).map_err(|error| LockError::io(path, error))?;
-    lock_file::parse(&bytes[..len]).map_err(|NewerFormat(format)| {
-        LockError::lease(path, format!("it was written by a newer build (lease format {format}); start that one"))
-    })
-}
-
-fn open_file(dir: &GuardedFd, path: &Path) -> Result<GuardedFd, LockError> {
-    let flags = OFlags::RDWR | OFlags::CREATE | FILE_FLAGS;
-    let open = || {
-        let dir = dir.get()?;
-        Ok(retry_on_intr(|| openat(dir, LOCK_FILE, flags, Mode::RUSR | Mode::WUSR))?)
-    };
-    let file = GuardedFd::open(open).map_err(|error| refused_open(path, error))?;
-    check_is_file(file.get().map_err(|error| LockError::io(path, error))?, path)?;
-    Ok(file)
-}
-
-fn check_is_file(file: BorrowedFd<'_>, path: &Path) -> Result<Stat, LockError> {
-    let stat = fstat(file).map_err(|error| LockError::io(path, error))?;
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => Ok(stat),
-        _ => Err(LockError::lease(path, NOT_A_FILE)),
-    }
-}
-
-const REPLACED_AGAIN: &str = "it is replaced again and again; find out by whom and end that";
-const NOT_A_FILE: &str = "it is not a regular file, so it is no lock file; remove it";
-
-fn refused_open(path: &Path, error: impl Into<io::Error>) -> LockError {
-    let error = error.into();
-    match Errno::from_io_error(&error) {
-        // A loop of links on the way to it is not its own.
-        Some(Errno::LOOP | Errno::ISDIR) if lstat(path).is_ok() => LockError::lease(path, NOT_A_FILE),
-        _ => LockError::io(path, error),
-    }
-}
-
-pub(crate) fn is_same(a: &Stat, b: &Stat) -> bool {
-    (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
-}
-
-fn is_no_lock_for_directories(error: Errno) -> bool {
-    [Errno::BADF, Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP, Errno::NOTSUP].contains(&error)
-}
-
-fn try_flock(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
-    match retry_on_intr(|| flock(fd, FlockOperation::NonBlockingLockExclusive)) {
-        Ok(()) => Ok(true),
-        Err(Errno::WOULDBLOCK) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// Tries again after each of these pauses: there is no flock that waits for a bounded time.
-fn flock_within(fd: BorrowedFd<'_>, pauses_us: &[u64]) -> Result<bool, Errno> {
-    for pause_us in pauses_us {
-        if try_flock(fd)? {
-            return Ok(true);
-        }
-        sys::pause(Duration::from_micros(*pause_us));
-    }
-    try_flock(fd)
-}
-
-/// Explicitly and not by closing: a process that is just being spawned has a copy of the descriptor until its exec.
-fn unflock(fd: BorrowedFd<'_>) -> Result<(), Errno> {
-    retry_on_intr(|| flock(fd, FlockOperation::Unlock))
-}
-
-fn write_all(fd: BorrowedFd<'_>, bytes: &[u8], at: u64) -> Result<(), Errno> {
-    // A short write is a full disk. It is not continued: the slot must come by one write.
-    if retry_on_intr(|| pwrite(fd, bytes, at))? == bytes.len() { Ok(()) } else { Err(Errno::NOSPC) }
-}
-
-fn read_all(fd: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<usize, Errno> {
-    let mut len = 0;
-    while len < bytes.len() {
-        match retry_on_intr(|| pread(fd, &mut bytes[len..], len as u64))? {
-            0 => break,
-            read => len += read,
-        }
-    }
-    Ok(len)
 }
 
 #[cfg(test)]

@@ -2,8 +2,10 @@
 
 use std::fs::{self, File};
 
+use rustix::fs::FileType;
+
 use super::*;
-use crate::{DataDirLock, LeaseState, read_lease};
+use crate::{Attempt, DataDirLock, LeaseState, Unlocked, read_lease};
 
 fn scratch() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()

@@ -7,7 +7,7 @@ use rustix::fs::{CWD, Stat, lstat};
 
 use crate::error::LockError;
 use crate::lease::Lease;
-use crate::pair::{LOCK_FILE, is_same, open_to_read, settled_lease};
+use crate::opened_file::{LOCK_FILE, is_same, open_to_read, settled_lease};
 
 /// Reads the lease of one data dir, from outside and without the lock, with two system calls.
 ///

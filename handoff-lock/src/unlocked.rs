@@ -1,0 +1,73 @@
+//! A data dir whose lock is not held, and the try that takes it.
+
+use std::path::Path;
+
+use crate::data_dir_lock::Claim;
+use crate::error::LockError;
+use crate::lease::Lease;
+use crate::pair::{Filesystems, Locking, Pair};
+
+/// A data dir whose lock is not held, with all that is needed to take it: no descriptor and no file has to be made for it.
+///
+/// Open it ahead of time, [`try_lock`](Unlocked::try_lock) it when the turn has come. Dropping it changes nothing.
+#[derive(Debug)]
+pub struct Unlocked {
+    pub(crate) pair: Pair,
+}
+
+/// What came of [`Unlocked::try_lock`].
+#[derive(Debug)]
+#[must_use = "dropping a locked Claim unlocks it"]
+pub enum Attempt {
+    /// The lock is held by this process. Nothing is written yet.
+    Locked(Claim),
+    /// Somebody else holds it.
+    Held(Unlocked),
+    /// It could not be tried, or its lease could not be read; it is not held.
+    Failed(Unlocked, LockError),
+}
+
+impl Unlocked {
+    /// Opens the directory and its lock file, both of which are created if they are missing.
+    ///
+    /// # Errors
+    /// [`LockError::UnsupportedFilesystem`] where flock(2) does not exclude other hosts, [`LockError::Lease`] if the lock
+    /// file is not a regular file, [`LockError::Io`] for the rest. None of them is this process's to mend at run time.
+    pub fn open(dir: &Path) -> Result<Self, LockError> {
+        Ok(Self { pair: Pair::open(dir, Filesystems::Local)? })
+    }
+
+    /// The same on any file system. The caller vouches that no other host uses the directory, or that flock excludes it.
+    ///
+    /// # Errors
+    /// As [`open`](Unlocked::open), without [`LockError::UnsupportedFilesystem`].
+    pub fn open_on_any_filesystem(dir: &Path) -> Result<Self, LockError> {
+        Ok(Self { pair: Pair::open(dir, Filesystems::Any)? })
+    }
+
+    /// The directory, as given.
+    pub fn data_dir(&self) -> &Path {
+        self.pair.data_dir()
+    }
+
+    /// The lease at this moment, read without the lock. By the time that the caller looks at it, it may be another: decide
+    /// only by what [`Claim::found`] says.
+    ///
+    /// # Errors
+    /// [`LockError::Io`], or [`LockError::Lease`] if a newer version of this crate wrote the file.
+    pub fn read_lease(&self) -> Result<Option<Lease>, LockError> {
+        self.pair.read_lease()
+    }
+
+    /// Tries to take the lock. Does not wait for a holder; only for the moment that the kernel needs to free the second of
+    /// the two inodes after it freed the first (some 25 ms at most).
+    ///
+    /// A handful of system calls, none of which syncs. In a forked child of the process that opened it, it fails.
+    pub fn try_lock(mut self) -> Attempt {
+        match self.pair.try_lock() {
+            Ok(Locking::Locked(contents)) => Attempt::Locked(Claim::new(self.pair, contents)),
+            Ok(Locking::Busy) => Attempt::Held(self),
+            Err(error) => Attempt::Failed(self, error),
+        }
+    }
+}
