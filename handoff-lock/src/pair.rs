@@ -1,19 +1,21 @@
 //! The two inodes that make up the lock: the lock file and the directory itself.
 //!
 //! ```text
-//!               lock file   directory
-//!   try_lock    1st  ─────► 2nd         who has the file retries the directory for a moment, then gives both up
+//!               directory   lock file
+//!   try_lock    1st  ─────► 2nd         who gets the directory but not the file gives both up before it tries again
 //!   unlock      2nd  ◄───── 1st
 //! ```
 //!
-//! The file excludes peers that lock only the file; the directory excludes those who come by a replaced file. After locking,
-//! both paths must still name the inodes that were locked, else it starts over. No lock is ever broken by unlinking.
+//! The directory excludes those who come by a replaced file; the file excludes peers that lock only the file. While somebody
+//! has the directory, nobody who comes by this crate touches the file. After locking, both paths must still name the inodes
+//! that were locked, else it starts over. No lock is ever broken by unlinking.
 //!
 //! This file says in which order the inodes are locked and written; how one is opened stands in `opened_file`.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, fsync, openat, stat, statat};
 use rustix::io::{Errno, retry_on_intr};
@@ -82,11 +84,11 @@ pub(crate) enum Locking {
 const DIR_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// How often a start over is worth it: each means that somebody replaced the file or the directory in this very moment.
 const ROUNDS_MAX: u32 = 8;
-/// Pauses before the directory is tried again, in microseconds.
-const DIRECTORY_RETRIES_US: [u64; 8] = [100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800];
-/// Pauses of an owner whose lock file was replaced: who has the new file gives it up after the pauses above.
-const REPLACED_RETRIES_US: [u64; 12] =
-    [100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 12_800, 12_800, 12_800, 12_800];
+/// Pauses, in microseconds, before both are tried again by one who got the directory but not the file. A process that dies
+/// loses the two one after the other.
+const FILE_RETRIES_US: [u64; 6] = [100, 200, 400, 800, 1_600, 3_200];
+/// Pauses of an owner whose lock file was replaced: a peer that locks the file alone may be trying the new one.
+const REPLACED_RETRIES_US: [u64; 8] = [100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800];
 const REPLACED_AGAIN: &str = "it is replaced again and again; find out by whom and end that";
 
 impl Pair {
@@ -163,21 +165,27 @@ impl Pair {
         Err(LockError::lease(self.lock_path(), REPLACED_AGAIN))
     }
 
-    /// Whether both are locked now; else neither is.
+    /// Whether both are locked now; else neither is, and between two tries nothing is.
     fn lock_both(&mut self) -> Result<bool, LockError> {
-        if !try_flock(self.file()?).map_err(|error| LockError::io(self.lock_path(), error))? {
-            return Ok(false);
-        }
-        self.holding = Holding::Lock;
-        let locked = self.lock_dir()?;
-        if !locked {
+        let mut pauses = FILE_RETRIES_US.iter();
+        loop {
+            if !self.lock_dir()? {
+                return Ok(false);
+            }
+            self.holding = Holding::Lock;
+            if try_flock(self.file()?).map_err(|error| LockError::io(self.lock_path(), error))? {
+                return Ok(true);
+            }
             self.unlock()?;
+            match pauses.next() {
+                Some(pause_us) => sys::pause(Duration::from_micros(*pause_us)),
+                None => return Ok(false),
+            }
         }
-        Ok(locked)
     }
 
     fn lock_dir(&self) -> Result<bool, LockError> {
-        match flock_within(self.dir()?, &DIRECTORY_RETRIES_US) {
+        match try_flock(self.dir()?) {
             Err(error) if self.is_file_enough(error) => Ok(true),
             locked => locked.map_err(|error| LockError::io(&self.data_dir, error)),
         }
@@ -195,7 +203,8 @@ impl Pair {
         self.filesystems == Filesystems::Any && is_no_lock_for_directories(error)
     }
 
-    /// Releases the lock, the directory first. A pidfile goes before, else it could be the next owner's.
+    /// Releases the lock, the file first: who gets the directory finds the file free. A pidfile goes before, else it could be
+    /// the next owner's.
     ///
     /// # Errors
     /// Nothing was released.
@@ -209,12 +218,13 @@ impl Pair {
         if let Holding::Ownership(_) = self.holding {
             self.remove_pidfile()?;
         }
-        self.unlock_dir()?;
-        if let Err(error) = unflock(self.file()?) {
-            // Nobody else can hold the directory for longer than a moment: we still have the file.
-            self.lock_dir()?;
-            return Err(LockError::io(self.lock_path(), error));
+        unflock(self.file()?).map_err(|error| LockError::io(self.lock_path(), error))?;
+        if let Err(error) = self.unlock_dir()
+            && try_flock(self.file()?).is_ok_and(|locked| locked)
+        {
+            return Err(error);
         }
+        // If the file is another's by now, that one is the owner, and the directory comes free when its descriptor is closed.
         self.holding = Holding::Nothing;
         Ok(())
     }

@@ -85,6 +85,21 @@ fn a_step_fails_if_a_peer_locked_the_file_that_replaced_ours() {
 }
 
 #[test]
+fn while_the_directory_is_locked_nobody_who_tries_locks_the_file() {
+    let dir = scratch();
+    let service = File::open(dir.path()).unwrap();
+    assert!(try_flock(service.as_fd()).unwrap());
+    let unlocked = Unlocked::open(dir.path()).unwrap();
+    std::thread::scope(|scope| {
+        let trying = scope.spawn(|| unlocked.try_lock());
+        while !trying.is_finished() {
+            assert!(!is_file_locked(dir.path()), "an owner whose file was removed could not lock the new one");
+        }
+        assert!(matches!(trying.join().unwrap(), Attempt::Held(_)));
+    });
+}
+
+#[test]
 fn a_lock_is_taken_where_the_path_leads_now() {
     let parent = scratch();
     let dir = parent.path().join("data");
@@ -143,7 +158,16 @@ fn whoever_locks_only_the_directory_excludes() {
     let other = File::open(dir.path()).unwrap();
     assert!(try_flock(other.as_fd()).unwrap());
     assert_held(dir.path());
-    assert!(!is_file_locked(dir.path()), "who gets the file but not the directory gives the file up");
+    assert!(!is_file_locked(dir.path()));
+}
+
+#[test]
+fn who_gets_the_directory_but_not_the_file_keeps_neither() {
+    let dir = scratch();
+    let peer = File::create(dir.path().join(LOCK_FILE)).unwrap();
+    assert!(try_flock(peer.as_fd()).unwrap());
+    let Attempt::Held(_unlocked) = Unlocked::open(dir.path()).unwrap().try_lock() else { panic!("two owners") };
+    assert!(try_flock(File::open(dir.path()).unwrap().as_fd()).unwrap(), "the directory is kept");
 }
 
 #[test]

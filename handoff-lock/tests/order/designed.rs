@@ -7,10 +7,10 @@ pub(crate) const LOCK: &[Step] = &[
     Step {
         name: "acquire",
         calls: &[
-            ("open .", "the second of the two inodes"),
+            ("open .", "the first of the two inodes"),
             ("create or open .handoff.lock", "below the directory that is open, whatever its path leads to by now"),
-            ("lock .handoff.lock", "first, so that peers that lock the file alone are excluded"),
-            ("lock .", "second, so that a replaced file makes no second owner"),
+            ("lock .", "first: a replaced file makes no second owner, and who is late never touches the file"),
+            ("lock .handoff.lock", "second, so that peers that lock the file alone are excluded"),
             ("read .handoff.lock at 0", "under the lock: who reads before decides on a lease that may be another's"),
             ("write .handoff.lock at 0", "the next lease, Opening, into the slot that does not hold the newest"),
             ("create or empty .handoff.pidfile.new", "for people, after the lease: nobody waits for it"),
@@ -23,7 +23,7 @@ pub(crate) const LOCK: &[Step] = &[
         calls: &[
             ("open .", "as above"),
             ("create or open .handoff.lock", "as above"),
-            ("lock .handoff.lock: EAGAIN", "once: it returns at once, and the directory is not tried without the file"),
+            ("lock .: EAGAIN", "once: it returns at once, and never touches the file of a service that lives"),
             ("read .handoff.lock at 0", "to name the holder; nothing is written"),
         ],
     },
@@ -43,18 +43,15 @@ pub(crate) const LOCK: &[Step] = &[
         calls: &[
             ("write .handoff.lock at 512", "Sealed, while the lock is held: who takes it reads this"),
             ("unlink .handoff.pidfile", "while it is certainly ours"),
-            (
-                "unlock .",
-                "in the opposite order: who has the file waits for the directory, and not the other way round",
-            ),
-            ("unlock .handoff.lock", "from here on another may own it"),
+            ("unlock .handoff.lock", "in the opposite order: who gets the directory finds the file free"),
+            ("unlock .", "from here on another may own it"),
         ],
     },
     Step {
         name: "take it back",
         calls: &[
-            ("lock .handoff.lock", "with the descriptors that are open still: none has to be made"),
-            ("lock .", "as above"),
+            ("lock .", "with the descriptors that are open still: none has to be made"),
+            ("lock .handoff.lock", "as above"),
             ("read .handoff.lock at 0", "under the lock"),
         ],
     },
@@ -72,8 +69,8 @@ pub(crate) const LOCK: &[Step] = &[
         name: "release",
         calls: &[
             ("unlink .handoff.pidfile: ENOENT", "there was none: it was claimed quietly. One of a dead owner would go"),
-            ("unlock .", "as above"),
             ("unlock .handoff.lock", "as above; the lease stands as it is"),
+            ("unlock .", "as above"),
         ],
     },
     Step {
@@ -81,8 +78,8 @@ pub(crate) const LOCK: &[Step] = &[
         calls: &[
             ("open .", "as above"),
             ("create or open .handoff.lock", "the same file: no lock is ever broken by unlinking"),
-            ("lock .handoff.lock", "the kernel has freed it"),
-            ("lock .", "as above"),
+            ("lock .", "the kernel has freed it"),
+            ("lock .handoff.lock", "as above"),
             ("read .handoff.lock at 0", "as above"),
             ("write .handoff.lock at 512", "as above, beside the dead owner's lease"),
             ("create or empty .handoff.pidfile.new", "as above"),
@@ -94,8 +91,8 @@ pub(crate) const LOCK: &[Step] = &[
         name: "drop",
         calls: &[
             ("unlink .handoff.pidfile", "while it is certainly ours"),
-            ("unlock .", "explicitly: a child that is just being spawned has copies of the descriptors"),
-            ("unlock .handoff.lock", "as above"),
+            ("unlock .handoff.lock", "explicitly: a child that is just being spawned has copies of the descriptors"),
+            ("unlock .", "as above"),
         ],
     },
 ];
@@ -108,8 +105,8 @@ pub(crate) const MARK: &[Step] = &[
             ("mkdir data", "not synced: with nothing in it, nothing is lost"),
             ("open data", "as of one that was there"),
             ("create or open .handoff.lock", "as of one that was there"),
-            ("lock data/.handoff.lock", "as of one that was there"),
             ("lock data", "as of one that was there"),
+            ("lock data/.handoff.lock", "as of one that was there"),
             ("read data/.handoff.lock at 0", "no lease and no mark"),
             ("open .handoff.epoch: ENOENT", "the second copy could know of epochs that were used"),
             ("create or open .handoff.epoch.new", "a new file, since the lock file has no mark to fall back on"),
