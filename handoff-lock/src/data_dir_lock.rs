@@ -4,7 +4,7 @@
 //!             try_lock            claim (epoch + 1)
 //!   Unlocked ─────────► Claim ──────────────────────► DataDirLock ──┐ activate, stamp, reserve_epochs
 //!      ▲                  │ unlock                      │     ▲─────┘
-//!      ├──────────────────┘                             │ seal (lease Sealed, then unlocked)
+//!      ├──────────────────┘                             │ seal, seal_and_pass (lease Sealed, then unlocked)
 //!      └────────────────────────────────────────────────┘      drop, release, death: unlocked, lease as it stands
 //! ```
 //!
@@ -12,6 +12,7 @@
 //! `claim`; the epoch goes up by one with each claim and is durable, or reserved durably, before it is used; a step that can't
 //! write its lease is not done.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -121,22 +122,50 @@ impl DataDirLock {
     /// Says in the lease that the data is sealed, removes the pidfile, and releases the lock (promise 2). The descriptors stay
     /// open, so that taking the lock back needs no new one. No sync.
     ///
+    /// The directory is let go of as well, for a successor to which it [was not passed](Self::seal_and_pass): it opens and
+    /// locks it itself, and a stranger can come first. If a peer has a copy of the [directory](Self::directory) all the same,
+    /// it stays locked by that one.
+    ///
     /// # Errors
     /// The lease could not be written, or the lock not released: the lock is still held, and comes back beside the error.
     // The error is large because it gives the lock back; boxing it would allocate on the way that must not fail.
     #[allow(clippy::result_large_err)]
-    pub fn seal(mut self) -> Result<Unlocked, (Self, LockError)> {
-        let before = self.lease.clone();
-        if let Err(error) = self.rewrite(Lease { state: LeaseState::Sealed, ..before.clone() }) {
-            return Err((self, error));
+    pub fn seal(self) -> Result<Unlocked, (Self, LockError)> {
+        let apart = match self.pair.open_dir_apart() {
+            Ok(apart) => apart,
+            Err(error) => return Err((self, error)),
+        };
+        let mut unlocked = self.seal_file()?;
+        if let Some(apart) = apart {
+            unlocked.pair.leave_shared_dir(apart);
         }
-        if let Err(error) = self.pair.unlock() {
-            // Still the owner: the lease must not say that it left. If even that fails, the first error says more.
-            let _ = self.rewrite(before);
-            self.pair.write_pidfile();
-            return Err((self, error));
-        }
-        Ok(Unlocked { pair: self.pair })
+        Ok(unlocked)
+    }
+
+    /// The same for a successor to which a copy of the [directory](Self::directory) was sent: only the lock file is released.
+    /// The directory stays locked by the open file description that both have now, so nobody else comes between (promise 8).
+    ///
+    /// The lock file decides between the two. If the successor fails, this process [takes it
+    /// back](Unlocked::try_lock); if it owns the data, drop what this returns.
+    ///
+    /// # Errors
+    /// As [`seal`](Self::seal).
+    #[allow(clippy::result_large_err)]
+    pub fn seal_and_pass(mut self) -> Result<Unlocked, (Self, LockError)> {
+        self.pair.share();
+        self.seal_file()
+    }
+
+    /// A copy of the directory's descriptor, close-on-exec, to be sent to the successor by SCM_RIGHTS (unix(7)), who
+    /// [adopts](Unlocked::adopt_directory) it. The directory is locked as long as anybody has a copy, or one is in flight.
+    /// From now on this process never unlocks the directory, it only closes its own descriptor when it lets go of it.
+    ///
+    /// Send it and drop it at once: a child that is forked meanwhile would have a copy too, and with it the lock.
+    ///
+    /// # Errors
+    /// No descriptor can be made (EMFILE), or the calling process is a forked child.
+    pub fn directory(&mut self) -> Result<OwnedFd, LockError> {
+        self.pair.copy_dir()
     }
 
     /// Writes the pidfile, for people; best effort.
@@ -169,7 +198,8 @@ impl DataDirLock {
         Ok(())
     }
 
-    /// Releases the lock as a drop does, and tells if something failed. The lease stands as it is: who reads it sees by the
+    /// Releases the lock as a drop does, and tells if something failed. A [directory](Self::directory) of which a peer has a
+    /// copy stays locked by that one. The lease stands as it is: who reads it sees by the
     /// lock that nobody owns the data.
     ///
     /// # Errors
@@ -182,6 +212,21 @@ impl DataDirLock {
     /// Keeps the lock until the process exits.
     pub fn forget(self) {
         std::mem::forget(self);
+    }
+
+    #[allow(clippy::result_large_err)]
+    fn seal_file(mut self) -> Result<Unlocked, (Self, LockError)> {
+        let before = self.lease.clone();
+        if let Err(error) = self.rewrite(Lease { state: LeaseState::Sealed, ..before.clone() }) {
+            return Err((self, error));
+        }
+        if let Err(error) = self.pair.unlock() {
+            // Still the owner: the lease must not say that it left. If even that fails, the first error says more.
+            let _ = self.rewrite(before);
+            self.pair.write_pidfile();
+            return Err((self, error));
+        }
+        Ok(Unlocked { pair: self.pair })
     }
 
     fn rewrite(&mut self, lease: Lease) -> Result<(), LockError> {
@@ -238,7 +283,8 @@ impl Claim {
         }
     }
 
-    /// Gives the lock up again, having written nothing.
+    /// Gives the lock up again, having written nothing. A directory that [was passed on](Unlocked::adopt_directory) stays
+    /// locked until its last copy is closed.
     pub fn unlock(mut self) -> Unlocked {
         // An unlock of a local flock has no way to fail; if one does, the lock goes when `Unlocked` is dropped.
         let _ = self.pair.unlock();

@@ -61,6 +61,27 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! Between the two steps anybody who may read the directory can lock it (flock(2) needs no more), and then neither gets it. So
+//! the old process sends its [descriptor of the directory](DataDirLock::directory) to the new one over a Unix socket: both have
+//! the same open file description then, to which the lock belongs, and it is never let go.
+//!
+//! ```
+//! use handoff_lock::{Attempt, DataDirLock, Unlocked};
+//! # let scratch = tempfile::tempdir()?;
+//! # let dir = scratch.path();
+//! # let mut old = DataDirLock::acquire(dir)?;
+//!
+//! let mut new = Unlocked::open(dir)?;
+//! new.adopt_directory(old.directory()?)?; // sent by SCM_RIGHTS, unix(7)
+//!
+//! let fallback = old.seal_and_pass().map_err(|(_still_ours, error)| error)?;
+//! assert!(matches!(DataDirLock::acquire(dir), Err(handoff_lock::LockError::Held { .. })), "nobody else gets in");
+//! let Attempt::Locked(claim) = new.try_lock() else { panic!("not our turn") };
+//! let new = claim.claim(None).map_err(|(_, error)| error)?;
+//! # drop(fallback);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! The lease between them ([`Lease`], [`read_lease`], [`look`]) names the owner, how far it has come, and under which epoch.
 //! It is not synced: after a power failure no process is alive, so who owned what is worthless, and
 //! [`Lease::of_this_boot`] says so.
@@ -98,7 +119,7 @@ mod unlocked;
 mod watched_lease;
 
 pub use data_dir_lock::{Claim, DataDirLock};
-pub use error::LockError;
+pub use error::{Inode, LockError};
 pub use filesystem::check_filesystem;
 pub use holder::{Holder, Look, holder, look, read_lease};
 pub use lease::{BUILD_ID_BYTES_MAX, Lease, LeaseState, Owner};

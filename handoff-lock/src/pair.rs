@@ -29,6 +29,8 @@ use crate::opened_file::{LOCK_FILE, is_same, open_file, open_to_read, read_conte
 use crate::pidfile;
 use crate::sys::{self, GuardedFd};
 
+mod passing;
+
 /// On which file systems a lock is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Filesystems {
@@ -47,7 +49,7 @@ pub(crate) struct Pair {
     filesystems: Filesystems,
     holding: Holding,
     pidfile: Pidfile,
-    // In this order, so that the directory is closed, and thereby freed, first.
+    sharing: Sharing,
     dir: GuardedFd,
     file: GuardedFd,
 }
@@ -59,6 +61,16 @@ enum Holding {
     Lock,
     /// Locked and owned: what the lock file must hold, whichever inode it is.
     Ownership(Box<Record>),
+}
+
+/// Who has the open file description of the directory, to which its flock belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sharing {
+    /// This process alone.
+    Alone,
+    /// A peer too, or a message in flight. An unlock would undo it for all, so the directory is only ever closed: its lock ends
+    /// with the last copy.
+    Shared,
 }
 
 /// What an owner knows of the pidfile.
@@ -121,6 +133,7 @@ impl Pair {
             filesystems,
             holding: Holding::Nothing,
             pidfile: Pidfile::MayBeThere,
+            sharing: Sharing::Alone,
             dir,
             file,
         })
@@ -154,8 +167,11 @@ impl Pair {
     fn try_lock_in_place(&mut self) -> Result<Locking, LockError> {
         for _ in 0..ROUNDS_MAX {
             let locked = self.lock_both()?;
-            if !self.is_in_place()? {
-                *self = Self::open_existing(&self.data_dir, &self.path, self.filesystems)?;
+            if !self.is_dir_in_place()? {
+                self.open_what_the_path_names()?;
+            } else if !self.is_file_in_place()? {
+                self.unlock()?;
+                self.file = open_file(&self.dir, &self.lock_path())?;
             } else if locked {
                 return read_contents(self.file()?, &self.lock_path()).map(Locking::Locked);
             } else {
@@ -165,7 +181,15 @@ impl Pair {
         Err(LockError::lease(self.lock_path(), REPLACED_AGAIN))
     }
 
-    /// Whether both are locked now; else neither is, and between two tries nothing is.
+    fn open_what_the_path_names(&mut self) -> Result<(), LockError> {
+        match self.sharing {
+            Sharing::Alone => *self = Self::open_existing(&self.data_dir, &self.path, self.filesystems)?,
+            Sharing::Shared => return Err(self.is_elsewhere(self.dir()?)),
+        }
+        Ok(())
+    }
+
+    /// Whether both are locked now; else neither is, and between two tries nothing is, but a directory that is shared.
     fn lock_both(&mut self) -> Result<bool, LockError> {
         let mut pauses = FILE_RETRIES_US.iter();
         loop {
@@ -192,6 +216,13 @@ impl Pair {
     }
 
     fn unlock_dir(&self) -> Result<(), LockError> {
+        match self.sharing {
+            Sharing::Alone => self.unflock_dir(),
+            Sharing::Shared => Ok(()),
+        }
+    }
+
+    fn unflock_dir(&self) -> Result<(), LockError> {
         match unflock(self.dir()?) {
             Err(error) if self.is_file_enough(error) => Ok(()),
             unlocked => unlocked.map_err(|error| LockError::io(&self.data_dir, error)),
@@ -204,7 +235,7 @@ impl Pair {
     }
 
     /// Releases the lock, the file first: who gets the directory finds the file free. A pidfile goes before, else it could be
-    /// the next owner's.
+    /// the next owner's. A directory that is shared stays locked.
     ///
     /// # Errors
     /// Nothing was released.
@@ -229,12 +260,11 @@ impl Pair {
         Ok(())
     }
 
-    /// Whether the paths still name the two open inodes.
-    fn is_in_place(&self) -> Result<bool, LockError> {
+    fn is_dir_in_place(&self) -> Result<bool, LockError> {
         let open = fstat(self.dir()?).map_err(|error| LockError::io(&self.data_dir, error))?;
         match stat(&self.path) {
-            Ok(named) if is_same(&named, &open) => self.is_file_in_place(),
-            Ok(_) | Err(Errno::NOENT) => Ok(false),
+            Ok(named) => Ok(is_same(&named, &open)),
+            Err(Errno::NOENT) => Ok(false),
             Err(error) => Err(LockError::io(&self.data_dir, error)),
         }
     }

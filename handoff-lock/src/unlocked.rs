@@ -1,5 +1,6 @@
 //! A data dir whose lock is not held, and the try that takes it.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use crate::data_dir_lock::Claim;
@@ -9,7 +10,9 @@ use crate::pair::{Filesystems, Locking, Pair};
 
 /// A data dir whose lock is not held, with all that is needed to take it: no descriptor and no file has to be made for it.
 ///
-/// Open it ahead of time, [`try_lock`](Unlocked::try_lock) it when the turn has come. Dropping it changes nothing.
+/// Open it ahead of time, [`try_lock`](Unlocked::try_lock) it when the turn has come. Dropping it changes nothing,
+/// but that a directory [passed on](crate::DataDirLock::seal_and_pass) or [adopted](Unlocked::adopt_directory) is no longer
+/// locked by this process.
 #[derive(Debug)]
 pub struct Unlocked {
     pub(crate) pair: Pair,
@@ -57,6 +60,22 @@ impl Unlocked {
     /// [`LockError::Io`], or [`LockError::Lease`] if a newer version of this crate wrote the file.
     pub fn read_lease(&self) -> Result<Option<Lease>, LockError> {
         self.pair.read_lease()
+    }
+
+    /// Takes over the directory's lock that a peer passes on: `passed` is what it sent of its
+    /// [`DataDirLock::directory`](crate::DataDirLock::directory). It is used in place of the own descriptor from now on, and
+    /// is closed in forked children like that one. The lock file is still to be [locked](Self::try_lock).
+    ///
+    /// If the peer has the directory's lock, this process has it too, at once and for as long as it keeps this. If nobody has
+    /// it, a try takes it; if a stranger has it, a try is refused.
+    ///
+    /// Adopt it right after it was received: a child that is forked between would keep a copy.
+    ///
+    /// # Errors
+    /// [`LockError::AnotherDirectory`] if it is not the directory that the path leads to: the peer has locked another one, or
+    /// a name was switched. `passed` is closed then. [`LockError::Io`] if one can't be looked at.
+    pub fn adopt_directory(&mut self, passed: OwnedFd) -> Result<(), LockError> {
+        self.pair.adopt_dir(passed)
     }
 
     /// Tries to take the lock. Does not wait for a holder; only, where the directory is free and the file is not, for the

@@ -6,6 +6,7 @@
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::PathBuf;
 
 use rustix::fs::{fstat, fstatfs, major, minor};
 
@@ -51,6 +52,11 @@ pub(crate) fn command(pid: u32) -> Option<String> {
 pub(crate) fn refused_filesystem(fd: impl AsFd) -> io::Result<Option<&'static str>> {
     // The field's type differs between architectures; the number has 32 bits on all.
     Ok(refused_by_magic(fstatfs(fd)?.f_type as u32))
+}
+
+/// Where an open directory is now.
+pub(crate) fn path_of(fd: BorrowedFd<'_>) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()
 }
 
 /// Makes a file's bytes durable, fdatasync(2).

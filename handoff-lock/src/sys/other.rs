@@ -4,6 +4,7 @@
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 
 /// The id of this boot of the machine.
 pub(crate) fn boot_id() -> io::Result<Option<[u8; 16]>> {
@@ -70,6 +71,11 @@ pub(crate) fn refused_filesystem(fd: impl AsFd) -> io::Result<Option<&'static st
 #[cfg(not(any(target_vendor = "apple", target_os = "freebsd", target_os = "openbsd", target_os = "dragonfly")))]
 pub(crate) fn refused_filesystem(_fd: impl AsFd) -> io::Result<Option<&'static str>> {
     Ok(None)
+}
+
+/// Where an open directory is now; this system is not asked.
+pub(crate) fn path_of(_fd: BorrowedFd<'_>) -> Option<PathBuf> {
+    None
 }
 
 /// Makes a file's bytes durable. On macOS fsync(2) leaves them in the drive's cache.

@@ -95,6 +95,35 @@ pub(crate) const LOCK: &[Step] = &[
             ("unlock .", "as above"),
         ],
     },
+    Step { name: "copy the directory", calls: &[] },
+    Step { name: "adopt it", calls: &[] },
+    Step {
+        name: "seal and pass",
+        calls: &[
+            ("write .handoff.lock at 512", "as in every seal"),
+            ("unlink .handoff.pidfile", "as in every seal"),
+            (
+                "unlock .handoff.lock",
+                "this alone: the directory stays locked by the description that the successor has too",
+            ),
+        ],
+    },
+    Step {
+        name: "lock what was passed",
+        calls: &[
+            ("lock .", "has it already; or takes it, if the peer had not locked it"),
+            ("lock .handoff.lock", "decides between the two"),
+            ("read .handoff.lock at 0", "as above"),
+        ],
+    },
+    Step { name: "leave it to the successor", calls: &[] },
+    Step {
+        name: "release what was passed",
+        calls: &[
+            ("unlink .handoff.pidfile: ENOENT", "as above"),
+            ("unlock .handoff.lock", "as above; the directory is closed, as a copy of it may be somebody's yet"),
+        ],
+    },
 ];
 
 pub(crate) const MARK: &[Step] = &[
