@@ -34,6 +34,9 @@
 //! and the like) is refused with [`LockError::UnsupportedFilesystem`], unless the caller vouches for it with
 //! [`DataDirLock::acquire_on_any_filesystem`].
 //!
+//! A directory that is created for the lock is its owner's only (mode 0700). One that [others may read](exposure) can be
+//! locked by them, flock(2) needs no more; that is for the program to say, and is not refused.
+//!
 //! # From one process to the next
 //!
 //! [`DataDirLock`] alone is enough for a program that runs once per directory. A program that hands its directory to a
@@ -104,6 +107,7 @@
 
 mod data_dir_lock;
 mod error;
+mod exposure;
 mod filesystem;
 mod flock;
 mod holder;
@@ -120,6 +124,7 @@ mod watched_lease;
 
 pub use data_dir_lock::{Claim, DataDirLock};
 pub use error::{Inode, LockError};
+pub use exposure::{Exposure, exposure};
 pub use filesystem::check_filesystem;
 pub use holder::{Holder, Look, holder, look, read_lease};
 pub use lease::{BUILD_ID_BYTES_MAX, Lease, LeaseState, Owner};
