@@ -23,7 +23,8 @@
 //! - **A fencing epoch.** [`DataDirLock::epoch`] is one higher at each acquisition and never goes back, not after a power
 //!   failure and not if the lock file was removed (then it may skip numbers). Put it into what you write.
 //! - **A true holder.** Who is refused learns the [`Holder`]: pid, command, since when, and whether it merely inherited a
-//!   descriptor. A reused pid is not taken for the owner, and a pidfile is never believed against the kernel.
+//!   descriptor. It is who has the directory, however it came by it, and nobody who merely tries. A reused pid is not taken for
+//!   the owner, and a pidfile is never believed against the kernel.
 //! - **Forks do no harm.** A forked child neither keeps nor undoes its parent's lock.
 //! - **It is cheap.** Taking and releasing it are some twenty system calls, without a sync except once in a thousand
 //!   acquisitions, and that one can be had [off the critical path](DataDirLock::reserve_epochs).
@@ -111,6 +112,7 @@ mod exposure;
 mod filesystem;
 mod flock;
 mod holder;
+mod holder_search;
 mod lease;
 mod lock_file;
 mod mark;
