@@ -23,13 +23,16 @@ use crate::lease::{BUILD_ID_BYTES_MAX, Lease, LeaseState, Owner};
 use crate::lock_file::{Contents, Found};
 use crate::mark::{self, Method, NextEpoch, NoEpoch};
 use crate::pair::Pair;
-use crate::sys;
+use crate::sys::{self, End};
 use crate::unlocked::{Attempt, Unlocked};
 
 /// The lock of a data dir: while a process has one, it is the only one that may write there (promise 1).
 ///
 /// Dropping it removes the pidfile and releases the lock, both in the process that took it only: a forked child neither keeps
 /// nor undoes its parent's lock. (Take it after daemonizing, not before: the lock does not follow a fork.)
+///
+/// An early return and a panic drop it too, while other threads may still write. A process whose threads serve holds a
+/// [`ServingLock`](crate::ServingLock) instead, made by [`for_serving`](Self::for_serving).
 #[derive(Debug)]
 #[must_use = "dropping the lock releases it"]
 pub struct DataDirLock {
@@ -218,9 +221,17 @@ impl DataDirLock {
         self.pair.unlock().and(in_place)
     }
 
-    /// Keeps the lock until the process exits.
+    /// Keeps the lock until the process exits. A process that serves says so [ahead](Self::for_serving), for every way out.
     pub fn forget(self) {
-        std::mem::forget(self);
+        drop(self.for_serving());
+    }
+
+    pub(crate) fn keep_when_dropped(&mut self) {
+        self.pair.set_end(End::Keep);
+    }
+
+    pub(crate) fn release_when_dropped(&mut self) {
+        self.pair.set_end(End::Close);
     }
 
     #[allow(clippy::result_large_err)]

@@ -38,6 +38,11 @@
 //! A directory that is created for the lock is its owner's only (mode 0700). One that [others may read](exposure) can be
 //! locked by them, flock(2) needs no more; that is for the program to say, and is not refused.
 //!
+//! # While threads serve
+//!
+//! A [`DataDirLock`] is released when it is dropped, and so by an early return and by a panic, while other threads may still
+//! write. A program whose threads serve makes it a [`ServingLock`]: that one is let go by a call alone.
+//!
 //! # From one process to the next
 //!
 //! [`DataDirLock`] alone is enough for a program that runs once per directory. A program that hands its directory to a
@@ -119,6 +124,7 @@ mod mark;
 mod opened_file;
 mod pair;
 mod pidfile;
+mod serving_lock;
 #[allow(unsafe_code)]
 mod sys;
 mod unlocked;
@@ -131,6 +137,7 @@ pub use filesystem::check_filesystem;
 pub use holder::{Holder, Look, holder, look, read_lease};
 pub use lease::{BUILD_ID_BYTES_MAX, Lease, LeaseState, Owner};
 pub use opened_file::LOCK_FILE;
+pub use serving_lock::ServingLock;
 pub use unlocked::{Attempt, Unlocked};
 pub use watched_lease::WatchedLease;
 

@@ -28,7 +28,7 @@ use crate::lease::{Lease, Numbered, Owner};
 use crate::lock_file::{self, Contents};
 use crate::opened_file::{LOCK_FILE, is_same, open_file, open_to_read, read_contents, settled_lease, write_all};
 use crate::pidfile;
-use crate::sys::{self, GuardedFd};
+use crate::sys::{self, End, GuardedFd};
 
 mod passing;
 
@@ -39,8 +39,8 @@ pub(crate) enum Filesystems {
     Any,
 }
 
-/// Both descriptors. Dropping a pair that holds the lock releases it as [`Pair::unlock`] does; in a forked child it does
-/// nothing at all.
+/// Both descriptors. Dropping a pair that holds the lock releases it as [`Pair::unlock`] does, unless it is to be kept; in a
+/// forked child it does nothing at all.
 #[derive(Debug)]
 pub(crate) struct Pair {
     /// As given, for messages.
@@ -51,6 +51,7 @@ pub(crate) struct Pair {
     holding: Holding,
     pidfile: Pidfile,
     sharing: Sharing,
+    end: End,
     dir: GuardedFd,
     file: GuardedFd,
 }
@@ -135,6 +136,7 @@ impl Pair {
             holding: Holding::Nothing,
             pidfile: Pidfile::MayBeThere,
             sharing: Sharing::Alone,
+            end: End::Close,
             dir,
             file,
         })
@@ -358,6 +360,11 @@ impl Pair {
         Err(LockError::lease(self.lock_path(), REPLACED_AGAIN))
     }
 
+    /// What a drop does: release the lock, or keep it until the process exits.
+    pub(crate) fn set_end(&mut self, end: End) {
+        self.end = end;
+    }
+
     /// Best effort, as all about the pidfile.
     pub(crate) fn write_pidfile(&mut self) {
         self.pidfile = Pidfile::MayBeThere;
@@ -402,6 +409,11 @@ fn create_dir(path: &Path) -> io::Result<()> {
 impl Drop for Pair {
     fn drop(&mut self) {
         if !self.file.is_at_home() {
+            return;
+        }
+        if self.end == End::Keep {
+            self.dir.set_end(End::Keep);
+            self.file.set_end(End::Keep);
             return;
         }
         // Nobody is left to hear of a failure; the kernel frees what remains when the descriptors close.

@@ -28,6 +28,15 @@ pub(crate) struct GuardedFd {
     fd: ManuallyDrop<OwnedFd>,
     place: usize,
     home: Home,
+    end: End,
+}
+
+/// What a drop does with a descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    Close,
+    /// It stays open until the process exits, in the process that opened it.
+    Keep,
 }
 
 /// A process, told from its forked children even where the child has the same pid in a new pid namespace.
@@ -53,7 +62,11 @@ impl GuardedFd {
         })?;
         let fd = open()?;
         TABLE[place].store(fd.as_raw_fd(), Ordering::Release);
-        Ok(Self { fd: ManuallyDrop::new(fd), place, home: Home::current() })
+        Ok(Self { fd: ManuallyDrop::new(fd), place, home: Home::current(), end: End::Close })
+    }
+
+    pub(crate) fn set_end(&mut self, end: End) {
+        self.end = end;
     }
 
     /// The descriptor, in the process that opened it.
@@ -78,7 +91,7 @@ pub(crate) fn not_at_home() -> io::Error {
 
 impl Drop for GuardedFd {
     fn drop(&mut self) {
-        if !self.is_at_home() {
+        if !self.is_at_home() || self.end == End::Keep {
             return;
         }
         // Before the close: once closed, the number may be another file's, which a forked child must not lose.
