@@ -16,7 +16,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::error::LockError;
+use crate::error::{Inode, LockError};
 use crate::exposure::{self, Exposure};
 use crate::holder;
 use crate::lease::{BUILD_ID_BYTES_MAX, Lease, LeaseState, Owner};
@@ -103,6 +103,28 @@ impl DataDirLock {
         exposure::of_open(self.pair.dir()?, self.data_dir())
     }
 
+    /// Which directory is locked, whatever its path leads to.
+    pub fn inode(&self) -> Inode {
+        self.pair.inode()
+    }
+
+    /// Whether the path still leads to the directory that is locked. Ask before you open something there by its path, above
+    /// all after a handover that was undone.
+    pub fn is_in_place(&self) -> bool {
+        self.check_in_place().is_ok()
+    }
+
+    /// The same, with the reason. Each step that writes a lease asks it first.
+    ///
+    /// A directory above that may not be searched hides nothing: the answer is then the parent directory's, which was opened
+    /// with the lock, and if that may not be searched either, the directory counts as in place. So it does after chroot(2).
+    ///
+    /// # Errors
+    /// [`LockError::AnotherDirectory`] if not, [`LockError::Io`] if it can't be found out now.
+    pub fn check_in_place(&self) -> Result<(), LockError> {
+        self.pair.check_dir_in_place()
+    }
+
     /// The fencing token: one higher at each acquisition, never lower again, also after a power failure and a removed lock
     /// file. Put it into what you write, and a late write of an earlier owner can be told apart.
     pub fn epoch(&self) -> u64 {
@@ -117,7 +139,8 @@ impl DataDirLock {
     /// Writes the id of a handover into the lease, or clears it. No sync.
     ///
     /// # Errors
-    /// The lease could not be written and stands as it was.
+    /// The path leads to [another directory](LockError::AnotherDirectory), or the lease could not be written; it stands as it
+    /// was.
     pub fn stamp(&mut self, handoff_id: Option<[u8; 16]>) -> Result<(), LockError> {
         self.rewrite(Lease { handoff_id, ..self.lease.clone() })
     }
@@ -125,7 +148,7 @@ impl DataDirLock {
     /// Says in the lease that this process serves now, with this build id, of which 64 bytes are kept. No sync.
     ///
     /// # Errors
-    /// The lease could not be written and stands as it was.
+    /// As [`stamp`](Self::stamp).
     pub fn activate(&mut self, build_id: &[u8]) -> Result<(), LockError> {
         let build_id = build_id[..build_id.len().min(BUILD_ID_BYTES_MAX)].to_vec();
         self.rewrite(Lease { state: LeaseState::Active, build_id, ..self.lease.clone() })

@@ -38,6 +38,13 @@
 //! A directory that is created for the lock is its owner's only (mode 0700). One that [others may read](exposure) can be
 //! locked by them, flock(2) needs no more; that is for the program to say, and is not refused.
 //!
+//! # The directory and its name
+//!
+//! What is locked is a directory, not its name. If a link is switched, or another directory renamed or mounted in its place,
+//! each step that writes a lease fails with [`LockError::AnotherDirectory`], and the lock is held as before: what the program
+//! would open by that path now is not the data that it has locked. [`DataDirLock::is_in_place`] answers at any time. A directory
+//! above that may no longer be searched (setuid(2)), another root (chroot(2)) and another working directory change nothing.
+//!
 //! # While threads serve
 //!
 //! A [`DataDirLock`] is released when it is dropped, and so by an early return and by a panic, while other threads may still

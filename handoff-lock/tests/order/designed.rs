@@ -8,6 +8,7 @@ pub(crate) const LOCK: &[Step] = &[
         name: "acquire",
         calls: &[
             ("open .", "the first of the two inodes"),
+            ("open ..", "to look the directory's name up there, should its path be hidden one day"),
             ("create or open .handoff.lock", "below the directory that is open, whatever its path leads to by now"),
             ("lock .", "first: a replaced file makes no second owner, and who is late never touches the file"),
             ("lock .handoff.lock", "second, so that peers that lock the file alone are excluded"),
@@ -22,6 +23,7 @@ pub(crate) const LOCK: &[Step] = &[
         name: "acquire what is held",
         calls: &[
             ("open .", "as above"),
+            ("open ..", "as above"),
             ("create or open .handoff.lock", "as above"),
             ("lock .: EAGAIN", "once: it returns at once, and never touches the file of a service that lives"),
             ("read .handoff.lock at 0", "to name the holder; nothing is written"),
@@ -77,6 +79,7 @@ pub(crate) const LOCK: &[Step] = &[
         name: "break a dead owner's lock",
         calls: &[
             ("open .", "as above"),
+            ("open ..", "as above"),
             ("create or open .handoff.lock", "the same file: no lock is ever broken by unlinking"),
             ("lock .", "the kernel has freed it"),
             ("lock .handoff.lock", "as above"),
@@ -133,6 +136,7 @@ pub(crate) const MARK: &[Step] = &[
             ("open data: ENOENT", "mostly it is there"),
             ("mkdir data", "not synced: with nothing in it, nothing is lost"),
             ("open data", "as of one that was there"),
+            ("open ..", "as of one that was there"),
             ("create or open .handoff.lock", "as of one that was there"),
             ("lock data", "as of one that was there"),
             ("lock data/.handoff.lock", "as of one that was there"),
