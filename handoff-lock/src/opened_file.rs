@@ -9,7 +9,7 @@ use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 
 use crate::error::{Inode, LockError};
 use crate::lease::Lease;
-use crate::lock_file::{self, Contents, FILE_BYTES, Found, NewerFormat};
+use crate::lock_file::{self, Contents, FILE_BYTES, Found};
 use crate::sys::GuardedFd;
 
 /// The lock file's name in the data dir.
@@ -48,9 +48,7 @@ pub(crate) fn settled_lease(file: BorrowedFd<'_>, path: &Path) -> Result<Option<
 pub(crate) fn read_contents(file: BorrowedFd<'_>, path: &Path) -> Result<Contents, LockError> {
     let mut bytes = [0; FILE_BYTES];
     let len = read_all(file, &mut bytes).map_err(|error| LockError::io(path, error))?;
-    lock_file::parse(&bytes[..len]).map_err(|NewerFormat(format)| {
-        LockError::lease(path, format!("it was written by a newer build (lease format {format}); start that one"))
-    })
+    lock_file::parse(&bytes[..len]).map_err(|newer| LockError::lease(path, newer.reason()))
 }
 
 /// Opens the lock file to lock it and to write it; creates it if it is missing.
