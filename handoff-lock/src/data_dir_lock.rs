@@ -4,7 +4,7 @@
 //!             try_lock            claim (epoch + 1)
 //!   Unlocked ─────────► Claim ──────────────────────► DataDirLock ──┐ activate, stamp, reserve_epochs
 //!      ▲                  │ unlock                      │     ▲─────┘
-//!      ├──────────────────┘                             │ seal (lease Sealed, then unlocked)
+//!      ├──────────────────┘                             │ seal, seal_and_pass (lease Sealed, then unlocked)
 //!      └────────────────────────────────────────────────┘      drop, release, death: unlocked, lease as it stands
 //! ```
 //!
@@ -12,21 +12,27 @@
 //! `claim`; the epoch goes up by one with each claim and is durable, or reserved durably, before it is used; a step that can't
 //! write its lease is not done.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::error::LockError;
+use crate::error::{Inode, LockError};
+use crate::exposure::{self, Exposure};
 use crate::holder;
 use crate::lease::{BUILD_ID_BYTES_MAX, Lease, LeaseState, Owner};
 use crate::lock_file::{Contents, Found};
 use crate::mark::{self, Method, NextEpoch, NoEpoch};
-use crate::pair::{Attempt, Pair, Unlocked};
-use crate::sys;
+use crate::pair::Pair;
+use crate::sys::{self, End};
+use crate::unlocked::{Attempt, Unlocked};
 
 /// The lock of a data dir: while a process has one, it is the only one that may write there (promise 1).
 ///
 /// Dropping it removes the pidfile and releases the lock, both in the process that took it only: a forked child neither keeps
 /// nor undoes its parent's lock. (Take it after daemonizing, not before: the lock does not follow a fork.)
+///
+/// An early return and a panic drop it too, while other threads may still write. A process whose threads serve holds a
+/// [`ServingLock`](crate::ServingLock) instead, made by [`for_serving`](Self::for_serving).
 #[derive(Debug)]
 #[must_use = "dropping the lock releases it"]
 pub struct DataDirLock {
@@ -36,7 +42,7 @@ pub struct DataDirLock {
 }
 
 impl DataDirLock {
-    /// Takes the lock of `dir`, which is created if it is missing, and returns at once.
+    /// Takes the lock of `dir`, which is created for its owner only (mode 0700) if it is missing, and returns at once.
     ///
     /// # Errors
     /// [`LockError::Held`] if somebody else holds it, this process included; [`LockError::UnsupportedFilesystem`] where
@@ -89,6 +95,36 @@ impl DataDirLock {
         self.pair.data_dir()
     }
 
+    /// Whether other users may read the directory, and so lock it: for the program to say once.
+    ///
+    /// # Errors
+    /// [`LockError::Io`] if the directory can't be looked at.
+    pub fn exposure(&self) -> Result<Option<Exposure>, LockError> {
+        exposure::of_open(self.pair.dir()?, self.data_dir())
+    }
+
+    /// Which directory is locked, whatever its path leads to.
+    pub fn inode(&self) -> Inode {
+        self.pair.inode()
+    }
+
+    /// Whether the path still leads to the directory that is locked. Ask before you open something there by its path, above
+    /// all after a handover that was undone.
+    pub fn is_in_place(&self) -> bool {
+        self.check_in_place().is_ok()
+    }
+
+    /// The same, with the reason. Each step that writes a lease asks it first.
+    ///
+    /// A directory above that may not be searched hides nothing: the answer is then the parent directory's, which was opened
+    /// with the lock, and if that may not be searched either, the directory counts as in place. So it does after chroot(2).
+    ///
+    /// # Errors
+    /// [`LockError::AnotherDirectory`] if not, [`LockError::Io`] if it can't be found out now.
+    pub fn check_in_place(&self) -> Result<(), LockError> {
+        self.pair.check_dir_in_place()
+    }
+
     /// The fencing token: one higher at each acquisition, never lower again, also after a power failure and a removed lock
     /// file. Put it into what you write, and a late write of an earlier owner can be told apart.
     pub fn epoch(&self) -> u64 {
@@ -103,7 +139,8 @@ impl DataDirLock {
     /// Writes the id of a handover into the lease, or clears it. No sync.
     ///
     /// # Errors
-    /// The lease could not be written and stands as it was.
+    /// The path leads to [another directory](LockError::AnotherDirectory), or the lease could not be written; it stands as it
+    /// was.
     pub fn stamp(&mut self, handoff_id: Option<[u8; 16]>) -> Result<(), LockError> {
         self.rewrite(Lease { handoff_id, ..self.lease.clone() })
     }
@@ -111,7 +148,7 @@ impl DataDirLock {
     /// Says in the lease that this process serves now, with this build id, of which 64 bytes are kept. No sync.
     ///
     /// # Errors
-    /// The lease could not be written and stands as it was.
+    /// As [`stamp`](Self::stamp).
     pub fn activate(&mut self, build_id: &[u8]) -> Result<(), LockError> {
         let build_id = build_id[..build_id.len().min(BUILD_ID_BYTES_MAX)].to_vec();
         self.rewrite(Lease { state: LeaseState::Active, build_id, ..self.lease.clone() })
@@ -120,22 +157,50 @@ impl DataDirLock {
     /// Says in the lease that the data is sealed, removes the pidfile, and releases the lock (promise 2). The descriptors stay
     /// open, so that taking the lock back needs no new one. No sync.
     ///
+    /// The directory is let go of as well, for a successor to which it [was not passed](Self::seal_and_pass): it opens and
+    /// locks it itself, and a stranger can come first. If a peer has a copy of the [directory](Self::directory) all the same,
+    /// it stays locked by that one.
+    ///
     /// # Errors
     /// The lease could not be written, or the lock not released: the lock is still held, and comes back beside the error.
     // The error is large because it gives the lock back; boxing it would allocate on the way that must not fail.
     #[allow(clippy::result_large_err)]
-    pub fn seal(mut self) -> Result<Unlocked, (Self, LockError)> {
-        let before = self.lease.clone();
-        if let Err(error) = self.rewrite(Lease { state: LeaseState::Sealed, ..before.clone() }) {
-            return Err((self, error));
+    pub fn seal(self) -> Result<Unlocked, (Self, LockError)> {
+        let apart = match self.pair.open_dir_apart() {
+            Ok(apart) => apart,
+            Err(error) => return Err((self, error)),
+        };
+        let mut unlocked = self.seal_file()?;
+        if let Some(apart) = apart {
+            unlocked.pair.leave_shared_dir(apart);
         }
-        if let Err(error) = self.pair.unlock() {
-            // Still the owner: the lease must not say that it left. If even that fails, the first error says more.
-            let _ = self.rewrite(before);
-            self.pair.write_pidfile();
-            return Err((self, error));
-        }
-        Ok(Unlocked { pair: self.pair })
+        Ok(unlocked)
+    }
+
+    /// The same for a successor to which a copy of the [directory](Self::directory) was sent: only the lock file is released.
+    /// The directory stays locked by the open file description that both have now, so nobody else comes between (promise 8).
+    ///
+    /// The lock file decides between the two. If the successor fails, this process [takes it
+    /// back](Unlocked::try_lock); if it owns the data, drop what this returns.
+    ///
+    /// # Errors
+    /// As [`seal`](Self::seal).
+    #[allow(clippy::result_large_err)]
+    pub fn seal_and_pass(mut self) -> Result<Unlocked, (Self, LockError)> {
+        self.pair.share();
+        self.seal_file()
+    }
+
+    /// A copy of the directory's descriptor, close-on-exec, to be sent to the successor by SCM_RIGHTS (unix(7)), who
+    /// [adopts](Unlocked::adopt_directory) it. The directory is locked as long as anybody has a copy, or one is in flight.
+    /// From now on this process never unlocks the directory, it only closes its own descriptor when it lets go of it.
+    ///
+    /// Send it and drop it at once: a child that is forked meanwhile would have a copy too, and with it the lock.
+    ///
+    /// # Errors
+    /// No descriptor can be made (EMFILE), or the calling process is a forked child.
+    pub fn directory(&mut self) -> Result<OwnedFd, LockError> {
+        self.pair.copy_dir()
     }
 
     /// Writes the pidfile, for people; best effort.
@@ -168,7 +233,8 @@ impl DataDirLock {
         Ok(())
     }
 
-    /// Releases the lock as a drop does, and tells if something failed. The lease stands as it is: who reads it sees by the
+    /// Releases the lock as a drop does, and tells if something failed. A [directory](Self::directory) of which a peer has a
+    /// copy stays locked by that one. The lease stands as it is: who reads it sees by the
     /// lock that nobody owns the data.
     ///
     /// # Errors
@@ -178,9 +244,32 @@ impl DataDirLock {
         self.pair.unlock().and(in_place)
     }
 
-    /// Keeps the lock until the process exits.
+    /// Keeps the lock until the process exits. A process that serves says so [ahead](Self::for_serving), for every way out.
     pub fn forget(self) {
-        std::mem::forget(self);
+        drop(self.for_serving());
+    }
+
+    pub(crate) fn keep_when_dropped(&mut self) {
+        self.pair.set_end(End::Keep);
+    }
+
+    pub(crate) fn release_when_dropped(&mut self) {
+        self.pair.set_end(End::Close);
+    }
+
+    #[allow(clippy::result_large_err)]
+    fn seal_file(mut self) -> Result<Unlocked, (Self, LockError)> {
+        let before = self.lease.clone();
+        if let Err(error) = self.rewrite(Lease { state: LeaseState::Sealed, ..before.clone() }) {
+            return Err((self, error));
+        }
+        if let Err(error) = self.pair.unlock() {
+            // Still the owner: the lease must not say that it left. If even that fails, the first error says more.
+            let _ = self.rewrite(before);
+            self.pair.write_pidfile();
+            return Err((self, error));
+        }
+        Ok(Unlocked { pair: self.pair })
     }
 
     fn rewrite(&mut self, lease: Lease) -> Result<(), LockError> {
@@ -237,7 +326,8 @@ impl Claim {
         }
     }
 
-    /// Gives the lock up again, having written nothing.
+    /// Gives the lock up again, having written nothing. A directory that [was passed on](Unlocked::adopt_directory) stays
+    /// locked until its last copy is closed.
     pub fn unlock(mut self) -> Unlocked {
         // An unlock of a local flock has no way to fail; if one does, the lock goes when `Unlocked` is dropped.
         let _ = self.pair.unlock();

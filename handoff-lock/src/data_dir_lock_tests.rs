@@ -189,6 +189,22 @@ fn nothing_is_left_but_the_two_files() {
     assert_eq!(names(dir.path()), [PathBuf::from(".handoff.epoch"), PathBuf::from(LOCK_FILE)]);
 }
 
+#[test]
+fn an_older_build_takes_over_from_a_lease_and_a_mark_of_the_future_that_it_can_read() {
+    let dir = scratch();
+    epochs(dir.path());
+    let path = dir.path().join(LOCK_FILE);
+    let mut bytes = fs::read(&path).unwrap();
+    let newest = crate::lock_file::parse(&bytes).unwrap().newest.unwrap();
+    let next = crate::lease::Numbered { sequence: newest.sequence + 1, lease: Lease { epoch: 2, ..newest.lease } };
+    let at = crate::lock_file::slot_offset(next.sequence) as usize;
+    let slot = crate::lease::tests::of_the_future(&next, 9, 1);
+    bytes[at..at + slot.len()].copy_from_slice(&slot);
+    fs::write(&path, bytes).unwrap();
+    assert_eq!(lease_of(dir.path()).epoch, 2);
+    assert_eq!(epochs(dir.path()), 3);
+}
+
 fn damage(dir: &Path, name: &str, at: usize) {
     let mut bytes = fs::read(dir.join(name)).unwrap();
     bytes[at] ^= 1;
@@ -270,7 +286,8 @@ fn a_foreign_file_of_that_name_is_refused_and_kept() {
 #[test]
 fn a_reserve_that_is_used_up_is_renewed_before_it_is_exceeded() {
     let dir = scratch();
-    let mark = |name: &str, at: usize| crate::lock_file::parse_mark(&fs::read(dir.path().join(name)).unwrap()[at..]);
+    let mark =
+        |name: &str, at: usize| crate::lock_file::parse_mark(&fs::read(dir.path().join(name)).unwrap()[at..]).unwrap();
     let marks = || (mark(LOCK_FILE, 4096), mark(mark::SECOND_COPY, 0));
     epochs(dir.path());
     let first = 1 + mark::RESERVED_AHEAD;

@@ -5,6 +5,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Stat;
+
 use crate::holder::Holder;
 
 /// Why a lock was not taken, or a step under the lock was not done.
@@ -36,6 +38,20 @@ pub enum LockError {
         /// The file system's name, as in mount(8).
         filesystem: String,
     },
+    /// The data dir's path leads to another directory than the one that this process, or the peer that it takes over from, has
+    /// locked: a link was switched, or a directory renamed or mounted over. What is opened by that path is not the data that
+    /// the lock guards. The operator's to mend.
+    #[error("{}", Elsewhere { path, named: named.as_ref(), wanted, wanted_path: wanted_path.as_deref() })]
+    AnotherDirectory {
+        /// The data dir.
+        path: PathBuf,
+        /// Where the path leads now; `None` if there is nothing, or it can't be seen.
+        named: Option<Inode>,
+        /// The directory that is locked.
+        wanted: Inode,
+        /// Its path, if the system tells.
+        wanted_path: Option<PathBuf>,
+    },
     /// The lock's own files are not what this crate leaves there, or the step is not allowed in the lease's present state.
     #[error("{path}: {reason}", path = path.display())]
     Lease {
@@ -61,6 +77,55 @@ impl LockError {
 
     pub(crate) fn lease(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
         Self::Lease { path: path.as_ref().to_path_buf(), reason: reason.into() }
+    }
+}
+
+/// A file or a directory, whatever its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Inode {
+    /// The device, as stat(2) has it.
+    pub device: u64,
+    /// The inode's number there.
+    pub number: u64,
+}
+
+impl Inode {
+    // The types differ between systems.
+    #[allow(clippy::unnecessary_cast)]
+    pub(crate) fn of(stat: &Stat) -> Self {
+        Self { device: stat.st_dev as u64, number: stat.st_ino as u64 }
+    }
+}
+
+impl std::fmt::Display for Inode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "inode {} of device {:#x}", self.number, self.device)
+    }
+}
+
+/// Both directories, and what to do.
+struct Elsewhere<'a> {
+    path: &'a Path,
+    named: Option<&'a Inode>,
+    wanted: &'a Inode,
+    wanted_path: Option<&'a Path>,
+}
+
+impl std::fmt::Display for Elsewhere<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { path, named, wanted, wanted_path } = self;
+        write!(f, "data dir {} ", path.display())?;
+        match named {
+            Some(named) => write!(f, "is {named}")?,
+            None => f.write_str("leads nowhere")?,
+        }
+        write!(f, ", and the directory that is locked is {wanted}")?;
+        if let Some(wanted_path) = wanted_path {
+            write!(f, ", {}", wanted_path.display())?;
+        }
+        f.write_str(
+            "; let the path lead to that one again, or stop the service before another directory takes its place",
+        )
     }
 }
 
@@ -106,6 +171,12 @@ mod tests {
             LockError::Held { holder: Some(holder(true)) },
             LockError::StaleLockBreakRefused { holder: Some(holder(false)) },
             LockError::UnsupportedFilesystem { path: "/srv/4711".into(), filesystem: "nfs".into() },
+            LockError::AnotherDirectory {
+                path: "/srv/data".into(),
+                named: None,
+                wanted: Inode { device: 0x801, number: 7 },
+                wanted_path: Some("/srv/4711".into()),
+            },
             LockError::lease("/srv/4711/.handoff.lock", "bad"),
             LockError::io("/srv/4711", io::Error::from(io::ErrorKind::PermissionDenied)),
         ];

@@ -2,8 +2,13 @@
 //!
 //! This file knows what a lease means and how it is laid out in one slot of the lock file. It does no I/O.
 //!
-//! Invariants: a slot is decoded only if its checksum fits, so a torn write never yields a mixture of two leases; a slot of
-//! a newer format is an error, never "no lease".
+//! Invariants: a slot is decoded only if its checksum fits, so a torn write never yields a mixture of two leases; a slot that is
+//! whole and can't be read is an error, never "no lease".
+//!
+//! Formats can change. In all of them the magic, the format, `readable_by`, the sequence and the checksum are where they are
+//! now, and so is what an older build reads of a slot that it may read. A newer build says in `readable_by` which is the oldest
+//! format whose builds understand a slot. It writes what an older build must be able to take over from (Opening, Sealed) so
+//! that this one can: else a newer build that dies half-way leaves data that nobody can open.
 
 use std::io;
 use std::sync::OnceLock;
@@ -109,7 +114,9 @@ fn ask_for_boot() -> io::Result<[u8; 16]> {
 pub(crate) const SLOT_BYTES: usize = 160;
 
 const MAGIC: &[u8; 8] = b"handlock";
-const FORMAT: u32 = 1;
+const FORMAT: u16 = 1;
+/// The oldest format whose builds understand what this one writes.
+const READABLE_BY: u16 = 1;
 const CHECKED_BYTES: usize = SLOT_BYTES - 4;
 
 /// CRC-32C.
@@ -128,8 +135,15 @@ pub(crate) enum Slot {
     Valid(Numbered),
     /// Never written, torn, or not ours.
     Unreadable,
-    /// Whole, but of a format that this build does not know.
-    Newer(u32),
+    /// Whole, but this build does not understand it.
+    Newer(Newer),
+}
+
+/// What every build knows of a slot that it does not understand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Newer {
+    pub(crate) format: u16,
+    pub(crate) sequence: u64,
 }
 
 impl Numbered {
@@ -146,6 +160,7 @@ impl Numbered {
         let mut writer = Writer { bytes: &mut bytes, at: 0 };
         writer.put(MAGIC);
         writer.put(&FORMAT.to_le_bytes());
+        writer.put(&READABLE_BY.to_le_bytes());
         writer.put(&[state, u8::from(lease.handoff_id.is_some()), build_id.len() as u8, 0]);
         writer.put(&self.sequence.to_le_bytes());
         writer.put(&lease.epoch.to_le_bytes());
@@ -174,18 +189,24 @@ fn decode(bytes: &[u8]) -> Option<Slot> {
     if reader.take::<8>()? != *MAGIC || checksum != CRC.checksum(checked).to_le_bytes() {
         return None;
     }
-    let format = u32::from_le_bytes(reader.take()?);
-    if format != FORMAT {
-        return Some(Slot::Newer(format));
-    }
-    let [state, has_handoff_id, build_id_len, _] = reader.take()?;
+    let format = u16::from_le_bytes(reader.take()?);
+    let readable_by = u16::from_le_bytes(reader.take()?);
+    let flags = reader.take()?;
+    let sequence = reader.u64()?;
+    let lease = if readable_by > FORMAT { None } else { decode_lease(flags, &mut reader) };
+    Some(match lease {
+        Some(lease) => Slot::Valid(Numbered { sequence, lease }),
+        None => Slot::Newer(Newer { format, sequence }),
+    })
+}
+
+fn decode_lease([state, has_handoff_id, build_id_len, _]: [u8; 4], reader: &mut Reader<'_>) -> Option<Lease> {
     let state = match state {
         1 => LeaseState::Opening,
         2 => LeaseState::Active,
         3 => LeaseState::Sealed,
         _ => return None,
     };
-    let sequence = reader.u64()?;
     let epoch = reader.u64()?;
     let start_time = reader.u64()?;
     let since_unix_ms = reader.u64()?;
@@ -193,15 +214,14 @@ fn decode(bytes: &[u8]) -> Option<Slot> {
     let boot_id = reader.take()?;
     let handoff_id = reader.take()?;
     let build_id = reader.take::<BUILD_ID_BYTES_MAX>()?.get(..usize::from(build_id_len))?.to_vec();
-    let lease = Lease {
+    Some(Lease {
         epoch,
         owner: Owner { pid, start_time, boot_id },
         state,
         handoff_id: (has_handoff_id == 1).then_some(handoff_id),
         build_id,
         since_unix_ms,
-    };
-    Some(Slot::Valid(Numbered { sequence, lease }))
+    })
 }
 
 struct Writer<'a> {
@@ -294,13 +314,38 @@ pub(crate) mod tests {
         assert_eq!(read.lease.build_id, vec![5; BUILD_ID_BYTES_MAX]);
     }
 
-    #[test]
-    fn a_newer_format_is_not_taken_for_no_lease() {
-        let mut bytes = Numbered { sequence: 1, lease: lease(1) }.encode();
-        bytes[8] = 2;
+    /// A slot as a later build may write it.
+    pub(crate) fn of_the_future(numbered: &Numbered, format: u16, readable_by: u16) -> [u8; SLOT_BYTES] {
+        changed(numbered, |bytes| {
+            bytes[8..10].copy_from_slice(&format.to_le_bytes());
+            bytes[10..12].copy_from_slice(&readable_by.to_le_bytes());
+            // What is empty today may say something.
+            bytes[15] = 0xff;
+            bytes[148..CHECKED_BYTES].fill(0xff);
+        })
+    }
+
+    fn changed(numbered: &Numbered, change: impl FnOnce(&mut [u8; SLOT_BYTES])) -> [u8; SLOT_BYTES] {
+        let mut bytes = numbered.encode();
+        change(&mut bytes);
         let checksum = CRC.checksum(&bytes[..CHECKED_BYTES]);
         bytes[CHECKED_BYTES..].copy_from_slice(&checksum.to_le_bytes());
-        assert_eq!(Slot::decode(&bytes), Slot::Newer(2));
+        bytes
+    }
+
+    #[test]
+    fn a_lease_from_the_future_is_read_if_it_says_that_this_build_can() {
+        let numbered = Numbered { sequence: 5, lease: lease(1) };
+        assert_eq!(Slot::decode(&of_the_future(&numbered, 7, 1)), Slot::Valid(numbered));
+    }
+
+    #[test]
+    fn a_lease_that_this_build_can_not_read_is_not_taken_for_no_lease() {
+        let numbered = Numbered { sequence: 5, lease: lease(1) };
+        let newer = |format| Slot::Newer(Newer { format, sequence: 5 });
+        assert_eq!(Slot::decode(&of_the_future(&numbered, 7, 2)), newer(7));
+        assert_eq!(Slot::decode(&changed(&numbered, |bytes| bytes[12] = 4)), newer(1), "an unknown state");
+        assert_eq!(Slot::decode(&changed(&numbered, |bytes| bytes[14] = 65)), newer(1), "a build id of 65 bytes");
     }
 
     #[test]

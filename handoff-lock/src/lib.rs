@@ -23,7 +23,8 @@
 //! - **A fencing epoch.** [`DataDirLock::epoch`] is one higher at each acquisition and never goes back, not after a power
 //!   failure and not if the lock file was removed (then it may skip numbers). Put it into what you write.
 //! - **A true holder.** Who is refused learns the [`Holder`]: pid, command, since when, and whether it merely inherited a
-//!   descriptor. A reused pid is not taken for the owner, and a pidfile is never believed against the kernel.
+//!   descriptor. It is who has the directory, however it came by it, and nobody who merely tries. A reused pid is not taken for
+//!   the owner, and a pidfile is never believed against the kernel.
 //! - **Forks do no harm.** A forked child neither keeps nor undoes its parent's lock.
 //! - **It is cheap.** Taking and releasing it are some twenty system calls, without a sync except once in a thousand
 //!   acquisitions, and that one can be had [off the critical path](DataDirLock::reserve_epochs).
@@ -33,6 +34,21 @@
 //! A directory on a file system that other hosts can mount and where flock(2) may not exclude them (NFS, SMB, 9p, FUSE, Ceph
 //! and the like) is refused with [`LockError::UnsupportedFilesystem`], unless the caller vouches for it with
 //! [`DataDirLock::acquire_on_any_filesystem`].
+//!
+//! A directory that is created for the lock is its owner's only (mode 0700). One that [others may read](exposure) can be
+//! locked by them, flock(2) needs no more; that is for the program to say, and is not refused.
+//!
+//! # The directory and its name
+//!
+//! What is locked is a directory, not its name. If a link is switched, or another directory renamed or mounted in its place,
+//! each step that writes a lease fails with [`LockError::AnotherDirectory`], and the lock is held as before: what the program
+//! would open by that path now is not the data that it has locked. [`DataDirLock::is_in_place`] answers at any time. A directory
+//! above that may no longer be searched (setuid(2)), another root (chroot(2)) and another working directory change nothing.
+//!
+//! # While threads serve
+//!
+//! A [`DataDirLock`] is released when it is dropped, and so by an early return and by a panic, while other threads may still
+//! write. A program whose threads serve makes it a [`ServingLock`]: that one is let go by a call alone.
 //!
 //! # From one process to the next
 //!
@@ -61,6 +77,27 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! Between the two steps anybody who may read the directory can lock it (flock(2) needs no more), and then neither gets it. So
+//! the old process sends its [descriptor of the directory](DataDirLock::directory) to the new one over a Unix socket: both have
+//! the same open file description then, to which the lock belongs, and it is never let go.
+//!
+//! ```
+//! use handoff_lock::{Attempt, DataDirLock, Unlocked};
+//! # let scratch = tempfile::tempdir()?;
+//! # let dir = scratch.path();
+//! # let mut old = DataDirLock::acquire(dir)?;
+//!
+//! let mut new = Unlocked::open(dir)?;
+//! new.adopt_directory(old.directory()?)?; // sent by SCM_RIGHTS, unix(7)
+//!
+//! let fallback = old.seal_and_pass().map_err(|(_still_ours, error)| error)?;
+//! assert!(matches!(DataDirLock::acquire(dir), Err(handoff_lock::LockError::Held { .. })), "nobody else gets in");
+//! let Attempt::Locked(claim) = new.try_lock() else { panic!("not our turn") };
+//! let new = claim.claim(None).map_err(|(_, error)| error)?;
+//! # drop(fallback);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! The lease between them ([`Lease`], [`read_lease`], [`look`]) names the owner, how far it has come, and under which epoch.
 //! It is not synced: after a power failure no process is alive, so who owned what is worthless, and
 //! [`Lease::of_this_boot`] says so.
@@ -83,23 +120,32 @@
 
 mod data_dir_lock;
 mod error;
+mod exposure;
 mod filesystem;
+mod flock;
 mod holder;
+mod holder_search;
 mod lease;
 mod lock_file;
 mod mark;
+mod opened_file;
 mod pair;
 mod pidfile;
+mod serving_lock;
 #[allow(unsafe_code)]
 mod sys;
+mod unlocked;
 mod watched_lease;
 
 pub use data_dir_lock::{Claim, DataDirLock};
-pub use error::LockError;
+pub use error::{Inode, LockError};
+pub use exposure::{Exposure, exposure};
 pub use filesystem::check_filesystem;
 pub use holder::{Holder, Look, holder, look, read_lease};
 pub use lease::{BUILD_ID_BYTES_MAX, Lease, LeaseState, Owner};
-pub use pair::{Attempt, LOCK_FILE, Unlocked};
+pub use opened_file::LOCK_FILE;
+pub use serving_lock::ServingLock;
+pub use unlocked::{Attempt, Unlocked};
 pub use watched_lease::WatchedLease;
 
 #[cfg(doctest)]

@@ -98,7 +98,7 @@ pub(crate) fn read_second_copy(dir: BorrowedFd<'_>, data_dir: &Path) -> Result<F
     };
     let mut bytes = [0; MARK_BYTES];
     match retry_on_intr(|| pread(&file, &mut bytes, 0)) {
-        Ok(len) => Ok(parse_mark(&bytes[..len])),
+        Ok(len) => parse_mark(&bytes[..len]).map_err(|newer| LockError::lease(path, newer.reason())),
         Err(Errno::ISDIR) => Ok(Found::Unreadable),
         Err(error) => Err(LockError::io(path, error)),
     }

@@ -1,101 +1,39 @@
 //! The two inodes that make up the lock: the lock file and the directory itself.
 //!
 //! ```text
-//!               lock file   directory
-//!   try_lock    1st  ─────► 2nd         who has the file retries the directory for a moment, then gives both up
+//!               directory   lock file
+//!   try_lock    1st  ─────► 2nd         who gets the directory but not the file gives both up before it tries again
 //!   unlock      2nd  ◄───── 1st
 //! ```
 //!
-//! The file excludes peers that lock only the file; the directory excludes those who come by a replaced file. After locking,
-//! both paths must still name the inodes that were locked, else it starts over. No lock is ever broken by unlinking.
+//! The directory excludes those who come by a replaced file; the file excludes peers that lock only the file. While somebody
+//! has the directory, nobody who comes by this crate touches the file. After locking, both paths must still name the inodes
+//! that were locked, else it starts over. No lock is ever broken by unlinking.
 //!
-//! This file reads and writes bytes of the lock file; what they mean stands in `lock_file` and `lease`.
+//! This file says in which order the inodes are locked and written; how one is opened stands in `opened_file`.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{
-    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, Stat, flock, fstat, fsync, lstat, openat, stat, statat,
-};
-use rustix::io::{Errno, pread, pwrite, retry_on_intr};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, fsync, openat, statat};
+use rustix::io::{Errno, retry_on_intr};
 
-use crate::data_dir_lock::Claim;
-use crate::error::LockError;
+use crate::error::{Inode, LockError};
 use crate::filesystem;
+use crate::flock::{flock_within, is_no_lock_for_directories, try_flock, unflock};
 use crate::lease::{Lease, Numbered, Owner};
-use crate::lock_file::{self, Contents, FILE_BYTES, Found, NewerFormat};
+use crate::lock_file::{self, Contents};
+use crate::opened_file::{LOCK_FILE, open_file, open_to_read, read_contents, settled_lease, write_all};
 use crate::pidfile;
-use crate::sys::{self, GuardedFd};
+use crate::sys::{self, End, GuardedFd};
 
-/// The lock file's name in the data dir.
-pub const LOCK_FILE: &str = ".handoff.lock";
+mod passing;
+mod place;
 
-/// A data dir whose lock is not held, with all that is needed to take it: no descriptor and no file has to be made for it.
-///
-/// Open it ahead of time, [`try_lock`](Unlocked::try_lock) it when the turn has come. Dropping it changes nothing.
-#[derive(Debug)]
-pub struct Unlocked {
-    pub(crate) pair: Pair,
-}
-
-/// What came of [`Unlocked::try_lock`].
-#[derive(Debug)]
-#[must_use = "dropping a locked Claim unlocks it"]
-pub enum Attempt {
-    /// The lock is held by this process. Nothing is written yet.
-    Locked(Claim),
-    /// Somebody else holds it.
-    Held(Unlocked),
-    /// It could not be tried, or its lease could not be read; it is not held.
-    Failed(Unlocked, LockError),
-}
-
-impl Unlocked {
-    /// Opens the directory and its lock file, both of which are created if they are missing.
-    ///
-    /// # Errors
-    /// [`LockError::UnsupportedFilesystem`] where flock(2) does not exclude other hosts, [`LockError::Lease`] if the lock
-    /// file is not a regular file, [`LockError::Io`] for the rest. None of them is this process's to mend at run time.
-    pub fn open(dir: &Path) -> Result<Self, LockError> {
-        Ok(Self { pair: Pair::open(dir, Filesystems::Local)? })
-    }
-
-    /// The same on any file system. The caller vouches that no other host uses the directory, or that flock excludes it.
-    ///
-    /// # Errors
-    /// As [`open`](Unlocked::open), without [`LockError::UnsupportedFilesystem`].
-    pub fn open_on_any_filesystem(dir: &Path) -> Result<Self, LockError> {
-        Ok(Self { pair: Pair::open(dir, Filesystems::Any)? })
-    }
-
-    /// The directory, as given.
-    pub fn data_dir(&self) -> &Path {
-        self.pair.data_dir()
-    }
-
-    /// The lease at this moment, read without the lock. By the time that the caller looks at it, it may be another: decide
-    /// only by what [`Claim::found`] says.
-    ///
-    /// # Errors
-    /// [`LockError::Io`], or [`LockError::Lease`] if a newer version of this crate wrote the file.
-    pub fn read_lease(&self) -> Result<Option<Lease>, LockError> {
-        self.pair.read_lease()
-    }
-
-    /// Tries to take the lock. Does not wait for a holder; only for the moment that the kernel needs to free the second of
-    /// the two inodes after it freed the first (some 25 ms at most).
-    ///
-    /// A handful of system calls, none of which syncs. In a forked child of the process that opened it, it fails.
-    pub fn try_lock(mut self) -> Attempt {
-        match self.pair.try_lock() {
-            Ok(Locking::Locked(contents)) => Attempt::Locked(Claim::new(self.pair, contents)),
-            Ok(Locking::Busy) => Attempt::Held(self),
-            Err(error) => Attempt::Failed(self, error),
-        }
-    }
-}
+use place::Place;
 
 /// On which file systems a lock is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,20 +42,23 @@ pub(crate) enum Filesystems {
     Any,
 }
 
-/// Both descriptors. Dropping a pair that holds the lock releases it as [`Pair::unlock`] does; in a forked child it does
-/// nothing at all.
+/// Both descriptors. Dropping a pair that holds the lock releases it as [`Pair::unlock`] does, unless it is to be kept; in a
+/// forked child it does nothing at all.
 #[derive(Debug)]
 pub(crate) struct Pair {
     /// As given, for messages.
     data_dir: PathBuf,
-    /// The same, absolute.
-    path: PathBuf,
+    place: Place,
     filesystems: Filesystems,
     holding: Holding,
     pidfile: Pidfile,
-    // In this order, so that the directory is closed, and thereby freed, first.
+    sharing: Sharing,
+    identity: Identity,
+    end: End,
     dir: GuardedFd,
+    dir_inode: Inode,
     file: GuardedFd,
+    file_inode: Inode,
 }
 
 #[derive(Debug)]
@@ -127,6 +68,25 @@ enum Holding {
     Lock,
     /// Locked and owned: what the lock file must hold, whichever inode it is.
     Ownership(Box<Record>),
+}
+
+/// Who has the open file description of the directory, to which its flock belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sharing {
+    /// This process alone.
+    Alone,
+    /// A peer too, or a message in flight. An unlock would undo it for all, so the directory is only ever closed: its lock ends
+    /// with the last copy.
+    Shared,
+}
+
+/// Which directory is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Identity {
+    /// The one that has the name at the time of a try.
+    Name,
+    /// The one that is open, which this process has owned, or shares with its owner.
+    Inode,
 }
 
 /// What an owner knows of the pidfile.
@@ -149,17 +109,15 @@ pub(crate) enum Locking {
     Busy,
 }
 
-const FILE_FLAGS: OFlags = OFlags::CLOEXEC.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK);
 const DIR_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// How often a start over is worth it: each means that somebody replaced the file or the directory in this very moment.
 const ROUNDS_MAX: u32 = 8;
-/// Pauses before the directory is tried again, in microseconds.
-const DIRECTORY_RETRIES_US: [u64; 8] = [100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800];
-/// Pauses of an owner whose lock file was replaced: who has the new file gives it up after the pauses above.
-const REPLACED_RETRIES_US: [u64; 12] =
-    [100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 12_800, 12_800, 12_800, 12_800];
-/// How often a torn lease is read again.
-const TORN_READS_MAX: u32 = 64;
+/// Pauses, in microseconds, before both are tried again by one who got the directory but not the file. A process that dies
+/// loses the two one after the other.
+const FILE_RETRIES_US: [u64; 6] = [100, 200, 400, 800, 1_600, 3_200];
+/// Pauses of an owner whose lock file was replaced: a peer that locks the file alone may be trying the new one.
+const REPLACED_RETRIES_US: [u64; 8] = [100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800];
+const REPLACED_AGAIN: &str = "it is replaced again and again; find out by whom and end that";
 
 impl Pair {
     /// Creates the directory if it is missing.
@@ -168,7 +126,7 @@ impl Pair {
         let path = std::path::absolute(data_dir).map_err(|error| LockError::io(data_dir, error))?;
         match Self::open_existing(data_dir, &path, filesystems) {
             Err(LockError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                std::fs::create_dir_all(&path).map_err(|error| LockError::io(data_dir, error))?;
+                create_dir(&path).map_err(|error| LockError::io(data_dir, error))?;
                 Self::open_existing(data_dir, &path, filesystems)
             }
             opened => opened,
@@ -182,17 +140,24 @@ impl Pair {
             let opened = dir.get().map_err(|error| LockError::io(data_dir, error))?;
             filesystem::check_opened(opened, data_dir)?;
         }
-        let file = open_file(&dir, &data_dir.join(LOCK_FILE))?;
+        let dir_inode = inode_of(&dir).map_err(|error| LockError::io(data_dir, error))?;
+        let place = Place::of(path, dir.get().map_err(|error| LockError::io(data_dir, error))?, dir_inode);
+        let (file, file_inode) = open_file(&dir, &data_dir.join(LOCK_FILE))?;
         // Asked now, so that a claim, which may be on somebody's pause, need not, and can't be one of nobody.
         Owner::ask().map_err(|error| LockError::io("/proc/self/stat", error))?;
         Ok(Self {
             data_dir: data_dir.into(),
-            path: path.into(),
+            place,
             filesystems,
             holding: Holding::Nothing,
             pidfile: Pidfile::MayBeThere,
+            sharing: Sharing::Alone,
+            identity: Identity::Name,
+            end: End::Close,
             dir,
+            dir_inode,
             file,
+            file_inode,
         })
     }
 
@@ -213,7 +178,7 @@ impl Pair {
         self.file.get().map_err(|error| LockError::io(self.lock_path(), error))
     }
 
-    fn try_lock(&mut self) -> Result<Locking, LockError> {
+    pub(crate) fn try_lock(&mut self) -> Result<Locking, LockError> {
         let locking = self.try_lock_in_place();
         if !matches!(locking, Ok(Locking::Locked(_))) {
             self.unlock()?;
@@ -224,8 +189,11 @@ impl Pair {
     fn try_lock_in_place(&mut self) -> Result<Locking, LockError> {
         for _ in 0..ROUNDS_MAX {
             let locked = self.lock_both()?;
-            if !self.is_in_place()? {
-                *self = Self::open_existing(&self.data_dir, &self.path, self.filesystems)?;
+            if !self.is_dir_in_place()? {
+                self.open_what_the_path_names()?;
+            } else if !self.is_file_in_place()? {
+                self.unlock()?;
+                (self.file, self.file_inode) = open_file(&self.dir, &self.lock_path())?;
             } else if locked {
                 return read_contents(self.file()?, &self.lock_path()).map(Locking::Locked);
             } else {
@@ -235,27 +203,48 @@ impl Pair {
         Err(LockError::lease(self.lock_path(), REPLACED_AGAIN))
     }
 
-    /// Whether both are locked now; else neither is.
+    fn open_what_the_path_names(&mut self) -> Result<(), LockError> {
+        match self.identity {
+            Identity::Name => *self = Self::open_existing(&self.data_dir, self.place.path(), self.filesystems)?,
+            Identity::Inode => return Err(self.is_elsewhere(self.dir()?)),
+        }
+        Ok(())
+    }
+
+    /// Whether both are locked now; else neither is, and between two tries nothing is, but a directory that is shared.
     fn lock_both(&mut self) -> Result<bool, LockError> {
-        if !try_flock(self.file()?).map_err(|error| LockError::io(self.lock_path(), error))? {
-            return Ok(false);
-        }
-        self.holding = Holding::Lock;
-        let locked = self.lock_dir()?;
-        if !locked {
+        let mut pauses = FILE_RETRIES_US.iter();
+        loop {
+            if !self.lock_dir()? {
+                return Ok(false);
+            }
+            self.holding = Holding::Lock;
+            if try_flock(self.file()?).map_err(|error| LockError::io(self.lock_path(), error))? {
+                return Ok(true);
+            }
             self.unlock()?;
+            match pauses.next() {
+                Some(pause_us) => sys::pause(Duration::from_micros(*pause_us)),
+                None => return Ok(false),
+            }
         }
-        Ok(locked)
     }
 
     fn lock_dir(&self) -> Result<bool, LockError> {
-        match flock_within(self.dir()?, &DIRECTORY_RETRIES_US) {
+        match try_flock(self.dir()?) {
             Err(error) if self.is_file_enough(error) => Ok(true),
             locked => locked.map_err(|error| LockError::io(&self.data_dir, error)),
         }
     }
 
     fn unlock_dir(&self) -> Result<(), LockError> {
+        match self.sharing {
+            Sharing::Alone => self.unflock_dir(),
+            Sharing::Shared => Ok(()),
+        }
+    }
+
+    fn unflock_dir(&self) -> Result<(), LockError> {
         match unflock(self.dir()?) {
             Err(error) if self.is_file_enough(error) => Ok(()),
             unlocked => unlocked.map_err(|error| LockError::io(&self.data_dir, error)),
@@ -267,7 +256,8 @@ impl Pair {
         self.filesystems == Filesystems::Any && is_no_lock_for_directories(error)
     }
 
-    /// Releases the lock, the directory first. A pidfile goes before, else it could be the next owner's.
+    /// Releases the lock, the file first: who gets the directory finds the file free. A pidfile goes before, else it could be
+    /// the next owner's. A directory that is shared stays locked.
     ///
     /// # Errors
     /// Nothing was released.
@@ -281,38 +271,41 @@ impl Pair {
         if let Holding::Ownership(_) = self.holding {
             self.remove_pidfile()?;
         }
-        self.unlock_dir()?;
-        if let Err(error) = unflock(self.file()?) {
-            // Nobody else can hold the directory for longer than a moment: we still have the file.
-            self.lock_dir()?;
-            return Err(LockError::io(self.lock_path(), error));
+        unflock(self.file()?).map_err(|error| LockError::io(self.lock_path(), error))?;
+        if let Err(error) = self.unlock_dir()
+            && try_flock(self.file()?).is_ok_and(|locked| locked)
+        {
+            return Err(error);
         }
+        // If the file is another's by now, that one is the owner, and the directory comes free when its descriptor is closed.
         self.holding = Holding::Nothing;
         Ok(())
     }
 
-    /// Whether the paths still name the two open inodes.
-    fn is_in_place(&self) -> Result<bool, LockError> {
-        let open = fstat(self.dir()?).map_err(|error| LockError::io(&self.data_dir, error))?;
-        match stat(&self.path) {
-            Ok(named) if is_same(&named, &open) => self.is_file_in_place(),
-            Ok(_) | Err(Errno::NOENT) => Ok(false),
-            Err(error) => Err(LockError::io(&self.data_dir, error)),
-        }
+    /// Which directory is open.
+    pub(crate) fn inode(&self) -> Inode {
+        self.dir_inode
+    }
+
+    /// Whether the path still leads to the directory that is open; if not, which two they are.
+    pub(crate) fn check_dir_in_place(&self) -> Result<(), LockError> {
+        if self.is_dir_in_place()? { Ok(()) } else { Err(self.is_elsewhere(self.dir()?)) }
+    }
+
+    fn is_dir_in_place(&self) -> Result<bool, LockError> {
+        self.place.leads_to(self.dir_inode).map_err(|error| LockError::io(&self.data_dir, error))
     }
 
     fn is_file_in_place(&self) -> Result<bool, LockError> {
-        let failed = |error| LockError::io(self.lock_path(), error);
-        let open = fstat(self.file()?).map_err(failed)?;
         match statat(self.dir()?, LOCK_FILE, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(named) => Ok(is_same(&named, &open)),
+            Ok(named) => Ok(Inode::of(&named) == self.file_inode),
             Err(Errno::NOENT) => Ok(false),
-            Err(error) => Err(failed(error)),
+            Err(error) => Err(LockError::io(self.lock_path(), error)),
         }
     }
 
     /// The lease that the lock file has at this moment, whichever inode it is. Opens a descriptor only if it was replaced.
-    fn read_lease(&self) -> Result<Option<Lease>, LockError> {
+    pub(crate) fn read_lease(&self) -> Result<Option<Lease>, LockError> {
         if self.is_file_in_place()? {
             return settled_lease(self.file()?, &self.lock_path());
         }
@@ -328,11 +321,13 @@ impl Pair {
         self.write(&newest.encode(), lock_file::slot_offset(newest.sequence))?;
         self.holding = Holding::Ownership(Box::new(Record { newest, mark }));
         self.pidfile = Pidfile::MayBeThere;
+        self.identity = Identity::Inode;
         Ok(())
     }
 
     /// Writes the owner's next lease. On an error the last one stands.
     pub(crate) fn write_lease(&mut self, lease: Lease) -> Result<(), LockError> {
+        self.check_dir_in_place()?;
         self.keep_in_place()?;
         let Holding::Ownership(record) = &self.holding else { return Ok(()) };
         let newest = Numbered { sequence: record.newest.sequence.wrapping_add(1), lease };
@@ -374,7 +369,7 @@ impl Pair {
                 return Ok(());
             }
             let path = self.lock_path();
-            let file = open_file(&self.dir, &path)?;
+            let (file, inode) = open_file(&self.dir, &path)?;
             let new = file.get().map_err(|error| LockError::io(&path, error))?;
             if !flock_within(new, &REPLACED_RETRIES_US).map_err(|error| LockError::io(&path, error))? {
                 return Err(LockError::lease(
@@ -384,9 +379,14 @@ impl Pair {
             }
             write_all(new, &lock_file::image(&record.newest, record.mark), 0)
                 .map_err(|error| LockError::io(&path, error))?;
-            self.file = file;
+            (self.file, self.file_inode) = (file, inode);
         }
         Err(LockError::lease(self.lock_path(), REPLACED_AGAIN))
+    }
+
+    /// What a drop does: release the lock, or keep it until the process exits.
+    pub(crate) fn set_end(&mut self, end: End) {
+        self.end = end;
     }
 
     /// Best effort, as all about the pidfile.
@@ -414,127 +414,40 @@ impl Pair {
     }
 }
 
+/// Nobody but its owner needs to read a data dir, and who may read it can lock it. Directories above it are as anybody would
+/// have made them: others may have to pass through.
+fn create_dir(path: &Path) -> io::Result<()> {
+    let create = || match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        created => created,
+    };
+    match (create(), path.parent()) {
+        (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound => {
+            std::fs::create_dir_all(parent)?;
+            create()
+        }
+        (created, _) => created,
+    }
+}
+
+fn inode_of(dir: &GuardedFd) -> io::Result<Inode> {
+    Ok(Inode::of(&fstat(dir.get()?)?))
+}
+
 impl Drop for Pair {
     fn drop(&mut self) {
         if !self.file.is_at_home() {
+            return;
+        }
+        if self.end == End::Keep {
+            self.dir.set_end(End::Keep);
+            self.file.set_end(End::Keep);
             return;
         }
         // Nobody is left to hear of a failure; the kernel frees what remains when the descriptors close.
         let _ = self.keep_in_place();
         let _ = self.unlock();
     }
-}
-
-/// Opens the lock file to look at it: `name` in `dir`, which is `path` for people. `None` if it is missing.
-pub(crate) fn open_to_read(
-    dir: BorrowedFd<'_>,
-    name: &Path,
-    path: &Path,
-) -> Result<Option<(OwnedFd, Stat)>, LockError> {
-    match retry_on_intr(|| openat(dir, name, OFlags::RDONLY | FILE_FLAGS, Mode::empty())) {
-        Ok(file) => check_is_file(file.as_fd(), path).map(|stat| Some((file, stat))),
-        Err(Errno::NOENT) => Ok(None),
-        Err(error) => Err(refused_open(path, error)),
-    }
-}
-
-/// Reads a lease beside its writer: two writes within one read can leave neither slot whole, so it reads again.
-pub(crate) fn settled_lease(file: BorrowedFd<'_>, path: &Path) -> Result<Option<Lease>, LockError> {
-    for _ in 0..TORN_READS_MAX {
-        match read_contents(file, path)? {
-            Contents { newest: Some(newest), .. } => return Ok(Some(newest.lease)),
-            Contents { mark: Found::Nothing, .. } => return Ok(None),
-            Contents { newest: None, .. } => std::thread::yield_now(),
-        }
-    }
-    Ok(None)
-}
-
-fn read_contents(file: BorrowedFd<'_>, path: &Path) -> Result<Contents, LockError> {
-    let mut bytes = [0; FILE_BYTES];
-    let len = read_all(file, &mut bytes).map_err(|error| LockError::io(path, error))?;
-    lock_file::parse(&bytes[..len]).map_err(|NewerFormat(format)| {
-        LockError::lease(path, format!("it was written by a newer build (lease format {format}); start that one"))
-    })
-}
-
-fn open_file(dir: &GuardedFd, path: &Path) -> Result<GuardedFd, LockError> {
-    let flags = OFlags::RDWR | OFlags::CREATE | FILE_FLAGS;
-    let open = || {
-        let dir = dir.get()?;
-        Ok(retry_on_intr(|| openat(dir, LOCK_FILE, flags, Mode::RUSR | Mode::WUSR))?)
-    };
-    let file = GuardedFd::open(open).map_err(|error| refused_open(path, error))?;
-    check_is_file(file.get().map_err(|error| LockError::io(path, error))?, path)?;
-    Ok(file)
-}
-
-fn check_is_file(file: BorrowedFd<'_>, path: &Path) -> Result<Stat, LockError> {
-    let stat = fstat(file).map_err(|error| LockError::io(path, error))?;
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => Ok(stat),
-        _ => Err(LockError::lease(path, NOT_A_FILE)),
-    }
-}
-
-const REPLACED_AGAIN: &str = "it is replaced again and again; find out by whom and end that";
-const NOT_A_FILE: &str = "it is not a regular file, so it is no lock file; remove it";
-
-fn refused_open(path: &Path, error: impl Into<io::Error>) -> LockError {
-    let error = error.into();
-    match Errno::from_io_error(&error) {
-        // A loop of links on the way to it is not its own.
-        Some(Errno::LOOP | Errno::ISDIR) if lstat(path).is_ok() => LockError::lease(path, NOT_A_FILE),
-        _ => LockError::io(path, error),
-    }
-}
-
-pub(crate) fn is_same(a: &Stat, b: &Stat) -> bool {
-    (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
-}
-
-fn is_no_lock_for_directories(error: Errno) -> bool {
-    [Errno::BADF, Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP, Errno::NOTSUP].contains(&error)
-}
-
-fn try_flock(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
-    match retry_on_intr(|| flock(fd, FlockOperation::NonBlockingLockExclusive)) {
-        Ok(()) => Ok(true),
-        Err(Errno::WOULDBLOCK) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// Tries again after each of these pauses: there is no flock that waits for a bounded time.
-fn flock_within(fd: BorrowedFd<'_>, pauses_us: &[u64]) -> Result<bool, Errno> {
-    for pause_us in pauses_us {
-        if try_flock(fd)? {
-            return Ok(true);
-        }
-        sys::pause(Duration::from_micros(*pause_us));
-    }
-    try_flock(fd)
-}
-
-/// Explicitly and not by closing: a process that is just being spawned has a copy of the descriptor until its exec.
-fn unflock(fd: BorrowedFd<'_>) -> Result<(), Errno> {
-    retry_on_intr(|| flock(fd, FlockOperation::Unlock))
-}
-
-fn write_all(fd: BorrowedFd<'_>, bytes: &[u8], at: u64) -> Result<(), Errno> {
-    // A short write is a full disk. It is not continued: the slot must come by one write.
-    if retry_on_intr(|| pwrite(fd, bytes, at))? == bytes.len() { Ok(()) } else { Err(Errno::NOSPC) }
-}
-
-fn read_all(fd: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<usize, Errno> {
-    let mut len = 0;
-    while len < bytes.len() {
-        match retry_on_intr(|| pread(fd, &mut bytes[len..], len as u64))? {
-            0 => break,
-            read => len += read,
-        }
-    }
-    Ok(len)
 }
 
 #[cfg(test)]

@@ -2,8 +2,10 @@
 
 use std::fs::{self, File};
 
+use rustix::fs::FileType;
+
 use super::*;
-use crate::{DataDirLock, LeaseState, read_lease};
+use crate::{Attempt, DataDirLock, LeaseState, Unlocked, read_lease};
 
 fn scratch() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
@@ -83,6 +85,21 @@ fn a_step_fails_if_a_peer_locked_the_file_that_replaced_ours() {
 }
 
 #[test]
+fn while_the_directory_is_locked_nobody_who_tries_locks_the_file() {
+    let dir = scratch();
+    let service = File::open(dir.path()).unwrap();
+    assert!(try_flock(service.as_fd()).unwrap());
+    let unlocked = Unlocked::open(dir.path()).unwrap();
+    std::thread::scope(|scope| {
+        let trying = scope.spawn(|| unlocked.try_lock());
+        while !trying.is_finished() {
+            assert!(!is_file_locked(dir.path()), "an owner whose file was removed could not lock the new one");
+        }
+        assert!(matches!(trying.join().unwrap(), Attempt::Held(_)));
+    });
+}
+
+#[test]
 fn a_lock_is_taken_where_the_path_leads_now() {
     let parent = scratch();
     let dir = parent.path().join("data");
@@ -110,14 +127,8 @@ fn a_directory_that_is_gone_is_not_made_again_by_a_try() {
 fn a_failed_try_keeps_nothing_locked() {
     let dir = scratch();
     let unlocked = Unlocked::open(dir.path()).unwrap();
-    let newer = {
-        let mut bytes = Numbered { sequence: 2, lease: crate::lease::tests::lease(2) }.encode();
-        bytes[8] = 2;
-        let at = bytes.len() - 4;
-        let checksum = crate::lease::CRC.checksum(&bytes[..at]);
-        bytes[at..].copy_from_slice(&checksum.to_le_bytes());
-        bytes
-    };
+    let newest = Numbered { sequence: 2, lease: crate::lease::tests::lease(2) };
+    let newer = crate::lease::tests::of_the_future(&newest, 2, 2);
     fs::write(dir.path().join(LOCK_FILE), newer).unwrap();
     let Attempt::Failed(_unlocked, error) = unlocked.try_lock() else { panic!("locked") };
     assert!(error.to_string().contains("newer build"), "{error}");
@@ -141,7 +152,16 @@ fn whoever_locks_only_the_directory_excludes() {
     let other = File::open(dir.path()).unwrap();
     assert!(try_flock(other.as_fd()).unwrap());
     assert_held(dir.path());
-    assert!(!is_file_locked(dir.path()), "who gets the file but not the directory gives the file up");
+    assert!(!is_file_locked(dir.path()));
+}
+
+#[test]
+fn who_gets_the_directory_but_not_the_file_keeps_neither() {
+    let dir = scratch();
+    let peer = File::create(dir.path().join(LOCK_FILE)).unwrap();
+    assert!(try_flock(peer.as_fd()).unwrap());
+    let Attempt::Held(_unlocked) = Unlocked::open(dir.path()).unwrap().try_lock() else { panic!("two owners") };
+    assert!(try_flock(File::open(dir.path()).unwrap().as_fd()).unwrap(), "the directory is kept");
 }
 
 #[test]

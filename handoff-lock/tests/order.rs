@@ -11,7 +11,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use handoff_lock::{Attempt, DataDirLock, LockError};
+use handoff_lock::{Attempt, DataDirLock, LockError, Unlocked};
 use trace::{assert_as_designed, step};
 
 #[test]
@@ -47,6 +47,19 @@ fn plays_the_lock() {
     die_with_the_lock(base);
     let lock = step(base, "break a dead owner's lock", || DataDirLock::acquire_or_break_stale(base)).unwrap();
     step(base, "drop", || drop(lock));
+    pass_it_on(base);
+}
+
+fn pass_it_on(base: &Path) {
+    let mut successor = Unlocked::open(base).unwrap();
+    let mut lock = DataDirLock::acquire(base).unwrap();
+    let copy = step(base, "copy the directory", || lock.directory()).unwrap();
+    step(base, "adopt it", || successor.adopt_directory(copy)).unwrap();
+    let incumbent = step(base, "seal and pass", || lock.seal_and_pass().map_err(|(_, error)| error)).unwrap();
+    let Attempt::Locked(claim) = step(base, "lock what was passed", || successor.try_lock()) else { panic!("held") };
+    let lock = claim.claim_quietly(None).map_err(|(_, error)| error).unwrap();
+    step(base, "leave it to the successor", || drop(incumbent));
+    step(base, "release what was passed", || lock.release()).unwrap();
 }
 
 const DIES_AT: &str = "HANDOFF_TEST_DIES_AT";

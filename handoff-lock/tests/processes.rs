@@ -1,5 +1,12 @@
 //! The lock between real processes. Each is this test program run again, with a role named in its environment.
 
+#[cfg(target_os = "linux")]
+#[path = "processes/elsewhere.rs"]
+mod elsewhere;
+#[cfg(target_os = "linux")]
+#[path = "processes/passing.rs"]
+mod passing;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -40,14 +47,21 @@ impl Role {
         assert!(self.lines.any(|line| line == word), "the process ended without saying {word:?}");
     }
 
-    fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+    fn kill(self) {
+        drop(self);
     }
 
     fn let_finish(mut self) -> ExitStatus {
         drop(self.stdin.take());
         self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        // One that was waited for is gone.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -70,6 +84,23 @@ fn role() {
         "owner" => own(dir),
         "contender" => contend(dir),
         "full-disk" => write_no_more(dir),
+        #[cfg(target_os = "linux")]
+        other => play_on_linux(other, dir),
+        #[cfg(not(target_os = "linux"))]
+        other => panic!("no role {other}"),
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn play_on_linux(role: &str, dir: &Path) {
+    match role {
+        "passer" => passing::pass(dir),
+        "directory-locker" => passing::lock_the_directory(dir),
+        "file-locker" => passing::lock_the_file(dir),
+        "root-changer" => elsewhere::change_root(dir),
+        "root-changer-and-moved" => elsewhere::change_root_and_be_moved(dir),
+        "directory-changer" => elsewhere::change_directory(dir),
+        "mounted-over" => elsewhere::be_mounted_over(dir),
         other => panic!("no role {other}"),
     }
 }

@@ -4,6 +4,12 @@
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+
+use super::{Carried, Takers};
+
+/// How a directory is opened only to look up names in it.
+pub(crate) const TO_LOOK_UP: rustix::fs::OFlags = rustix::fs::OFlags::RDONLY;
 
 /// The id of this boot of the machine.
 pub(crate) fn boot_id() -> io::Result<Option<[u8; 16]>> {
@@ -72,6 +78,11 @@ pub(crate) fn refused_filesystem(_fd: impl AsFd) -> io::Result<Option<&'static s
     Ok(None)
 }
 
+/// Where an open directory is now; this system is not asked.
+pub(crate) fn path_of(_fd: BorrowedFd<'_>) -> Option<PathBuf> {
+    None
+}
+
 /// Makes a file's bytes durable. On macOS fsync(2) leaves them in the drive's cache.
 #[cfg(target_vendor = "apple")]
 pub(crate) fn sync_bytes(fd: impl AsFd) -> rustix::io::Result<()> {
@@ -89,11 +100,11 @@ pub(crate) fn sync_bytes(fd: impl AsFd) -> rustix::io::Result<()> {
 pub(crate) enum LockTable {}
 
 impl LockTable {
-    pub(crate) fn of(_files: &[BorrowedFd<'_>]) -> Option<Self> {
+    pub(crate) fn of(_dir: BorrowedFd<'_>, _file: Option<BorrowedFd<'_>>) -> Option<Self> {
         None
     }
 
-    pub(crate) fn takers(&self) -> Vec<u32> {
+    pub(crate) fn takers(&self) -> Takers {
         match *self {}
     }
 
@@ -101,11 +112,11 @@ impl LockTable {
         match *self {}
     }
 
-    pub(crate) fn is_held_through(&self, _pid: u32) -> Option<bool> {
+    pub(crate) fn carried_by(&self, _pid: u32) -> Option<Carried> {
         match *self {}
     }
 
-    pub(crate) fn find_holder(&self) -> Option<u32> {
+    pub(crate) fn carriers(&self) -> Vec<(u32, Carried)> {
         match *self {}
     }
 }

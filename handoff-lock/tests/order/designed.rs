@@ -7,10 +7,11 @@ pub(crate) const LOCK: &[Step] = &[
     Step {
         name: "acquire",
         calls: &[
-            ("open .", "the second of the two inodes"),
+            ("open .", "the first of the two inodes"),
+            ("open ..", "to look the directory's name up there, should its path be hidden one day"),
             ("create or open .handoff.lock", "below the directory that is open, whatever its path leads to by now"),
-            ("lock .handoff.lock", "first, so that peers that lock the file alone are excluded"),
-            ("lock .", "second, so that a replaced file makes no second owner"),
+            ("lock .", "first: a replaced file makes no second owner, and who is late never touches the file"),
+            ("lock .handoff.lock", "second, so that peers that lock the file alone are excluded"),
             ("read .handoff.lock at 0", "under the lock: who reads before decides on a lease that may be another's"),
             ("write .handoff.lock at 0", "the next lease, Opening, into the slot that does not hold the newest"),
             ("create or empty .handoff.pidfile.new", "for people, after the lease: nobody waits for it"),
@@ -22,8 +23,9 @@ pub(crate) const LOCK: &[Step] = &[
         name: "acquire what is held",
         calls: &[
             ("open .", "as above"),
+            ("open ..", "as above"),
             ("create or open .handoff.lock", "as above"),
-            ("lock .handoff.lock: EAGAIN", "once: it returns at once, and the directory is not tried without the file"),
+            ("lock .: EAGAIN", "once: it returns at once, and never touches the file of a service that lives"),
             ("read .handoff.lock at 0", "to name the holder; nothing is written"),
         ],
     },
@@ -43,18 +45,15 @@ pub(crate) const LOCK: &[Step] = &[
         calls: &[
             ("write .handoff.lock at 512", "Sealed, while the lock is held: who takes it reads this"),
             ("unlink .handoff.pidfile", "while it is certainly ours"),
-            (
-                "unlock .",
-                "in the opposite order: who has the file waits for the directory, and not the other way round",
-            ),
-            ("unlock .handoff.lock", "from here on another may own it"),
+            ("unlock .handoff.lock", "in the opposite order: who gets the directory finds the file free"),
+            ("unlock .", "from here on another may own it"),
         ],
     },
     Step {
         name: "take it back",
         calls: &[
-            ("lock .handoff.lock", "with the descriptors that are open still: none has to be made"),
-            ("lock .", "as above"),
+            ("lock .", "with the descriptors that are open still: none has to be made"),
+            ("lock .handoff.lock", "as above"),
             ("read .handoff.lock at 0", "under the lock"),
         ],
     },
@@ -72,17 +71,18 @@ pub(crate) const LOCK: &[Step] = &[
         name: "release",
         calls: &[
             ("unlink .handoff.pidfile: ENOENT", "there was none: it was claimed quietly. One of a dead owner would go"),
-            ("unlock .", "as above"),
             ("unlock .handoff.lock", "as above; the lease stands as it is"),
+            ("unlock .", "as above"),
         ],
     },
     Step {
         name: "break a dead owner's lock",
         calls: &[
             ("open .", "as above"),
+            ("open ..", "as above"),
             ("create or open .handoff.lock", "the same file: no lock is ever broken by unlinking"),
-            ("lock .handoff.lock", "the kernel has freed it"),
-            ("lock .", "as above"),
+            ("lock .", "the kernel has freed it"),
+            ("lock .handoff.lock", "as above"),
             ("read .handoff.lock at 0", "as above"),
             ("write .handoff.lock at 512", "as above, beside the dead owner's lease"),
             ("create or empty .handoff.pidfile.new", "as above"),
@@ -94,8 +94,37 @@ pub(crate) const LOCK: &[Step] = &[
         name: "drop",
         calls: &[
             ("unlink .handoff.pidfile", "while it is certainly ours"),
-            ("unlock .", "explicitly: a child that is just being spawned has copies of the descriptors"),
-            ("unlock .handoff.lock", "as above"),
+            ("unlock .handoff.lock", "explicitly: a child that is just being spawned has copies of the descriptors"),
+            ("unlock .", "as above"),
+        ],
+    },
+    Step { name: "copy the directory", calls: &[] },
+    Step { name: "adopt it", calls: &[] },
+    Step {
+        name: "seal and pass",
+        calls: &[
+            ("write .handoff.lock at 512", "as in every seal"),
+            ("unlink .handoff.pidfile", "as in every seal"),
+            (
+                "unlock .handoff.lock",
+                "this alone: the directory stays locked by the description that the successor has too",
+            ),
+        ],
+    },
+    Step {
+        name: "lock what was passed",
+        calls: &[
+            ("lock .", "has it already; or takes it, if the peer had not locked it"),
+            ("lock .handoff.lock", "decides between the two"),
+            ("read .handoff.lock at 0", "as above"),
+        ],
+    },
+    Step { name: "leave it to the successor", calls: &[] },
+    Step {
+        name: "release what was passed",
+        calls: &[
+            ("unlink .handoff.pidfile: ENOENT", "as above"),
+            ("unlock .handoff.lock", "as above; the directory is closed, as a copy of it may be somebody's yet"),
         ],
     },
 ];
@@ -107,9 +136,10 @@ pub(crate) const MARK: &[Step] = &[
             ("open data: ENOENT", "mostly it is there"),
             ("mkdir data", "not synced: with nothing in it, nothing is lost"),
             ("open data", "as of one that was there"),
+            ("open ..", "as of one that was there"),
             ("create or open .handoff.lock", "as of one that was there"),
-            ("lock data/.handoff.lock", "as of one that was there"),
             ("lock data", "as of one that was there"),
+            ("lock data/.handoff.lock", "as of one that was there"),
             ("read data/.handoff.lock at 0", "no lease and no mark"),
             ("open .handoff.epoch: ENOENT", "the second copy could know of epochs that were used"),
             ("create or open .handoff.epoch.new", "a new file, since the lock file has no mark to fall back on"),
