@@ -45,7 +45,8 @@ pub struct Journal {
 pub struct SetAside {
     /// Where it is now.
     pub kept_at: PathBuf,
-    /// Why it could not be read: [`JournalError::Unreadable`] or [`JournalError::NewerVersion`].
+    /// Why it could not be read: [`JournalError::Unreadable`], [`JournalError::NewerVersion`] or
+    /// [`JournalError::UnknownRecord`].
     pub reason: JournalError,
 }
 
@@ -62,7 +63,7 @@ impl Journal {
         let path = std::path::absolute(path).map_err(io_error(path, "find the current directory"))?;
         match SlotFile::create_or_open(&path) {
             Ok(file) => Ok(Self { path, file, set_aside: None }),
-            Err(reason @ (JournalError::Unreadable { .. } | JournalError::NewerVersion { .. })) => {
+            Err(reason) if reason.is_of_the_content() => {
                 let kept_at = set_aside(&path)?;
                 let file = SlotFile::create_or_open(&path)?;
                 Ok(Self { path, file, set_aside: Some(SetAside { kept_at, reason }) })
@@ -140,12 +141,7 @@ pub(crate) fn read(path: &Path) -> Result<Option<StateJournal>> {
         }
         content = read_content(path, &file)?;
     }
-    match content {
-        Content::Blank => Ok(None),
-        Content::Newest { state, .. } => Ok(state),
-        Content::NewerVersion(version) => Err(newer_version(path, version)),
-        Content::Unreadable => Err(JournalError::Unreadable { path: path.to_owned() }),
-    }
+    Ok(newest_of(path, content)?.and_then(|(_, _, state)| state))
 }
 
 /// Removes the file at `path`; no error if there is none.
@@ -200,26 +196,18 @@ impl<S: Storage> SlotFile<S> {
     /// Takes the file as it is found: fills a blank or a truncated one up, and syncs, so that what was found is on the disk
     /// and later syncs have no size or block to write.
     pub(crate) fn load(path: &Path, storage: S) -> Result<Self> {
-        let content = read_content(path, &storage)?;
-        let mut file = Self {
+        let (newest, sequence, current) =
+            newest_of(path, read_content(path, &storage)?)?.unwrap_or((slots::LAST, 0, None));
+        let file = Self {
             path: path.to_owned(),
             storage,
-            current: None,
-            newest: slots::LAST,
-            sequence: 0,
-            synced: slots::LAST,
+            current,
+            newest,
+            sequence,
+            synced: newest,
             sync_failed: false,
             buffer: Box::new([0; SLOT_BYTES]),
         };
-        match content {
-            Content::Blank => {}
-            Content::Newest { slot, sequence, state } => {
-                (file.newest, file.sequence, file.synced) = (slot, sequence, slot);
-                file.current = state;
-            }
-            Content::NewerVersion(version) => return Err(newer_version(path, version)),
-            Content::Unreadable => return Err(JournalError::Unreadable { path: path.to_owned() }),
-        }
         file.fill_up()?;
         storage::sync(&file.storage).map_err(io_error(path, "sync it"))?;
         Ok(file)
@@ -327,8 +315,18 @@ fn sync_directory_of(path: &Path) -> io::Result<()> {
     }
 }
 
-fn newer_version(path: &Path, version: u32) -> JournalError {
-    JournalError::NewerVersion { path: path.to_owned(), version, newest_known: slots::VERSION }
+/// The newest record with its place and sequence, nothing for a blank file, or why it can't be told.
+fn newest_of(path: &Path, content: Content) -> Result<Option<(Slot, u64, Option<StateJournal>)>> {
+    let path = path.to_owned();
+    match content {
+        Content::Blank => Ok(None),
+        Content::Newest { slot, sequence, state } => Ok(Some((slot, sequence, state))),
+        Content::NewerVersion(version) => {
+            Err(JournalError::NewerVersion { path, version, newest_known: slots::VERSION })
+        }
+        Content::Unknown => Err(JournalError::UnknownRecord { path }),
+        Content::Unreadable => Err(JournalError::Unreadable { path }),
+    }
 }
 
 fn io_error(path: &Path, attempt: &'static str) -> impl FnOnce(io::Error) -> JournalError {
