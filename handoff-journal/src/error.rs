@@ -21,8 +21,8 @@ pub enum JournalError {
         source: io::Error,
     },
 
-    /// The path names a directory, a pipe or a device: give another path.
-    #[error("journal {}: is not a regular file; give the path of a file of its own", path.display())]
+    /// The path names a directory, a pipe, a device or a symbolic link, which is not followed: give another path.
+    #[error("journal {}: is not a regular file (a link is none either); give the path of a file of its own", path.display())]
     NotAFile {
         /// The path.
         path: PathBuf,

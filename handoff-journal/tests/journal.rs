@@ -257,11 +257,57 @@ fn what_is_no_regular_file_is_refused_at_once() {
     let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
     assert!(made.success());
     fs::create_dir(&path).unwrap();
-    for path in [path.as_path(), &pipe, Path::new("/dev/zero")] {
+    let (link, dangling, file) = (dir.path().join("link"), dir.path().join("dangling"), dir.path().join("file"));
+    state(Phase::Draining).write_atomic(&file).unwrap();
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    std::os::unix::fs::symlink(dir.path().join("nothing"), &dangling).unwrap();
+    for path in [path.as_path(), &pipe, Path::new("/dev/zero"), &link, &dangling] {
         assert!(matches!(StateJournal::read(path), Err(JournalError::NotAFile { .. })));
         assert!(matches!(Journal::open(path), Err(JournalError::NotAFile { .. })));
-        assert!(matches!(state(Phase::Draining).write_atomic(path), Err(JournalError::NotAFile { .. })));
+        assert!(matches!(state(Phase::Sealing).write_atomic(path), Err(JournalError::NotAFile { .. })));
     }
+    assert_eq!(StateJournal::read(&file).unwrap(), Some(state(Phase::Draining)));
+    assert!(!dir.path().join("nothing").exists());
+}
+
+/// Whoever looks for the journal looks at its path.
+#[test]
+fn a_file_that_was_moved_away_is_made_anew_by_the_next_sync() {
+    let moves: [fn(&Path); 3] = [
+        |path| fs::rename(path, path.with_extension("bak")).unwrap(),
+        |path| {
+            fs::hard_link(path, path.with_extension("bak")).unwrap();
+            fs::remove_file(path).unwrap();
+        },
+        |path| {
+            let dir = path.parent().unwrap();
+            fs::rename(dir, dir.with_extension("bak")).unwrap();
+        },
+    ];
+    for moved in moves {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state/journal");
+        let mut journal = Journal::open(&path).unwrap();
+        journal.record(&state(Phase::Negotiating)).unwrap();
+        journal.sync().unwrap();
+        moved(&path);
+        journal.record(&state(Phase::Draining)).unwrap();
+        journal.sync().unwrap();
+        assert_eq!(StateJournal::read(&path).unwrap(), Some(state(Phase::Draining)));
+    }
+}
+
+#[test]
+fn a_link_in_the_place_of_the_file_is_named_and_its_target_left_alone() {
+    let (dir, path) = place();
+    let mut journal = Journal::open(&path).unwrap();
+    let other = dir.path().join("other");
+    fs::write(&other, "another's").unwrap();
+    fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink(&other, &path).unwrap();
+    journal.record(&state(Phase::Draining)).unwrap();
+    assert!(matches!(journal.sync(), Err(JournalError::NotAFile { .. })));
+    assert_eq!(fs::read_to_string(&other).unwrap(), "another's");
 }
 
 #[test]
