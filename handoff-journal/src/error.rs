@@ -21,8 +21,8 @@ pub enum JournalError {
         source: io::Error,
     },
 
-    /// The path names a directory, a pipe or a device: give another path.
-    #[error("journal {}: is not a regular file; give the path of a file of its own", path.display())]
+    /// The path names a directory, a pipe, a device or a symbolic link, which is not followed: give another path.
+    #[error("journal {}: is not a regular file (a link is none either); give the path of a file of its own", path.display())]
     NotAFile {
         /// The path.
         path: PathBuf,
@@ -55,6 +55,18 @@ pub enum JournalError {
         newest_known: u32,
     },
 
+    /// The newest record is whole, and this build does not know what it says: a newer build wrote a phase or a field that was
+    /// appended later. It was left as it is; [`Journal::open`](crate::Journal::open) moves it aside and keeps it.
+    #[error(
+        "journal {}: its newest record is whole and unreadable to this build, so a newer build wrote it; \
+         use the newer build, or move the file away",
+        path.display()
+    )]
+    UnknownRecord {
+        /// The journal.
+        path: PathBuf,
+    },
+
     /// A field of the record is longer than a slot has room for. The caller's fault; nothing was written.
     #[error("journal {}: {field} is {bytes} bytes long, at most {bytes_max} fit", path.display())]
     TooLong {
@@ -81,4 +93,11 @@ pub enum JournalError {
         /// How many are kept.
         kept: u32,
     },
+}
+
+impl JournalError {
+    /// Whether the bytes of the file are at fault, which another file would mend.
+    pub(crate) const fn is_of_the_content(&self) -> bool {
+        matches!(self, Self::Unreadable { .. } | Self::NewerVersion { .. } | Self::UnknownRecord { .. })
+    }
 }

@@ -9,20 +9,23 @@
 //!
 //! Invariants:
 //!
-//! * A line is appended by one write and never changed. A torn tail costs the entry that it was to be, and no other: the next
-//!   append begins a line of its own.
-//! * An entry that is read is one that was written, whole. What is no line of ours is counted and skipped.
+//! * A line is appended by one write (write(2), O_APPEND) and never changed, so that no other writer's line is written over. A
+//!   torn tail costs the entry that it was to be, and no other: the next append begins a line of its own.
+//! * An entry that is read is one that was written, whole. What is no line of ours, and what only a newer build understands, is
+//!   counted as what it is.
+//! * Every text and list of an entry has a bound, and every figure is a number that can be read again.
 //! * The two files together never grow beyond [`HISTORY_BYTES_MAX`] and hold the newest entries.
 //!
-//! Never waits for the disk: a history is for people, and nothing is decided by it. Never locks: one process appends at a time,
-//! and readers need nobody's leave.
+//! Never waits for the disk: a history is for people, and nothing is decided by it. Never locks a file: one process appends at a
+//! time, with any number of threads, and readers need nobody's leave.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crc::{CRC_32_ISCSI, Crc};
@@ -30,18 +33,24 @@ use handoff_proto::HandoffId;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{JournalError, Result};
-use crate::storage::{self, Storage};
+use crate::storage::{self, NotAFile, Storage};
 
-/// How large a history grows, in bytes. It holds the newest 7,000 handovers or more.
+/// How large a history grows, in bytes. It holds the newest 7,000 handovers or more, fewer where their texts are long.
 pub const HISTORY_BYTES_MAX: u64 = 2 * FILE_BYTES_MAX;
 
 /// How large one of the two files grows.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 /// The longest text of an entry, in bytes; what is longer is cut.
 const TEXT_BYTES_MAX: usize = 1024;
+/// The longest name of a phase, in bytes.
+const NAME_BYTES_MAX: usize = 64;
+/// More parts than a handover has.
+const PHASES_MAX: usize = 16;
 /// How often a reader looks at two files that change places under its eyes.
 const READS_MAX: u32 = 3;
 static CRC_32C: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
+/// A second thread that found the file full too would move the new one over the older entries.
+static APPENDING: Mutex<()> = Mutex::new(());
 
 /// One handover that has ended, committed or not.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -76,7 +85,7 @@ pub struct HistoryEntry {
     pub phases: Vec<PhaseSpan>,
 }
 
-/// Durations in milliseconds. A part that was not reached, or not finished, is 0.
+/// Durations in milliseconds. A part that was not reached, or not finished, is 0; so is a figure that is no finite number.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HistoryTimings {
@@ -117,6 +126,8 @@ pub struct Recent {
     pub entries: Vec<HistoryEntry>,
     /// How many lines were unreadable: torn by a full disk or a power loss, or nobody's.
     pub damaged: u64,
+    /// How many lines are whole and say nothing that this build knows: a newer build wrote them, and reads them.
+    pub unknown: u64,
 }
 
 /// A history at a path of its own.
@@ -126,12 +137,16 @@ pub struct History {
 }
 
 impl History {
-    /// The history at `path`; nothing is opened or made.
+    /// The history at `path`; nothing is opened or made. A relative path is taken from the current directory of this moment,
+    /// and stays there when the process changes to another one.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        let path = path.into();
+        // An empty path, or no current directory: every use of it will say so.
+        Self { path: std::path::absolute(&path).unwrap_or(path) }
     }
 
-    /// Appends an entry. Texts that are too long are cut. It is not durable on return, and costs no wait for the disk.
+    /// Appends an entry, from any number of threads at a time. Texts that are too long are cut. It is not durable on return, and
+    /// costs no wait for the disk.
     ///
     /// # Errors
     /// [`JournalError::Io`] or [`JournalError::NotAFile`]: this entry is lost, and no other.
@@ -164,18 +179,13 @@ impl History {
     }
 
     fn try_append(&self, line: &[u8]) -> io::Result<()> {
-        let mut file = self.open()?;
+        let _one_at_a_time = APPENDING.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = open_to_append(&self.path)?;
         if Storage::len(&file)? + line.len() as u64 + 1 > FILE_BYTES_MAX {
             fs::rename(&self.path, self.older())?;
-            file = self.open()?;
+            file = open_to_append(&self.path)?;
         }
         append_to(&file, line)
-    }
-
-    fn open(&self) -> io::Result<File> {
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&self.path)?;
-        if file.metadata()?.is_file() { Ok(file) } else { Err(not_a_file()) }
     }
 
     fn older(&self) -> PathBuf {
@@ -200,7 +210,7 @@ impl History {
 
     fn failed(&self, attempt: &'static str, source: io::Error) -> JournalError {
         let path = self.path.clone();
-        if source.kind() == ErrorKind::IsADirectory || source.get_ref().is_some_and(|error| error.is::<NotAFile>()) {
+        if NotAFile::is_why(&source) {
             return JournalError::NotAFile { path };
         }
         JournalError::Io { path, attempt, source }
@@ -224,7 +234,12 @@ fn encode(line: &Line) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Appends a whole line, behind a line feed if what is there ends without one.
+fn open_to_append(path: &Path) -> io::Result<File> {
+    storage::open(path, OpenOptions::new().read(true).append(true).create(true).mode(0o600))
+}
+
+/// Appends a whole line, behind a line feed if what is there ends without one. What a full disk cuts off is not tried again: by
+/// then, another line may stand behind it.
 fn append_to(storage: &impl Storage, line: &[u8]) -> io::Result<()> {
     let end = storage.len()?;
     let mut last = [b'\n'];
@@ -232,7 +247,16 @@ fn append_to(storage: &impl Storage, line: &[u8]) -> io::Result<()> {
         read_exactly(storage, &mut last, end - 1)?;
     }
     let mended = [b"\n".as_slice(), line].concat();
-    storage::write_all(storage, if last == [b'\n'] { line } else { &mended }, end)
+    let bytes = if last == [b'\n'] { line } else { &mended };
+    loop {
+        match storage.append(bytes) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Ok(written) if written < bytes.len() => {
+                return Err(io::Error::new(ErrorKind::WriteZero, "only a part of the entry was written"));
+            }
+            written => return written.map(drop),
+        }
+    }
 }
 
 fn read_exactly(storage: &impl Storage, out: &mut [u8; 1], offset: u64) -> io::Result<()> {
@@ -265,8 +289,7 @@ fn parse(files: &[u8]) -> Recent {
                     entry.timings_ms.retire = Some(after_ms);
                 }
             }
-            // It is whole: a newer build knows what it means.
-            Some(Err(_)) => {}
+            Some(Err(_)) => recent.unknown += 1,
         }
     }
     recent
@@ -279,22 +302,77 @@ fn checked(line: &[u8]) -> Option<&[u8]> {
     (u32::from_str_radix(checksum, 16).ok()? == CRC_32C.checksum(json)).then_some(json)
 }
 
-fn bounded(mut entry: HistoryEntry) -> HistoryEntry {
-    let texts =
-        [&mut entry.abort_reason, &mut entry.aborted_in, &mut entry.old_build, &mut entry.new_build, &mut entry.binary];
-    for text in texts.into_iter().flatten() {
-        if text.len() > TEXT_BYTES_MAX {
-            let end = (0..=TEXT_BYTES_MAX).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
-            text.truncate(end);
-            text.push('…');
-        }
+/// The entry within its bounds. It is taken apart whole, so that no field that is added can be forgotten here.
+fn bounded(entry: HistoryEntry) -> HistoryEntry {
+    let HistoryEntry {
+        handoff_id,
+        committed,
+        abort_reason,
+        aborted_in,
+        old_pid,
+        new_pid,
+        epoch,
+        old_build,
+        new_build,
+        binary,
+        started_at_unix_ms,
+        timings_ms,
+        phases,
+    } = entry;
+    let text = |text: Option<String>| text.map(|text| cut(text, TEXT_BYTES_MAX));
+    HistoryEntry {
+        handoff_id,
+        committed,
+        abort_reason: text(abort_reason),
+        aborted_in: aborted_in.map(|name| cut(name, NAME_BYTES_MAX)),
+        old_pid,
+        new_pid,
+        epoch,
+        old_build: text(old_build),
+        new_build: text(new_build),
+        binary: text(binary),
+        started_at_unix_ms,
+        timings_ms: readable_timings(timings_ms),
+        phases: phases.into_iter().take(PHASES_MAX).map(bounded_span).collect(),
     }
-    entry.phases.truncate(16);
-    entry
+}
+
+fn readable_timings(timings: HistoryTimings) -> HistoryTimings {
+    let HistoryTimings { spawn, warm, drain, seal, begin_to_ready, total, pause, retire } = timings;
+    HistoryTimings {
+        spawn: readable(spawn),
+        warm: readable(warm),
+        drain: readable(drain),
+        seal: readable(seal),
+        begin_to_ready: readable(begin_to_ready),
+        total: readable(total),
+        pause: readable(pause),
+        retire: retire.filter(|ms| ms.is_finite()),
+    }
+}
+
+fn bounded_span(span: PhaseSpan) -> PhaseSpan {
+    let PhaseSpan { phase, at_ms, ms } = span;
+    PhaseSpan { phase: cut(phase, NAME_BYTES_MAX), at_ms: readable(at_ms), ms: readable(ms) }
+}
+
+/// JSON has no infinity and no NaN: what is written in their place could not be read again.
+fn readable(ms: f64) -> f64 {
+    if ms.is_finite() { ms } else { 0.0 }
+}
+
+/// At most so many bytes of a text, and a mark where something was cut off.
+fn cut(mut text: String, bytes_max: usize) -> String {
+    if text.len() > bytes_max {
+        let end = (0..=bytes_max).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 fn open_if_there(path: &Path) -> io::Result<Option<File>> {
-    match File::open(path) {
+    match storage::open(path, OpenOptions::new().read(true)) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         opened => opened.map(Some),
     }
@@ -302,29 +380,16 @@ fn open_if_there(path: &Path) -> io::Result<Option<File>> {
 
 fn inode(file: &Option<File>) -> io::Result<Option<(u64, u64)>> {
     let Some(file) = file else { return Ok(None) };
-    let metadata = file.metadata()?;
-    Ok(Some((metadata.dev(), metadata.ino())))
+    Ok(Some(storage::inode(&file.metadata()?)))
 }
 
 /// All of it, or the end of one that is larger than any of ours.
 fn read_tail(file: Option<File>) -> io::Result<Vec<u8>> {
     let Some(mut file) = file else { return Ok(Vec::new()) };
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(not_a_file());
-    }
-    file.seek(SeekFrom::Start(metadata.len().saturating_sub(FILE_BYTES_MAX)))?;
+    file.seek(SeekFrom::Start(file.metadata()?.len().saturating_sub(FILE_BYTES_MAX)))?;
     let mut bytes = Vec::new();
     file.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
     Ok(bytes)
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("it is not a regular file")]
-struct NotAFile;
-
-fn not_a_file() -> io::Error {
-    io::Error::other(NotAFile)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The history after torn writes, full disks, flipped bytes and many entries.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 use crate::error::JournalError;
 use crate::storage::fake::{Call, FakeDisk, Fault};
@@ -120,7 +121,7 @@ fn every_call_may_fail_or_be_interrupted_and_the_disk_is_not_waited_for() {
     let disk = FakeDisk::with_content(&line(0));
     append_to(&disk, &line(1)).unwrap();
     let calls = disk.take_calls();
-    assert_eq!(calls, [Call::Len, Call::Read, Call::Write]);
+    assert_eq!(calls, [Call::Len, Call::Read, Call::Append]);
     for nth in 0..calls.len() {
         let disk = FakeDisk::with_content(&line(0));
         disk.fail(nth, Fault::Error(ENOSPC));
@@ -169,8 +170,112 @@ fn what_a_newer_build_wrote_is_no_damage() {
     more.as_object_mut().unwrap().remove("phases");
     let more = more.to_string();
     let more = format!("{:08x} {more}\n", CRC_32C.checksum(more.as_bytes()));
-    let recent = parse(&[newer.as_bytes(), more.as_bytes(), &line(2)].concat());
-    assert_eq!((recent.damaged, recent.entries.len()), (0, 2));
+    let mut other = serde_json::to_value(Line::Handover(Box::new(entry(1)))).unwrap();
+    other["epoch"] = "of another type".into();
+    let other = other.to_string();
+    let other = format!("{:08x} {other}\n", CRC_32C.checksum(other.as_bytes()));
+    let recent = parse(&[newer.as_bytes(), more.as_bytes(), other.as_bytes(), &line(2)].concat());
+    assert_eq!((recent.damaged, recent.unknown, recent.entries.len()), (0, 2, 2));
+}
+
+#[test]
+fn no_figure_makes_an_entry_vanish() {
+    let dir = tempfile::tempdir().unwrap();
+    let history = History::new(dir.path().join("history"));
+    for odd in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let timings_ms = HistoryTimings {
+            spawn: odd,
+            warm: odd,
+            drain: odd,
+            seal: odd,
+            begin_to_ready: odd,
+            total: odd,
+            pause: odd,
+            retire: Some(odd),
+        };
+        let phases = vec![PhaseSpan { phase: "spawn".into(), at_ms: odd, ms: odd }];
+        history.append(&HistoryEntry { timings_ms, phases, ..entry(4) }).unwrap();
+    }
+    let phases = vec![PhaseSpan { phase: "spawn".into(), ..PhaseSpan::default() }];
+    let expected = HistoryEntry { timings_ms: HistoryTimings::default(), phases, ..entry(4) };
+    let recent = history.newest(9).unwrap();
+    assert_eq!(recent, Recent { entries: vec![expected; 3], ..Recent::default() });
+}
+
+/// Each with a descriptor of its own, as several processes would have.
+#[test]
+fn writers_that_know_nothing_of_each_other_lose_no_entry() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("history");
+    std::thread::scope(|scope| {
+        for writer in 0..4 {
+            let path = &path;
+            scope.spawn(move || {
+                for number in 0..200 {
+                    append_to(&open_to_append(path).unwrap(), &line(writer * 200 + number)).unwrap();
+                }
+            });
+        }
+    });
+    let recent = History::new(path).newest(usize::MAX).unwrap();
+    let mut found = numbers(&recent);
+    found.sort_unstable();
+    assert_eq!((found, recent.damaged), ((0..800).collect(), 0));
+}
+
+#[test]
+fn threads_that_find_the_file_full_lose_no_entry() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("history");
+    let full = FILE_BYTES_MAX - line(0).len() as u64 - 1;
+    for round in 0..50 {
+        // A hole up to a whole line: all that is read back is what the threads append.
+        let file = File::create(&path).unwrap();
+        file.set_len(full).unwrap();
+        storage::write_all(&file, b"\n", full - 1).unwrap();
+        let at_once = std::sync::Barrier::new(4);
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                let (history, at_once) = (History::new(&path), &at_once);
+                scope.spawn(move || {
+                    at_once.wait();
+                    (0..3).for_each(|number| history.append(&entry(writer * 3 + number)).unwrap());
+                });
+            }
+        });
+        let mut found = numbers(&History::new(&path).newest(usize::MAX).unwrap());
+        found.sort_unstable();
+        assert_eq!(found, (0..12).collect::<Vec<_>>(), "round {round}");
+    }
+}
+
+#[test]
+fn every_text_and_list_has_a_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    let history = History::new(dir.path().join("history"));
+    // What JSON makes longest.
+    let long = || "\u{1}".repeat(100_000);
+    let phases = vec![PhaseSpan { phase: long(), ..PhaseSpan::default() }; 100];
+    let entry = HistoryEntry {
+        abort_reason: Some(long()),
+        aborted_in: Some(long()),
+        old_build: Some(long()),
+        new_build: Some(long()),
+        binary: Some(long()),
+        phases,
+        ..entry(0)
+    };
+    history.append(&entry).unwrap();
+    let bytes = fs::metadata(dir.path().join("history")).unwrap().len();
+    assert!(bytes < 40_000, "{bytes}");
+    assert_eq!(history.newest(1).unwrap().entries[0].phases.len(), PHASES_MAX);
+}
+
+/// As a daemon that changes to `/`.
+#[test]
+fn a_relative_path_stays_where_it_was() {
+    let history = History::new("some/history");
+    assert_eq!(history.path, std::env::current_dir().unwrap().join("some/history"));
 }
 
 #[test]
@@ -208,15 +313,22 @@ fn long_texts_are_cut_at_a_character() {
 }
 
 #[test]
-fn what_is_no_file_is_left_as_it_is() {
+fn what_is_no_file_is_left_as_it_is_and_not_waited_for() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("history");
-    fs::create_dir(&path).unwrap();
-    let history = History::new(&path);
+    let at = |name| dir.path().join(name);
+    fs::create_dir(at("directory")).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(at("pipe")).status().unwrap().success());
+    fs::write(at("file"), "another's").unwrap();
+    std::os::unix::fs::symlink(at("file"), at("link")).unwrap();
+    std::os::unix::fs::symlink(at("nothing"), at("dangling")).unwrap();
     let not_a_file = |error| matches!(error, JournalError::NotAFile { .. });
-    assert!(not_a_file(history.append(&entry(0)).unwrap_err()));
-    assert!(not_a_file(history.newest(1).unwrap_err()));
-    assert!(path.is_dir());
-    let gone = History::new(dir.path().join("no/history"));
+    for name in ["directory", "pipe", "link", "dangling"] {
+        let history = History::new(at(name));
+        assert!(not_a_file(history.append(&entry(0)).unwrap_err()), "{name}");
+        assert!(not_a_file(history.newest(1).unwrap_err()), "{name}");
+    }
+    assert_eq!(fs::read_to_string(at("file")).unwrap(), "another's");
+    assert!(!at("nothing").exists());
+    let gone = History::new(at("no/history"));
     assert!(matches!(gone.append(&entry(0)).unwrap_err(), JournalError::Io { .. }));
 }

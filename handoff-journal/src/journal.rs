@@ -13,10 +13,12 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
+
 use crate::error::{JournalError, Result};
 use crate::record::StateJournal;
 use crate::slots::{self, Content, FILE_BYTES, SLOT_BYTES, Slot};
-use crate::storage::{self, Storage};
+use crate::storage::{self, NotAFile, Storage};
 
 /// How many unreadable files are kept beside a journal.
 const SET_ASIDE_MAX: u32 = 16;
@@ -45,7 +47,8 @@ pub struct Journal {
 pub struct SetAside {
     /// Where it is now.
     pub kept_at: PathBuf,
-    /// Why it could not be read: [`JournalError::Unreadable`] or [`JournalError::NewerVersion`].
+    /// Why it could not be read: [`JournalError::Unreadable`], [`JournalError::NewerVersion`] or
+    /// [`JournalError::UnknownRecord`].
     pub reason: JournalError,
 }
 
@@ -62,7 +65,7 @@ impl Journal {
         let path = std::path::absolute(path).map_err(io_error(path, "find the current directory"))?;
         match SlotFile::create_or_open(&path) {
             Ok(file) => Ok(Self { path, file, set_aside: None }),
-            Err(reason @ (JournalError::Unreadable { .. } | JournalError::NewerVersion { .. })) => {
+            Err(reason) if reason.is_of_the_content() => {
                 let kept_at = set_aside(&path)?;
                 let file = SlotFile::create_or_open(&path)?;
                 Ok(Self { path, file, set_aside: Some(SetAside { kept_at, reason }) })
@@ -90,13 +93,14 @@ impl Journal {
 
     /// Makes the newest record durable. Costs nothing if it is already.
     ///
-    /// A file that was removed or replaced in the meantime is made anew, with the newest record.
+    /// A file that was removed, replaced or moved away in the meantime is made anew, with the newest record.
     ///
     /// # Errors
+    /// [`JournalError::NotAFile`] when something else was put in its place.
     /// [`JournalError::Io`]: the newest record may not survive a power loss; the last synced one does. Calling it again
     /// writes the record again.
     pub fn sync(&mut self) -> Result<()> {
-        if !self.file.is_linked()? {
+        if !self.file.is_in_place()? {
             let mut anew = Self::open(&self.path)?;
             anew.file.write(self.file.current.clone())?;
             self.file = anew.file;
@@ -123,15 +127,10 @@ impl Journal {
 
 /// The newest record of the file at `path`.
 pub(crate) fn read(path: &Path) -> Result<Option<StateJournal>> {
-    match regular_file(path) {
-        Ok(()) => {}
-        Err(JournalError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    }
-    let file = match File::open(path) {
+    let file = match storage::open(path, OpenOptions::new().read(true)) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(io_error(path, "open it")(error)),
+        Err(error) => return Err(open_error(path, error)),
     };
     let mut content = read_content(path, &file)?;
     for _ in 1..READS_MAX {
@@ -140,12 +139,7 @@ pub(crate) fn read(path: &Path) -> Result<Option<StateJournal>> {
         }
         content = read_content(path, &file)?;
     }
-    match content {
-        Content::Blank => Ok(None),
-        Content::Newest { state, .. } => Ok(state),
-        Content::NewerVersion(version) => Err(newer_version(path, version)),
-        Content::Unreadable => Err(JournalError::Unreadable { path: path.to_owned() }),
-    }
+    Ok(newest_of(path, content)?.and_then(|(_, _, state)| state))
 }
 
 /// Removes the file at `path`; no error if there is none.
@@ -178,18 +172,9 @@ impl SlotFile<File> {
     /// Opens the file at `path` or creates it, durably, with the directories above it.
     pub(crate) fn create_or_open(path: &Path) -> Result<Self> {
         create_directory_durably(parent_of(path)).map_err(io_error(path, "create its directory"))?;
-        match regular_file(path) {
-            Err(JournalError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
-            checked => checked?,
-        }
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .map_err(io_error(path, "open it"))?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let file = storage::open(path, &mut options).map_err(|error| open_error(path, error))?;
         let opened = Self::load(path, file)?;
         sync_directory_of(path).map_err(io_error(path, "sync its directory"))?;
         Ok(opened)
@@ -200,26 +185,18 @@ impl<S: Storage> SlotFile<S> {
     /// Takes the file as it is found: fills a blank or a truncated one up, and syncs, so that what was found is on the disk
     /// and later syncs have no size or block to write.
     pub(crate) fn load(path: &Path, storage: S) -> Result<Self> {
-        let content = read_content(path, &storage)?;
-        let mut file = Self {
+        let (newest, sequence, current) =
+            newest_of(path, read_content(path, &storage)?)?.unwrap_or((slots::LAST, 0, None));
+        let file = Self {
             path: path.to_owned(),
             storage,
-            current: None,
-            newest: slots::LAST,
-            sequence: 0,
-            synced: slots::LAST,
+            current,
+            newest,
+            sequence,
+            synced: newest,
             sync_failed: false,
             buffer: Box::new([0; SLOT_BYTES]),
         };
-        match content {
-            Content::Blank => {}
-            Content::Newest { slot, sequence, state } => {
-                (file.newest, file.sequence, file.synced) = (slot, sequence, slot);
-                file.current = state;
-            }
-            Content::NewerVersion(version) => return Err(newer_version(path, version)),
-            Content::Unreadable => return Err(JournalError::Unreadable { path: path.to_owned() }),
-        }
         file.fill_up()?;
         storage::sync(&file.storage).map_err(io_error(path, "sync it"))?;
         Ok(file)
@@ -250,8 +227,8 @@ impl<S: Storage> SlotFile<S> {
         Ok(())
     }
 
-    fn is_linked(&self) -> Result<bool> {
-        self.storage.is_linked().map_err(io_error(&self.path, "look at it"))
+    fn is_in_place(&self) -> Result<bool> {
+        self.storage.is_at(&self.path).map_err(io_error(&self.path, "look at it"))
     }
 
     /// Zeros up to the full size, so that later writes need no new block.
@@ -267,15 +244,6 @@ fn read_content(path: &Path, storage: &impl Storage) -> Result<Content> {
     let mut bytes = vec![0; FILE_BYTES + 1];
     let length = storage::read_front(storage, &mut bytes).map_err(io_error(path, "read it"))?;
     Ok(slots::newest(&bytes[..length]))
-}
-
-/// Opening a pipe or a device could block or do harm, so the look comes first.
-fn regular_file(path: &Path) -> Result<()> {
-    if fs::metadata(path).map_err(io_error(path, "look at it"))?.is_file() {
-        Ok(())
-    } else {
-        Err(JournalError::NotAFile { path: path.to_owned() })
-    }
 }
 
 /// Renames the file at `path` to a name that nobody has.
@@ -320,15 +288,34 @@ fn create_directory_durably(directory: &Path) -> io::Result<()> {
 
 /// Makes the name of `path` durable in its directory.
 fn sync_directory_of(path: &Path) -> io::Result<()> {
-    match File::open(parent_of(path))?.sync_all() {
+    let directory =
+        OpenOptions::new().read(true).custom_flags(OFlags::DIRECTORY.bits() as i32).open(parent_of(path))?;
+    match directory.sync_all() {
         // A file system that can't sync a directory keeps names by other means, or not at all.
         Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(()),
         synced => synced,
     }
 }
 
-fn newer_version(path: &Path, version: u32) -> JournalError {
-    JournalError::NewerVersion { path: path.to_owned(), version, newest_known: slots::VERSION }
+/// The newest record with its place and sequence, nothing for a blank file, or why it can't be told.
+fn newest_of(path: &Path, content: Content) -> Result<Option<(Slot, u64, Option<StateJournal>)>> {
+    let path = path.to_owned();
+    match content {
+        Content::Blank => Ok(None),
+        Content::Newest { slot, sequence, state } => Ok(Some((slot, sequence, state))),
+        Content::NewerVersion(version) => {
+            Err(JournalError::NewerVersion { path, version, newest_known: slots::VERSION })
+        }
+        Content::Unknown => Err(JournalError::UnknownRecord { path }),
+        Content::Unreadable => Err(JournalError::Unreadable { path }),
+    }
+}
+
+fn open_error(path: &Path, source: io::Error) -> JournalError {
+    if NotAFile::is_why(&source) {
+        return JournalError::NotAFile { path: path.to_owned() };
+    }
+    io_error(path, "open it")(source)
 }
 
 fn io_error(path: &Path, attempt: &'static str) -> impl FnOnce(io::Error) -> JournalError {

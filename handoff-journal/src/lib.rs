@@ -8,7 +8,8 @@
 //!   [`Journal::sync`] is called. This keeps the disk out of the pause of a handover.
 //!
 //! What is read is always a record that was written, whole: a torn, truncated or foreign file gives an older record or an
-//! error that names the file, never a mixture and never a panic. What can't be read is never overwritten or deleted.
+//! error that names the file, never a mixture and never a panic. A whole record that only a newer build understands is such an
+//! error, and no older record is given in its place. What can't be read is never overwritten or deleted.
 //!
 //! Beside it stands the [`History`]: what came of each handover, for people. It never waits for the disk, is bounded in size, and
 //! nothing is decided by it.

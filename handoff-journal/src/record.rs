@@ -56,8 +56,8 @@ impl StateJournal {
     /// The record before it stays whole until this one is on the disk.
     ///
     /// # Errors
-    /// [`JournalError::Unreadable`] or [`JournalError::NewerVersion`] when the path holds something else, which is left as it
-    /// is; [`JournalError::TooLong`] is the caller's fault; else the disk's. After an error the file gives the old record or
+    /// [`JournalError::Unreadable`], [`JournalError::NewerVersion`] or [`JournalError::UnknownRecord`] when the path holds
+    /// something else, which is left as it is; [`JournalError::TooLong`] is the caller's fault; else the disk's. After an error the file gives the old record or
     /// this one.
     pub fn write_atomic(&self, path: &Path) -> Result<()> {
         let mut file = SlotFile::create_or_open(path)?;
@@ -68,8 +68,8 @@ impl StateJournal {
     /// The newest whole record, `None` when there is no file or no handover was under way. Changes nothing.
     ///
     /// # Errors
-    /// [`JournalError::Unreadable`] when the file holds no whole record, [`JournalError::NewerVersion`] when a newer build
-    /// wrote it, [`JournalError::Io`] when it can't be read.
+    /// [`JournalError::Unreadable`] when the file holds no whole record, [`JournalError::NewerVersion`] or
+    /// [`JournalError::UnknownRecord`] when a newer build wrote it, [`JournalError::Io`] when it can't be read.
     pub fn read(path: &Path) -> Result<Option<Self>> {
         journal::read(path)
     }

@@ -10,7 +10,8 @@
 //!
 //! Invariants:
 //!
-//! * The slot with the highest sequence among those whose checksum is right is the newest record. No two have the same.
+//! * The slot with the highest sequence among those whose checksum is right is the newest record, also when this build does
+//!   not know what it says: an older one would be a wrong answer. No two have the same sequence.
 //! * A write goes neither to the newest record **nor to the last one that was synced**. So a torn write leaves the newest
 //!   whole, and after a power loss the file gives the last synced record or one written after it: two slots could not keep
 //!   both promises once two records in a row are not synced.
@@ -40,6 +41,8 @@ pub(crate) const FILE_BYTES: usize = SLOTS * SLOT_BYTES;
 pub(crate) const VERSION: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"hndoffJ\n";
+/// A record a microsecond reaches half of the range in 292,000 years: more is nobody's count, and could not be counted on.
+const SEQUENCE_END: u64 = u64::MAX / 2;
 const HEADER_BYTES: usize = 24;
 const CHECKSUM_BYTES: usize = 4;
 static CRC_32C: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
@@ -58,6 +61,8 @@ pub(crate) enum Content {
     Newest { slot: Slot, sequence: u64, state: Option<StateJournal> },
     /// The newest record is in a later version of the format.
     NewerVersion(u32),
+    /// The newest record is whole, and nothing that this build knows.
+    Unknown,
     /// There are bytes, and no record.
     Unreadable,
 }
@@ -101,6 +106,7 @@ pub(crate) fn newest(file: &[u8]) -> Content {
     match whole.max_by_key(|(_, found)| found.sequence) {
         None => Content::Unreadable,
         Some((_, Opened { record: Record::Later(version), .. })) => Content::NewerVersion(version),
+        Some((_, Opened { record: Record::Unknown, .. })) => Content::Unknown,
         Some((slot, Opened { sequence, record: Record::Known(state) })) => Content::Newest { slot, sequence, state },
     }
 }
@@ -114,6 +120,8 @@ struct Opened {
 enum Record {
     Known(Option<StateJournal>),
     Later(u32),
+    /// Such as one with a phase or a field that was appended later.
+    Unknown,
 }
 
 /// What a slot holds; `None` if it is torn, damaged, blank or foreign.
@@ -124,17 +132,15 @@ fn open(slot: &[u8]) -> Option<Opened> {
     let sequence = u64::from_le_bytes(*header.last_chunk()?);
     let end = HEADER_BYTES.checked_add(usize::try_from(length).ok()?)?;
     let checksum: &[u8; CHECKSUM_BYTES] = slot.get(end..)?.first_chunk()?;
-    let sound = header.starts_with(&MAGIC)
-        // A record a microsecond reaches half of the range in 292,000 years: more is nobody's count, and could not be counted on.
-        && sequence < u64::MAX / 2
-        && CRC_32C.checksum(&slot[..end]) == u32::from_le_bytes(*checksum);
-    if !sound {
+    if !header.starts_with(&MAGIC) || CRC_32C.checksum(&slot[..end]) != u32::from_le_bytes(*checksum) {
         return None;
     }
     let record = match version {
-        VERSION => Record::Known(record::decode(&slot[HEADER_BYTES..end])?),
         later if later > VERSION => Record::Later(later),
-        _ => return None,
+        VERSION if sequence < SEQUENCE_END => {
+            record::decode(&slot[HEADER_BYTES..end]).map_or(Record::Unknown, Record::Known)
+        }
+        _ => Record::Unknown,
     };
     Some(Opened { sequence, record })
 }

@@ -1,8 +1,11 @@
-//! The few operations that the journal asks of a file: the seam at which tests tear writes and make calls fail.
+//! The few operations that journal and history ask of a file: the seam at which tests tear writes and make calls fail.
 
-use std::fs::File;
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::OFlags;
 
 /// A file by position. Each function is one system call, which may be interrupted or do a part of the work.
 pub(crate) trait Storage {
@@ -12,10 +15,13 @@ pub(crate) trait Storage {
     fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize>;
     /// pwrite(2).
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize>;
+    /// write(2) on a descriptor that was opened to append: behind all that is there, whoever else appends.
+    fn append(&self, bytes: &[u8]) -> io::Result<usize>;
     /// fdatasync(2): what was written before is on the disk on return.
     fn sync_data(&self) -> io::Result<()>;
-    /// Whether a path still leads to it: a removed or replaced file takes writes that nobody will ever read.
-    fn is_linked(&self) -> io::Result<bool>;
+    /// Whether this path still names it: a file that was removed, replaced or moved away takes writes that nobody will look
+    /// for. Where the path can't be looked at (EACCES), it counts as unchanged.
+    fn is_at(&self, path: &Path) -> io::Result<bool>;
 }
 
 impl Storage for File {
@@ -31,13 +37,55 @@ impl Storage for File {
         FileExt::write_at(self, bytes, offset)
     }
 
+    fn append(&self, bytes: &[u8]) -> io::Result<usize> {
+        let mut file = self;
+        file.write(bytes)
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         Self::sync_data(self)
     }
 
-    fn is_linked(&self) -> io::Result<bool> {
-        Ok(self.metadata()?.nlink() > 0)
+    fn is_at(&self, path: &Path) -> io::Result<bool> {
+        match fs::symlink_metadata(path) {
+            Ok(there) => Ok(inode(&there) == inode(&self.metadata()?)),
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(true),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
+}
+
+/// What tells a file from every other one that lives at the same time: its device and inode.
+pub(crate) fn inode(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+/// The path names a directory, a pipe, a device, a socket or a link.
+#[derive(Debug, thiserror::Error)]
+#[error("it is not a regular file")]
+pub(crate) struct NotAFile;
+
+impl NotAFile {
+    /// Whether this is why opening failed.
+    pub(crate) fn is_why(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(|error| error.is::<Self>())
+    }
+}
+
+/// Opens a regular file, with `options`. A pipe is not waited for, a device not opened, and a link that somebody put there not
+/// followed (open(2): O_NONBLOCK, O_NOFOLLOW).
+///
+/// # Errors
+/// [`NotAFile`], or the system's.
+pub(crate) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    // Opening a device may do harm, so a look comes first; what is put there after it shows in the second.
+    if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
+        return Err(io::Error::other(NotAFile));
+    }
+    let careful = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = options.custom_flags(careful.bits() as i32).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other(NotAFile)) }
 }
 
 /// Reads from the start until `out` is full or the file ends; gives how much it was.
@@ -107,6 +155,7 @@ pub(crate) mod fake {
         Len,
         Read,
         Write,
+        Append,
         Sync,
     }
 
@@ -233,6 +282,14 @@ pub(crate) mod fake {
             Ok(length)
         }
 
+        fn append(&self, bytes: &[u8]) -> io::Result<usize> {
+            let mut inner = self.0.borrow_mut();
+            let length = inner.call(Call::Append)?.min(bytes.len());
+            let end = inner.cache.len();
+            inner.write(&bytes[..length], end);
+            Ok(length)
+        }
+
         /// A failed sync drops what was dirty: the process still sees it, and a later sync believes it clean (fsync(2)).
         fn sync_data(&self) -> io::Result<()> {
             let mut inner = self.0.borrow_mut();
@@ -254,7 +311,7 @@ pub(crate) mod fake {
             Ok(())
         }
 
-        fn is_linked(&self) -> io::Result<bool> {
+        fn is_at(&self, _: &Path) -> io::Result<bool> {
             Ok(true)
         }
     }

@@ -199,24 +199,30 @@ fn opening_sets_a_foreign_file_aside_and_starts_fresh() {
 
 #[test]
 fn a_newer_builds_file_is_named_and_kept() {
-    let (_dir, path) = place();
-    state(Phase::Draining).write_atomic(&path).unwrap();
-    let mut content = fs::read(&path).unwrap();
-    content[8] = 2;
-    let end = 24 + content[12] as usize;
-    let checksum = crc::Crc::<u32>::new(&crc::CRC_32_ISCSI).checksum(&content[..end]);
-    content[end..end + 4].copy_from_slice(&checksum.to_le_bytes());
-    fs::write(&path, &content).unwrap();
+    let is_newer =
+        |error: &JournalError| matches!(error, JournalError::NewerVersion { version: 2, newest_known: 1, .. });
+    let is_unknown = |error: &JournalError| matches!(error, JournalError::UnknownRecord { .. });
+    let appended_phase = Phase::ResumingAfterAbort as u8 + 1;
+    for (at, byte, is_expected) in [(8, 2, &is_newer as &dyn Fn(&_) -> _), (24 + 18, appended_phase, &is_unknown)] {
+        let (_dir, path) = place();
+        state(Phase::Draining).write_atomic(&path).unwrap();
+        let mut content = fs::read(&path).unwrap();
+        content[at] = byte;
+        let end = 24 + content[12] as usize;
+        let checksum = crc::Crc::<u32>::new(&crc::CRC_32_ISCSI).checksum(&content[..end]);
+        content[end..end + 4].copy_from_slice(&checksum.to_le_bytes());
+        fs::write(&path, &content).unwrap();
 
-    let error = StateJournal::read(&path).unwrap_err();
-    assert!(matches!(error, JournalError::NewerVersion { version: 2, newest_known: 1, .. }), "{error}");
-    assert!(state(Phase::Sealing).write_atomic(&path).is_err());
-    assert_eq!(fs::read(&path).unwrap(), content);
+        for error in [StateJournal::read(&path).unwrap_err(), state(Phase::Sealing).write_atomic(&path).unwrap_err()] {
+            assert!(is_expected(&error) && error.to_string().contains("use the newer build"), "{error}");
+        }
+        assert_eq!(fs::read(&path).unwrap(), content);
 
-    let journal = Journal::open(&path).unwrap();
-    let set_aside = journal.set_aside().expect("it was set aside");
-    assert!(matches!(set_aside.reason, JournalError::NewerVersion { version: 2, .. }));
-    assert_eq!(fs::read(&set_aside.kept_at).unwrap(), content);
+        let journal = Journal::open(&path).unwrap();
+        let set_aside = journal.set_aside().expect("it was set aside");
+        assert!(is_expected(&set_aside.reason));
+        assert_eq!(fs::read(&set_aside.kept_at).unwrap(), content);
+    }
 }
 
 #[test]
@@ -251,11 +257,57 @@ fn what_is_no_regular_file_is_refused_at_once() {
     let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
     assert!(made.success());
     fs::create_dir(&path).unwrap();
-    for path in [path.as_path(), &pipe, Path::new("/dev/zero")] {
+    let (link, dangling, file) = (dir.path().join("link"), dir.path().join("dangling"), dir.path().join("file"));
+    state(Phase::Draining).write_atomic(&file).unwrap();
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    std::os::unix::fs::symlink(dir.path().join("nothing"), &dangling).unwrap();
+    for path in [path.as_path(), &pipe, Path::new("/dev/zero"), &link, &dangling] {
         assert!(matches!(StateJournal::read(path), Err(JournalError::NotAFile { .. })));
         assert!(matches!(Journal::open(path), Err(JournalError::NotAFile { .. })));
-        assert!(matches!(state(Phase::Draining).write_atomic(path), Err(JournalError::NotAFile { .. })));
+        assert!(matches!(state(Phase::Sealing).write_atomic(path), Err(JournalError::NotAFile { .. })));
     }
+    assert_eq!(StateJournal::read(&file).unwrap(), Some(state(Phase::Draining)));
+    assert!(!dir.path().join("nothing").exists());
+}
+
+/// Whoever looks for the journal looks at its path.
+#[test]
+fn a_file_that_was_moved_away_is_made_anew_by_the_next_sync() {
+    let moves: [fn(&Path); 3] = [
+        |path| fs::rename(path, path.with_extension("bak")).unwrap(),
+        |path| {
+            fs::hard_link(path, path.with_extension("bak")).unwrap();
+            fs::remove_file(path).unwrap();
+        },
+        |path| {
+            let dir = path.parent().unwrap();
+            fs::rename(dir, dir.with_extension("bak")).unwrap();
+        },
+    ];
+    for moved in moves {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state/journal");
+        let mut journal = Journal::open(&path).unwrap();
+        journal.record(&state(Phase::Negotiating)).unwrap();
+        journal.sync().unwrap();
+        moved(&path);
+        journal.record(&state(Phase::Draining)).unwrap();
+        journal.sync().unwrap();
+        assert_eq!(StateJournal::read(&path).unwrap(), Some(state(Phase::Draining)));
+    }
+}
+
+#[test]
+fn a_link_in_the_place_of_the_file_is_named_and_its_target_left_alone() {
+    let (dir, path) = place();
+    let mut journal = Journal::open(&path).unwrap();
+    let other = dir.path().join("other");
+    fs::write(&other, "another's").unwrap();
+    fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink(&other, &path).unwrap();
+    journal.record(&state(Phase::Draining)).unwrap();
+    assert!(matches!(journal.sync(), Err(JournalError::NotAFile { .. })));
+    assert_eq!(fs::read_to_string(&other).unwrap(), "another's");
 }
 
 #[test]

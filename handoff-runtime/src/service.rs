@@ -34,6 +34,7 @@ mod ledger;
 mod listen;
 mod notify;
 mod open_files;
+mod own_file;
 mod preflight;
 mod report;
 mod retire;

@@ -98,31 +98,34 @@ pub(crate) const JOURNAL: &[Step] = &[
 pub(crate) const HISTORY: &[Step] = &[
     Step {
         name: "append to a new one",
-        calls: &[("create or open history", "made when it is needed"), ("write history at 0", "a line by one write")],
+        calls: &[
+            ("create or open history to append", "made when it is needed; nobody else's line is written over"),
+            ("write history", "a line by one write"),
+        ],
     },
     Step {
         name: "append",
         calls: &[
-            ("create or open history", "as above"),
+            ("create or open history to append", "as above"),
             ("read history at 5", "does what is there end with a line feed?"),
-            ("write history at 6", "behind it"),
+            ("write history", "behind whatever is there by now"),
         ],
     },
     Step {
         name: "append to a torn one",
         calls: &[
-            ("create or open history", "as above"),
+            ("create or open history to append", "as above"),
             ("read history at 3", "it does not"),
-            ("write history at 4", "a line feed and the line, by one write: the torn one costs itself alone"),
+            ("write history", "a line feed and the line, by one write: the torn one costs itself alone"),
         ],
     },
     Step {
         name: "append to a full one",
         calls: &[
-            ("create or open history", "as above"),
+            ("create or open history to append", "as above"),
             ("rename history to history.1", "in the place of the older one: the newest entries are kept"),
-            ("create or open history", "a new one"),
-            ("write history at 0", "its first line"),
+            ("create or open history to append", "a new one"),
+            ("write history", "its first line"),
         ],
     },
 ];

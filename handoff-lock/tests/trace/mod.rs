@@ -93,6 +93,7 @@ fn call(line: &str, base: &str) -> Option<String> {
     let what = match name.rsplit(' ').next()? {
         "openat" if has("O_EXCL") => format!("create only {}", words[1]),
         "openat" if has("O_CREAT") && has("O_TRUNC") => format!("create or empty {}", words[1]),
+        "openat" if has("O_APPEND") => format!("create or open {} to append", words[1]),
         "openat" if has("O_CREAT") => format!("create or open {}", words[1]),
         "openat" => format!("open {}", words[1]),
         "flock" if has("LOCK_UN") => format!("unlock {first}"),

@@ -23,6 +23,9 @@ pub(super) fn history(args: &HistoryArgs) -> Result<ExitCode, String> {
     if recent.damaged > 0 {
         output::error(&format!("history: unreadable lines are left out: {}", recent.damaged));
     }
+    if recent.unknown > 0 {
+        output::error(&format!("history: lines that only a newer build reads are left out: {}", recent.unknown));
+    }
     if let Some(path) = &args.plot {
         std::fs::write(path, plot::svg(&recent.entries)).map_err(|error| format!("{}: {error}", path.display()))?;
     }

@@ -18,6 +18,8 @@ use rustix::fs::StatVfsMountFlags;
 use serde::{Deserialize, Serialize};
 use tracing::{debug, warn};
 
+use super::own_file;
+
 /// The one that serves, the one before it, one that may be the only one that can read the data, and one that is about to
 /// take over.
 #[cfg(test)]
@@ -264,7 +266,7 @@ fn keep(dir: &Path, build: &Build) -> io::Result<()> {
 fn copy(mut source: &File, kept: &Path) -> io::Result<()> {
     let part = kept.with_extension("part");
     let result = (|| {
-        let mut copy = File::create(&part)?;
+        let mut copy = own_file::create_staging(&part)?;
         io::copy(&mut source, &mut copy)?;
         let metadata = source.metadata()?;
         copy.set_permissions(Permissions::from_mode(metadata.mode() & 0o777))?;

@@ -1,6 +1,7 @@
 //! What a service that is started again must know besides the journal: its builds, its daemon, and who is still to leave.
 //!
-//! JSON objects in `<state-dir>/service`, one a line, of which the last whole one counts. Nobody waits for the disk:
+//! JSON objects in `<state-dir>/service`, one a line, of which the last whole one counts. One that is whole and that this build
+//! does not understand is never passed over for one before it. Nobody waits for the disk:
 //! it serves a service that died while the machine lived. After a boot all that it names is gone, and the configuration
 //! counts. With another binary in the configuration the operator has decided anew; the processes are still this service's.
 //!
@@ -8,19 +9,22 @@
 //!
 //! - A line is added behind a whole line only. A service's first record, one behind a write that failed, and one for which
 //!   there is no room make a new file, which is renamed into place.
+//! - A file that can't be read, or only by a newer build, is not written over: it is kept as `service.unreadable`.
 //! - A record is added while a successor starts, and a rename over a file makes the file system write it out: whoever
 //!   wants the directory or the disk then, the successor too, would wait for it.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use handoff_proto::ProcessId;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::builds::Lineage;
 use super::config::ServiceConfig;
+use super::own_file;
 use crate::process::Process;
 
 const VERSION: u32 = 1;
@@ -61,6 +65,29 @@ pub(super) struct Ledger {
     configured: PathBuf,
     /// Of the file, if its last line is whole and ours.
     bytes: Option<usize>,
+    before: Before,
+}
+
+/// What the service before this one has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Before {
+    /// Nothing, or a record that was read.
+    Read,
+    /// A record that this build can't read.
+    Unread,
+}
+
+/// Why a record could not be read, in words for the log.
+#[derive(Debug, thiserror::Error)]
+enum Unread {
+    #[error("can't be read: {0}")]
+    Io(#[from] io::Error),
+    #[error("holds no whole record: it is damaged, or another program's")]
+    Damaged,
+    #[error("holds a newest record that this build does not understand ({0}): a newer build may have written it")]
+    Unknown(serde_json::Error),
+    #[error("has format version {0}, and this build reads version {VERSION}: a newer build wrote it")]
+    Version(u32),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -86,9 +113,13 @@ impl Ledger {
     pub(super) fn open(config: &ServiceConfig) -> (Self, Record) {
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
         let path = config.state_dir.join("service");
-        let ledger = Self { path, boot_id, configured: config.binary.clone(), bytes: None };
-        let record = ledger.read().unwrap_or_default();
-        (ledger, record)
+        let mut ledger = Self { path, boot_id, configured: config.binary.clone(), bytes: None, before: Before::Read };
+        let record = ledger.read().unwrap_or_else(|reason| {
+            warn!(path = %ledger.path.display(), %reason, "what the service before this one knew is not known");
+            ledger.before = Before::Unread;
+            None
+        });
+        (ledger, record.unwrap_or_default())
     }
 
     /// Remembers this. That it can't is no reason to stop: what is lost is told.
@@ -110,25 +141,18 @@ impl Ledger {
         }
     }
 
-    fn read(&self) -> Option<Record> {
+    fn read(&self) -> Result<Option<Record>, Unread> {
         let text = match read_bounded(&self.path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => return None,
-            Err(error) => {
-                warn!(path = %self.path.display(), %error, "what the service before this one knew can't be read");
-                return None;
-            }
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            text => text?,
         };
-        let Some(entry) = last_whole(&text) else {
-            warn!(path = %self.path.display(), "what the service before this one knew is unreadable");
-            return None;
-        };
+        let entry = last_whole(&text)?;
         let id = |id: Id| ProcessId { pid: id.pid, start_time: id.start_time };
-        (entry.version == VERSION && entry.boot_id == self.boot_id).then(|| Record {
+        Ok((entry.boot_id == self.boot_id).then(|| Record {
             lineage: entry.builds.filter(|_| entry.configured == self.configured),
             daemon: entry.daemon.map(id),
             retiring: entry.retiring.into_iter().map(id).collect(),
-        })
+        }))
     }
 
     fn line(&self, record: &Record) -> io::Result<Vec<u8>> {
@@ -160,26 +184,55 @@ impl Ledger {
     }
 
     fn append(&self, line: &[u8]) -> io::Result<()> {
-        OpenOptions::new().append(true).open(&self.path)?.write_all(line)
+        own_file::open(&self.path, OpenOptions::new().append(true))?.write_all(line)
     }
 
-    fn write_anew(&self, line: &[u8]) -> io::Result<()> {
+    fn write_anew(&mut self, line: &[u8]) -> io::Result<()> {
+        if self.before == Before::Unread {
+            match fs::rename(&self.path, self.path.with_extension("unreadable")) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => self.before = Before::Read,
+            }
+        }
         let staging = self.path.with_extension("new");
-        let written = fs::write(&staging, line).and_then(|()| fs::rename(&staging, &self.path));
+        let written = own_file::create_staging(&staging)
+            .and_then(|mut file| file.write_all(line))
+            .and_then(|()| fs::rename(&staging, &self.path));
         written.inspect_err(|_| drop(fs::remove_file(&staging)))
     }
 }
 
-/// The last record that was written whole: the one behind it may have been cut off by the end of its writer.
-fn last_whole(text: &[u8]) -> Option<Entry> {
-    text.rsplit(|byte| *byte == b'\n').find_map(|line| serde_json::from_slice(line).ok())
+/// The last record that was written whole: the one behind it may have been cut off by the end of its writer. A line feed ends
+/// a whole one; of the last one, it alone may be missing.
+fn last_whole(text: &[u8]) -> Result<Entry, Unread> {
+    let mut lines = text.rsplit(|byte| *byte == b'\n');
+    let cut_off = lines.next().unwrap_or_default();
+    let whole = lines.next();
+    if serde_json::from_slice::<IgnoredAny>(cut_off).is_ok() {
+        return decode(cut_off);
+    }
+    decode(whole.ok_or(Unread::Damaged)?)
+}
+
+fn decode(line: &[u8]) -> Result<Entry, Unread> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    match serde_json::from_slice(line) {
+        Ok(Versioned { version: VERSION }) => serde_json::from_slice(line).map_err(Unread::Unknown),
+        Ok(Versioned { version }) => Err(Unread::Version(version)),
+        Err(_) => Err(Unread::Damaged),
+    }
 }
 
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    if path.metadata()?.len() > READ_BYTES_MAX {
+    let file = own_file::open(path, OpenOptions::new().read(true))?;
+    let mut bytes = Vec::new();
+    if file.take(READ_BYTES_MAX + 1).read_to_end(&mut bytes)? as u64 > READ_BYTES_MAX {
         return Err(io::Error::new(ErrorKind::InvalidData, "it is far too long"));
     }
-    fs::read(path)
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -207,7 +260,7 @@ mod tests {
         assert_eq!(dir.path().read_dir().unwrap().count(), 1);
 
         let of_another_boot = Ledger { boot_id: "x".into(), ..Ledger::open(&config).0 };
-        assert_eq!(of_another_boot.read(), None);
+        assert_eq!(of_another_boot.read().unwrap(), None);
         config.binary = "/bin/b".into();
         assert_eq!(Ledger::open(&config).1, Record { lineage: None, ..record.clone() }, "its processes are still ours");
         config.binary = "/bin/a".into();
@@ -219,6 +272,63 @@ mod tests {
         assert_eq!(Ledger::open(&config).1, record);
         ledger.clear();
         assert_eq!(Ledger::open(&config).1, Record::default());
+    }
+
+    /// Whatever a build of the future writes: an older record would name a daemon that is gone.
+    #[test]
+    fn a_whole_record_that_is_not_understood_is_named_and_kept_and_no_older_one_counts() {
+        for newer in [
+            "{\"version\":2}\n",
+            "{\"version\":2,\"all\":\"else is new\"}",
+            "{\"version\":1,\"boot_id\":7}\n",
+            "\"nothing of ours\"\n",
+            "garbage\n",
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let config = ServiceConfig::new(dir.path(), "/bin/a");
+            let path = dir.path().join("service");
+            Ledger::open(&config).0.write(&record(1));
+            let text = [fs::read(&path).unwrap(), newer.into()].concat();
+            fs::write(&path, &text).unwrap();
+
+            let (mut ledger, found) = Ledger::open(&config);
+            assert_eq!(found, Record::default(), "{newer}");
+            let why = ledger.read().unwrap_err().to_string();
+            assert_eq!(why.contains("newer build"), newer.contains("version"), "{why}");
+            assert_eq!(fs::read(&path).unwrap(), text, "it is left alone as long as nothing is to be written");
+            ledger.write(&record(2));
+            ledger.write(&record(3));
+            assert_eq!(Ledger::open(&config).1, record(3));
+            assert_eq!(fs::read(dir.path().join("service.unreadable")).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn what_somebody_put_in_its_place_is_neither_waited_for_nor_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = ServiceConfig::new(dir.path(), "/bin/a");
+        let (path, staging) = (dir.path().join("service"), dir.path().join("service.new"));
+        let precious = dir.path().join("precious");
+        fs::write(&precious, "another's").unwrap();
+        let pipe = |at: &Path| {
+            rustix::fs::mkfifoat(rustix::fs::CWD, at, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
+        };
+        let link = |at: &Path| std::os::unix::fs::symlink(&precious, at).unwrap();
+        for put in [&pipe as &dyn Fn(&Path), &link] {
+            put(&path);
+            put(&staging);
+            let (mut ledger, found) = Ledger::open(&config);
+            assert_eq!(found, Record::default());
+            ledger.write(&record(1));
+            assert_eq!(Ledger::open(&config).1, record(1));
+            // While it runs: what can't be added to is replaced.
+            fs::remove_file(&path).unwrap();
+            put(&path);
+            ledger.write(&record(2));
+            assert_eq!(Ledger::open(&config).1, record(2));
+            fs::remove_file(&path).unwrap();
+        }
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "another's");
     }
 
     #[test]

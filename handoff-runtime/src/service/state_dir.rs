@@ -1,7 +1,8 @@
 //! The state directory: one supervisor at a time, by `flock` on `<state-dir>/supervisor.lock` (flock(2)). One that is there
 //! first and silent is ended; see [`alone`](super::alone).
 //!
-//! The file is never removed while the directory is in use: two supervisors could then each lock a file of that name.
+//! The file is never removed while the directory is in use: two supervisors could then each lock a file of that name. A link in
+//! its place is not followed: the file that it leads to would be emptied.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, Write};
@@ -13,6 +14,7 @@ use rustix::io::Errno;
 
 use super::alone::{self, First, Silence};
 use super::error::ServiceError;
+use super::own_file;
 
 const LOCK_FILE: &str = "supervisor.lock";
 
@@ -30,7 +32,7 @@ impl StateDir {
     /// # Errors
     /// [`ServiceError::StateDirTaken`] names the supervisor that holds it and is not silent.
     pub(super) fn take_existing(dir: &Path, silence: Silence) -> Result<Option<Self>, ServiceError> {
-        match OpenOptions::new().read(true).write(true).open(dir.join(LOCK_FILE)) {
+        match own_file::open(&dir.join(LOCK_FILE), OpenOptions::new().read(true).write(true)) {
             Ok(file) => Ok(Some(Self { _lock: Self::lock(file, dir, silence)?, on_trial: None })),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(ServiceError::StateDir { path: dir.to_owned(), source: error }),
@@ -49,7 +51,9 @@ impl StateDir {
         };
         let on_trial = (!dir.exists()).then(|| dir.to_owned());
         let file = DirBuilder::new().recursive(true).mode(mode).create(dir).and_then(|()| {
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(dir.join(LOCK_FILE))
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false).mode(0o600);
+            own_file::open(&dir.join(LOCK_FILE), &mut options)
         });
         let file = file.map_err(|source| ServiceError::StateDir { path: dir.to_owned(), source })?;
         Ok(Self { _lock: Self::lock(file, dir, silence)?, on_trial })
@@ -159,6 +163,22 @@ mod tests {
         }
         drop(first);
         assert!(StateDir::take_existing(&path, silence).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_the_lock_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let precious = dir.path().join("precious");
+        std::fs::write(&precious, "another's").unwrap();
+        std::os::unix::fs::symlink(&precious, dir.path().join(LOCK_FILE)).unwrap();
+        for taken in [
+            StateDir::take_existing(dir.path(), Silence::default()).map(drop),
+            StateDir::create(dir.path(), Visitors::OwnUserOnly, Silence::default()).map(drop),
+        ] {
+            let error = taken.unwrap_err().to_string();
+            assert!(error.contains("supervisor.lock is not a regular file"), "{error}");
+        }
+        assert_eq!(std::fs::read_to_string(&precious).unwrap(), "another's");
     }
 
     #[test]
