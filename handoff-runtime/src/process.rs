@@ -318,7 +318,7 @@ mod tests {
     use std::sync::mpsc::channel;
 
     use super::*;
-    use crate::testing::arguments_for;
+    use crate::testing::{arguments_for, in_new_namespaces};
 
     /// A program that lives until it is killed, started as the supervisor starts one.
     fn sleeper() -> Process {
@@ -447,9 +447,8 @@ mod tests {
     /// Runs the ignored test `path` where `/proc` does not show this process, as with hidepid=2. Its children are its parent's.
     fn run_where_hidden(process: &Process, path: &str) {
         let nothing = tempfile::tempdir().unwrap();
-        let namespaces = if rustix::process::geteuid().is_root() { "-m" } else { "-rm" };
-        let mut command = Command::new("unshare");
-        command.args([namespaces, "sh", "-c", "mount --bind $0 /proc/$1 && shift && exec \"$@\""]);
+        let mut command = in_new_namespaces("m");
+        command.args(["sh", "-c", "mount --bind $0 /proc/$1 && shift && exec \"$@\""]);
         command.arg(nothing.path()).arg(process.pid().to_string()).arg(std::env::current_exe().unwrap());
         command.args(arguments_for(path));
         command.env(HIDDEN_PID, process.pid().to_string());
