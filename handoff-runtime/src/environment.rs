@@ -1,19 +1,24 @@
 //! What a process is told by its starter: `LISTEN_*` (sd_listen_fds(3)) and `HANDOFF_*`.
 //!
-//! The variables are consumed: a program that this process starts must not take them for its own.
+//! They are read and never changed: unsetenv(3) races with every other thread's getenv(3). The descriptors that they name are
+//! claimed once in the life of a process. A program that this process starts in its turn finds the variables too, and can tell
+//! by `LISTEN_PID`, and by the descriptors that it was not given, that they are not meant for it; [`forget_role`] spares it that.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::parent_id;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
 use rustix::process::{Resource, getrlimit};
 
 use crate::error::{Error, Result};
-use crate::listeners::{InheritedListeners, retain};
+use crate::listeners::{InheritedListeners, is_listener, retain};
 use crate::sys;
 use crate::sys::spawn::FIRST_FD;
 
@@ -54,15 +59,17 @@ pub(crate) enum StartedAs {
     },
 }
 
-/// Reads and consumes the variables, claims the descriptors, and keeps duplicates of the listeners until
-/// [`listeners::forget`](crate::listeners::forget). Call it before any other thread runs.
+/// Reads the variables, claims the descriptors, and keeps duplicates of the listeners until
+/// [`listeners::forget`](crate::listeners::forget). Only the first call finds anything.
 ///
 /// # Errors
-/// [`Error::Environment`]: this is a successor without a usable channel, or `LISTEN_FDS` is no number. [`Error::Io`]: the
-/// system does not say what a descriptor is.
+/// [`Error::Environment`]: this is a successor without a usable channel, `LISTEN_FDS` is no number, or all was meant for the
+/// shell that has started this process. [`Error::Io`]: the system does not say what a descriptor is.
 pub(crate) fn claim() -> Result<StartedAs> {
-    let variables = Variables::take();
-    let inherited = InheritedListeners::claim(variables.listener_names(std::process::id(), fds_max())?)?;
+    let Some(variables) = Variables::once()? else {
+        return Ok(StartedAs::ColdStart { inherited: InheritedListeners::default() });
+    };
+    let inherited = InheritedListeners::claim(variables.listener_names(fds_max())?)?;
     let started_as = match variables.control_fd()? {
         None => StartedAs::ColdStart { inherited },
         Some(raw) => StartedAs::Successor { inherited, control: claim_control(raw)? },
@@ -72,13 +79,27 @@ pub(crate) fn claim() -> Result<StartedAs> {
     Ok(started_as)
 }
 
-/// The listeners that a supervisor was started with; it is nobody's successor. Consumes the variables as [`claim`] does.
+/// The listeners that a supervisor was started with; it is nobody's successor. Once, as [`claim`].
 ///
 /// # Errors
 /// As [`claim`].
 #[cfg(feature = "service")]
 pub(crate) fn claim_listeners() -> Result<InheritedListeners> {
-    InheritedListeners::claim(Variables::take().listener_names(std::process::id(), fds_max())?)
+    match Variables::once()? {
+        Some(variables) => InheritedListeners::claim(variables.listener_names(fds_max())?),
+        None => Ok(InheritedListeners::default()),
+    }
+}
+
+/// Keeps the variables by which this process was told its role from a program that is to be started: from one that asks for its
+/// own role in the same way, or looks for sockets that it was given without comparing `LISTEN_PID`.
+///
+/// [`detect_role`](crate::detect_role) leaves the environment of this process as it is. Call it before
+/// [`pass_listener_fds_on_spawn`](crate::pass_listener_fds_on_spawn), which sets some of them anew.
+pub fn forget_role(command: &mut Command) {
+    for name in VARIABLES {
+        command.env_remove(name);
+    }
 }
 
 /// The variables as they were found.
@@ -92,7 +113,12 @@ struct Variables {
 }
 
 impl Variables {
-    fn take() -> Self {
+    /// Those that are meant for this process, the first time that it asks.
+    fn once() -> Result<Option<Self>> {
+        static ASKED: AtomicBool = AtomicBool::new(false);
+        if ASKED.swap(true, Ordering::Relaxed) {
+            return Ok(None);
+        }
         let found = Self {
             listen_fds: env::var_os(LISTEN_FDS),
             listen_fdnames: env::var_os(LISTEN_FDNAMES),
@@ -100,19 +126,44 @@ impl Variables {
             role: env::var_os(HANDOFF_ROLE),
             sock_fd: env::var_os(HANDOFF_SOCK_FD),
         };
-        VARIABLES.into_iter().for_each(sys::env::remove);
-        found
+        Ok(found.is_for(std::process::id())?.then_some(found))
+    }
+
+    /// Whether this process is the one that was told. Whoever leaves `LISTEN_PID` out, tells whoever reads it.
+    ///
+    /// # Errors
+    /// Another process was told, and all that was meant for it has come here: a shell that should have used exec.
+    fn is_for(&self, own_pid: u32) -> Result<bool> {
+        let Some(pid) = &self.listen_pid else { return Ok(true) };
+        let told: u32 = number(LISTEN_PID, pid)?;
+        if told == own_pid {
+            return Ok(true);
+        }
+        let has_channel = self.has_channel();
+        if self.has_listener() && (has_channel || told == parent_id()) {
+            let mend = "write `exec` before the program in the script that starts it";
+            return Err(unusable(LISTEN_PID, format!("it names process {told}, and this one is {own_pid}: {mend}")));
+        }
+        if !has_channel {
+            tracing::info!(listen_pid = told, "the inherited listeners are another process's");
+        }
+        // A supervisor of another make may leave the variable as its own manager has set it.
+        Ok(has_channel)
+    }
+
+    /// Whether a successor's channel has come to this process.
+    fn has_channel(&self) -> bool {
+        self.control_fd().ok().flatten().is_some_and(|raw| sys::fd::look_at_inherited(raw, is_stream).is_ok())
+    }
+
+    /// Whether the first listener has come to this process.
+    fn has_listener(&self) -> bool {
+        self.listen_fds.is_some() && sys::fd::look_at_inherited(FIRST_FD, is_listener).is_ok()
     }
 
     /// One name for each descriptor that was passed to us.
-    fn listener_names(&self, own_pid: u32, fds_max: u64) -> Result<Vec<String>> {
+    fn listener_names(&self, fds_max: u64) -> Result<Vec<String>> {
         let Some(count) = &self.listen_fds else { return Ok(Vec::new()) };
-        if let Some(pid) = &self.listen_pid
-            && number::<u32>(LISTEN_PID, pid)? != own_pid
-        {
-            tracing::info!(listen_pid = ?pid, "the inherited listeners are another process's");
-            return Ok(Vec::new());
-        }
         let claimed: u64 = number(LISTEN_FDS, count)?;
         let count = claimed.min(fds_max);
         if count < claimed {
@@ -150,10 +201,14 @@ fn claim_control(raw: RawFd) -> Result<UnixStream> {
 }
 
 fn claim_inherited_stream(raw: RawFd) -> io::Result<(OwnedFd, ())> {
-    sys::fd::claim_inherited(raw, |fd: BorrowedFd<'_>| {
-        let is_stream = socket_domain(fd)? == AddressFamily::UNIX && socket_type(fd)? == SocketType::STREAM;
-        if is_stream && !socket_acceptconn(fd)? { Ok(()) } else { Err(io::Error::other("a socket of another kind")) }
-    })
+    sys::fd::claim_inherited(raw, is_stream)
+}
+
+/// # Errors
+/// It is no connected Unix stream.
+fn is_stream(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let is_stream = socket_domain(fd)? == AddressFamily::UNIX && socket_type(fd)? == SocketType::STREAM;
+    if is_stream && !socket_acceptconn(fd)? { Ok(()) } else { Err(io::Error::other("a socket of another kind")) }
 }
 
 fn number<N: std::str::FromStr>(variable: &'static str, text: &OsStr) -> Result<N> {
@@ -190,7 +245,10 @@ mod tests {
             listen_pid: pid.map(OsString::from),
             ..Variables::default()
         };
-        variables.listener_names(OWN_PID, FDS_MAX)
+        match variables.is_for(OWN_PID)? {
+            true => variables.listener_names(FDS_MAX),
+            false => Ok(Vec::new()),
+        }
     }
 
     fn control_fd(role: Option<&str>, sock_fd: Option<&str>) -> Result<Option<RawFd>> {
@@ -210,7 +268,7 @@ mod tests {
         assert_eq!(names("1", Some("http:one:too:many"), None).unwrap(), ["http"]);
         assert_eq!(names("2", None, None).unwrap(), ["unknown", "unknown"]);
         assert_eq!(names("0", Some(""), None).unwrap(), [""; 0]);
-        assert_eq!(Variables::default().listener_names(OWN_PID, FDS_MAX).unwrap(), [""; 0]);
+        assert_eq!(Variables::default().listener_names(FDS_MAX).unwrap(), [""; 0]);
     }
 
     #[test]
@@ -255,11 +313,12 @@ mod tests {
     #[test]
     #[ignore = "run by the next test in a process of its own"]
     fn claims_a_successors_block() {
+        let environment: Vec<_> = env::vars_os().collect();
         let StartedAs::Successor { mut inherited, control } = claim().unwrap() else { panic!() };
         assert_eq!(inherited.names(), ["http"]);
         assert!(inherited.take("http").is_some());
         assert!(rustix::io::fcntl_getfd(&control).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
-        assert!(VARIABLES.iter().all(|name| env::var_os(name).is_none()));
+        assert_eq!(env::vars_os().collect::<Vec<_>>(), environment, "other threads may read it at any time");
         assert_eq!(crate::listeners::retained().len(), 1);
         std::io::Write::write_all(&mut &control, b"hello").unwrap();
         assert!(matches!(claim().unwrap(), StartedAs::ColdStart { inherited } if inherited.is_empty()));
@@ -275,11 +334,60 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "run by the next two tests in a process of its own"]
+    fn was_meant_for_its_parent() {
+        let error = claim().unwrap_err().to_string();
+        let parent = parent_id();
+        assert!(error.contains(&format!("process {parent}")) && error.contains("exec"), "{error}");
+    }
+
+    /// Runs the ignored test `path` as a shell does that does not become the program that it starts.
+    fn run_behind_a_shell(path: &str, control: Option<BorrowedFd<'_>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut args: Vec<OsString> = ["-c", "\"$@\"; exit $?", "sh"].into_iter().map(OsString::from).collect();
+        args.push(env::current_exe().unwrap().into());
+        args.extend(arguments_for(path));
+        let listeners = [("http".to_owned(), listener.as_fd())];
+        let mut shell = spawn("/bin/sh".as_ref(), &args, &[], &listeners, control).unwrap();
+        assert!(shell.wait().unwrap().unwrap().success());
+    }
+
+    #[test]
+    fn a_shell_that_was_told_instead_of_the_daemon_is_named() {
+        let (_ours, theirs) = UnixStream::pair().unwrap();
+        run_behind_a_shell("environment::tests::was_meant_for_its_parent", Some(theirs.as_fd()));
+        run_behind_a_shell("environment::tests::was_meant_for_its_parent", None);
+    }
+
+    #[test]
+    #[ignore = "run by the next test in a process of its own"]
+    fn starts_one_that_asks_too() {
+        assert!(matches!(claim().unwrap(), StartedAs::Successor { .. }));
+        run_alone("environment::tests::is_started_by_a_daemon");
+        let mut command = Command::new("/usr/bin/env");
+        forget_role(&mut command);
+        let seen = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        assert!(!VARIABLES.iter().any(|name| seen.contains(name)), "{seen}");
+    }
+
+    #[test]
+    #[ignore = "run by the test before in a process of its own"]
+    fn is_started_by_a_daemon() {
+        assert_eq!(env::var_os(HANDOFF_ROLE).unwrap(), ROLE_SUCCESSOR);
+        assert!(matches!(claim().unwrap(), StartedAs::ColdStart { inherited } if inherited.is_empty()));
+    }
+
+    #[test]
+    fn what_a_daemon_starts_takes_the_role_not_for_its_own() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        run_as_successor("environment::tests::starts_one_that_asks_too", &listener);
+    }
+
+    #[test]
     #[ignore = "run by the next test in a process of its own"]
     fn is_a_successor_without_a_usable_channel() {
         let wrong = claim();
         assert!(is_about(wrong, HANDOFF_SOCK_FD));
-        assert!(VARIABLES.iter().all(|name| env::var_os(name).is_none()));
     }
 
     #[test]
@@ -316,7 +424,7 @@ mod tests {
         let inherited = claim_listeners().unwrap();
         assert_eq!(inherited.names().len(), 1);
         assert!(crate::listeners::retained().is_empty());
-        assert!(VARIABLES.iter().all(|name| env::var_os(name).is_none()));
+        assert!(claim_listeners().unwrap().is_empty(), "not twice");
     }
 
     #[cfg(feature = "service")]

@@ -93,6 +93,17 @@ pub enum Error {
         pid: u32,
     },
 
+    /// A process that was remembered is hidden from us, so that it can't be told from a later one with its pid. It was sent no
+    /// signal: end it by hand if it is to go, or let its start time be seen.
+    #[error(
+        "process {pid} is hidden in /proc (hidepid, ProtectProc= or PR_SET_DUMPABLE) and may be a later one of the same pid, so \
+         it gets no signal; end it yourself if it is in the way"
+    )]
+    ProcessHidden {
+        /// The process.
+        pid: u32,
+    },
+
     /// The handover is off: the supervisor said so, or is gone, or the deadline has passed. Exit; the incumbent serves.
     #[error("handover aborted: {reason}")]
     Aborted {

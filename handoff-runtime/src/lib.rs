@@ -92,6 +92,7 @@ pub use drainable::{
     DrainContext, DrainReport, Drainable, HookError, ReadinessSnapshot, Resume, SealContext, SealReport,
     StateNotReadable, StateSnapshot,
 };
+pub use environment::forget_role;
 pub use error::{Error, Result};
 pub use handoff_journal::StateJournal;
 pub use handoff_lock::{DataDirLock, LockError};

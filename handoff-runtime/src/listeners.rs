@@ -100,6 +100,12 @@ fn is_no_listener(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), None | Some(libc::EBADF | libc::ENOTSOCK | libc::ENOPROTOOPT | libc::EOPNOTSUPP))
 }
 
+/// # Errors
+/// It is none, or the system does not say what it is.
+pub(crate) fn is_listener(fd: BorrowedFd<'_>) -> io::Result<()> {
+    Kind::of(fd).map(drop)
+}
+
 impl Kind {
     /// What a descriptor is; an error says why it is none of the three.
     fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {

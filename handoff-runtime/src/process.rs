@@ -2,11 +2,12 @@
 //!
 //! Dropping a [`Process`] neither kills nor waits. Only a child of this process is ever reaped, and only when asked.
 
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read};
+mod answers;
+mod stat;
+
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
 use std::process::ExitStatus;
 use std::sync::Arc;
 
@@ -18,17 +19,31 @@ use rustix::process::{
 };
 
 use crate::error::{Error, Result};
+use crate::sys::spawn::Started;
+use answers::{Call, Meaning, meaning};
+use stat::{Descent, every_thread_is_stopped};
 
-/// 52 fields of at most 20 digits, and a name.
-const STAT_BYTES_MAX: usize = 2048;
+/// The start time of a process that could not be seen when it was written down.
+const START_TIME_UNKNOWN: u64 = 0;
 
 /// One process that this one started or found.
 #[derive(Debug)]
 pub struct Process {
     id: ProcessId,
+    identity: Identity,
     pidfd: Arc<OwnedFd>,
     /// Kept, because the kernel tells it once.
     status: Option<ExitStatus>,
+}
+
+/// How it is known that the pidfd leads to the process that is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Identity {
+    /// It was started here, or it was asked for by its pid alone, or its start time is the remembered one.
+    Proven,
+    /// It lives and has the remembered pid, and `/proc` hides its start time from us: it may be a later one of the same pid.
+    /// It counts as the remembered one, but gets no signal that could harm.
+    Assumed,
 }
 
 impl Process {
@@ -66,54 +81,48 @@ impl Process {
         self.signal(Signal::KILL)
     }
 
-    /// The process that has this pid now; `None` when it is dead.
+    /// The process that has this pid now; `None` when it is dead, or the pid is a mere thread's.
     ///
     /// # Errors
-    /// The system's: no descriptor is left, or `/proc` can't be read.
+    /// The system's: no descriptor is left, or a sandbox forbids the call.
     pub(crate) fn open(pid: u32) -> Result<Option<Self>> {
         Ok(Self::open_with_parent(pid)?.map(|(process, _)| process))
     }
 
-    /// This process itself; `None` when it is dead, also if its pid is another's by now.
+    /// This process itself; `None` when it is dead, also if its pid is another's by now. One that lives with this pid, and
+    /// whose start time is hidden (hidepid, ProtectProc=, PR_SET_DUMPABLE), counts as this one.
     ///
     /// # Errors
     /// As [`open`](Self::open).
     pub(crate) fn find(id: ProcessId) -> Result<Option<Self>> {
-        Ok(Self::open(id.pid)?.filter(|process| process.id == id))
+        Ok(Self::open(id.pid)?.and_then(|process| process.taken_for(id)))
     }
 
-    /// As [`open`](Self::open), with the pid of its parent, which is read in the same moment.
+    /// As [`open`](Self::open), with the pid of its parent, which is read in the same moment; `None` when that is hidden.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub(crate) fn open_with_parent(pid: u32) -> Result<Option<(Self, u32)>> {
-        let doing = || format!("open process {pid}");
-        let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
-        let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
-            Ok(pidfd) => pidfd,
-            // EINVAL: the pid of a thread that is no process.
-            Err(Errno::SRCH | Errno::INVAL) => return Ok(None),
-            Err(error) => return Err(Error::io(doing(), error)),
-        };
-        let Descent { parent, start_time } = match descent_of(pid) {
-            Ok(descent) => descent,
-            Err(error) if is_gone(&error) => return Ok(None),
-            Err(error) => return Err(Error::io(doing(), error)),
-        };
+    pub(crate) fn open_with_parent(pid: u32) -> Result<Option<(Self, Option<u32>)>> {
+        let failed = |error| Error::io(format!("look at process {pid}"), error);
+        let Some(pidfd) = open_pidfd(pid)? else { return Ok(None) };
+        let descent = Descent::of(pid).map_err(failed)?;
         // Alive after this was read: it was this process's, not a later one's.
-        if is_dead(&pidfd).map_err(|error| Error::io(doing(), error))? {
+        if is_dead(&pidfd).map_err(failed)? {
             return Ok(None);
         }
-        Ok(Some((Self { id: ProcessId { pid, start_time }, pidfd: Arc::new(pidfd), status: None }, parent)))
+        let start_time = descent.map_or(START_TIME_UNKNOWN, |descent| descent.start_time);
+        let process = Self::new(ProcessId { pid, start_time }, pidfd);
+        Ok(Some((process, descent.map(|descent| descent.parent))))
     }
 
-    /// A child that was just started and can't have been reaped.
+    /// A child that was just started.
     ///
     /// # Errors
-    /// Its start time can't be read, for want of a descriptor for instance. It is ended then.
-    pub(crate) fn started(pid: u32, pidfd: OwnedFd) -> Result<Self> {
-        let mut process = Self { id: ProcessId { pid, start_time: 0 }, pidfd: Arc::new(pidfd), status: None };
-        match descent_of(pid) {
+    /// It has told no start time. It is ended then.
+    pub(crate) fn started(started: Started) -> Result<Self> {
+        let Started { pid, pidfd, stat } = started;
+        let mut process = Self::new(ProcessId { pid, start_time: START_TIME_UNKNOWN }, pidfd);
+        match Descent::parse(&stat) {
             Ok(descent) => process.id.start_time = descent.start_time,
             Err(error) => {
                 process.kill()?;
@@ -124,6 +133,24 @@ impl Process {
         Ok(process)
     }
 
+    fn new(id: ProcessId, pidfd: OwnedFd) -> Self {
+        Self { id, identity: Identity::Proven, pidfd: Arc::new(pidfd), status: None }
+    }
+
+    /// This one as the process that was remembered; `None` if it is another.
+    fn taken_for(self, remembered: ProcessId) -> Option<Self> {
+        let is_known = [self.id, remembered].iter().all(|id| id.start_time != START_TIME_UNKNOWN);
+        match is_known {
+            true => (self.id == remembered).then_some(self),
+            false => Some(Self { id: remembered, identity: Identity::Assumed, ..self }),
+        }
+    }
+
+    /// The same, now that the kernel's word for its pid has come by another way: it answers at the other end of a socket.
+    pub(crate) fn vouched_for(self) -> Self {
+        Self { identity: Identity::Proven, ..self }
+    }
+
     /// The same process, if it lives.
     pub(crate) fn if_alive(&self) -> Option<Self> {
         let is_alive = is_dead(&self.pidfd).is_ok_and(|is_dead| !is_dead);
@@ -132,7 +159,7 @@ impl Process {
 
     /// The same process, dead or alive.
     pub(crate) fn duplicate(&self) -> Self {
-        Self { id: self.id, pidfd: Arc::clone(&self.pidfd), status: self.status }
+        Self { pidfd: Arc::clone(&self.pidfd), ..*self }
     }
 
     /// The pidfd, to wait for its death while another thread lets go of it.
@@ -154,9 +181,10 @@ impl Process {
             let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
             match retry_on_intr(|| waitid(WaitId::PidFd(self.pidfd.as_fd()), options)) {
                 Ok(status) => self.status = status.as_ref().map(exit_status),
-                // Not our child, or somebody else has reaped it.
-                Err(Errno::CHILD) => {}
-                Err(error) => return Err(self.error("wait for", error)),
+                Err(errno) => match meaning(Call::Waitid, errno) {
+                    Meaning::NotOurs => {}
+                    _ => return Err(self.error("wait for", failure(Call::Waitid, errno))),
+                },
             }
         }
         Ok(self.status)
@@ -179,29 +207,49 @@ impl Process {
         self.signal(Signal::STOP)
     }
 
-    /// Lets it run again (SIGCONT).
+    /// Lets it run again (SIGCONT): also one that may be another, whom that does no harm.
     ///
     /// # Errors
     /// As [`kill`](Self::kill).
     pub(crate) fn cont(&self) -> Result<()> {
-        self.signal(Signal::CONT)
+        self.send(Signal::CONT)
     }
 
-    /// Whether none of its threads can run: every one is stopped, or dead.
+    /// Whether none of its threads can run: every one is stopped, or dead. One that lives and is hidden from us can't be
+    /// seen to be stopped, so it is not.
     ///
     /// # Errors
     /// `/proc` can't be read.
     pub(crate) fn is_stopped(&self) -> Result<bool> {
-        match every_thread_is_stopped(self.id.pid) {
-            Err(error) if is_gone(&error) => Ok(true),
-            result => result.map_err(|source| self.error("look at", source)),
-        }
+        let stopped = match every_thread_is_stopped(self.id.pid) {
+            Ok(Some(stopped)) => Ok(stopped),
+            Ok(None) => is_dead(&self.pidfd).map(|is_dead| is_dead || self.is_a_stopped_child()),
+            Err(error) => Err(error),
+        };
+        stopped.map_err(|source| self.error("look at", source))
+    }
+
+    /// What the kernel tells the parent of a stopped child, once all of its threads stand still (waitid(2)).
+    fn is_a_stopped_child(&self) -> bool {
+        let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let told = retry_on_intr(|| waitid(WaitId::PidFd(self.pidfd.as_fd()), options));
+        told.is_ok_and(|status| status.is_some_and(|status| status.stopped()))
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
+        if self.identity == Identity::Assumed {
+            return Err(Error::ProcessHidden { pid: self.id.pid });
+        }
+        self.send(signal)
+    }
+
+    fn send(&self, signal: Signal) -> Result<()> {
         match pidfd_send_signal(&*self.pidfd, signal) {
-            Ok(()) | Err(Errno::SRCH) => Ok(()),
-            Err(error) => Err(self.error("send a signal to", error)),
+            Ok(()) => Ok(()),
+            Err(errno) => match meaning(Call::PidfdSendSignal, errno) {
+                Meaning::NoProcess => Ok(()),
+                _ => Err(self.error("send a signal to", failure(Call::PidfdSendSignal, errno))),
+            },
         }
     }
 
@@ -214,6 +262,30 @@ impl AsFd for Process {
     /// The pidfd; it is readable when the process is dead.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+}
+
+/// The pidfd of the process that has this pid; `None`: there is none.
+fn open_pidfd(pid: u32) -> Result<Option<OwnedFd>> {
+    let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+    match pidfd_open(raw, PidfdFlags::empty()) {
+        Ok(pidfd) => Ok(Some(pidfd)),
+        Err(errno) => match meaning(Call::PidfdOpen, errno) {
+            Meaning::NoProcess => Ok(None),
+            _ => Err(Error::io(format!("open process {pid}"), failure(Call::PidfdOpen, errno))),
+        },
+    }
+}
+
+/// A failure for people; a call that is not to be had is named, because only the rules of a sandbox or a newer kernel mend it.
+fn failure(call: Call, errno: Errno) -> io::Error {
+    let source = io::Error::from(errno);
+    match meaning(call, errno) {
+        Meaning::NoSuchCall => {
+            let name = call.name();
+            io::Error::new(source.kind(), format!("{name}: {source}; it needs Linux 5.9 and a sandbox that allows it"))
+        }
+        _ => source,
     }
 }
 
@@ -239,81 +311,14 @@ fn exit_status(status: &WaitIdStatus) -> ExitStatus {
     ExitStatus::from_raw(raw)
 }
 
-/// Where a process comes from.
-struct Descent {
-    parent: u32,
-    /// Clock ticks after boot.
-    start_time: u64,
-}
-
-/// Fields 4 and 22 of `/proc/PID/stat` (proc_pid_stat(5)).
-fn descent_of(pid: u32) -> io::Result<Descent> {
-    let stat = read_stat(Path::new(&format!("/proc/{pid}/stat")))?;
-    let parsed = fields_behind_name(stat.as_bytes()).and_then(|mut fields| {
-        let parent = u32::try_from(number(fields.nth(1)?)?).ok()?;
-        Some(Descent { parent, start_time: number(fields.nth(17)?)? })
-    });
-    parsed.ok_or_else(|| io::Error::new(ErrorKind::InvalidData, format!("/proc/{pid}/stat has no start time")))
-}
-
-fn number(field: &[u8]) -> Option<u64> {
-    std::str::from_utf8(field).ok()?.parse().ok()
-}
-
-fn every_thread_is_stopped(pid: u32) -> io::Result<bool> {
-    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let stat = match read_stat(&thread?.path().join("stat")) {
-            Ok(stat) => stat,
-            Err(error) if is_gone(&error) => continue,
-            Err(error) => return Err(error),
-        };
-        let state = fields_behind_name(stat.as_bytes()).and_then(|mut fields| fields.next());
-        if !matches!(state, Some(b"T" | b"t" | b"Z" | b"X" | b"x")) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-/// One read: the kernel makes the line at the first one, and it is never as long as this.
-fn read_stat(path: &Path) -> io::Result<Stat> {
-    let mut stat = Stat { line: [0; STAT_BYTES_MAX], bytes: 0 };
-    let mut file = File::open(path)?;
-    stat.bytes = loop {
-        match file.read(&mut stat.line) {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            read => break read?,
-        }
-    };
-    Ok(stat)
-}
-
-struct Stat {
-    line: [u8; STAT_BYTES_MAX],
-    bytes: usize,
-}
-
-impl Stat {
-    fn as_bytes(&self) -> &[u8] {
-        &self.line[..self.bytes]
-    }
-}
-
-/// The fields from the third on. The second, the name, may hold anything, parentheses and spaces too.
-fn fields_behind_name(stat: &[u8]) -> Option<impl Iterator<Item = &[u8]>> {
-    let end = stat.iter().rposition(|&byte| byte == b')')?;
-    Some(stat[end + 1..].split(u8::is_ascii_whitespace).filter(|field| !field.is_empty()))
-}
-
-fn is_gone(error: &io::Error) -> bool {
-    error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::process::{Command, Stdio};
+    use std::sync::mpsc::channel;
 
     use super::*;
+    use crate::testing::{arguments_for, in_new_namespaces};
 
     /// A program that lives until it is killed, started as the supervisor starts one.
     fn sleeper() -> Process {
@@ -415,10 +420,102 @@ mod tests {
     }
 
     #[test]
-    fn a_name_may_look_like_fields() {
-        let stat = b"17 (a) T 4 (b)) S 1 2 3\n";
-        let fields: Vec<_> = fields_behind_name(stat).unwrap().collect();
-        assert_eq!(fields, [b"S", b"1", b"2", b"3"]);
-        assert!(fields_behind_name(b"garbage").is_none());
+    fn a_child_is_known_by_the_start_time_that_it_read_itself() {
+        let child = sleeper();
+        assert_eq!(child.id(), Process::open(child.pid()).unwrap().unwrap().id());
+        child.kill().unwrap();
+    }
+
+    #[test]
+    fn the_pid_of_a_mere_thread_is_nobodys() {
+        let (tell, told) = channel();
+        let (end, ended) = channel::<()>();
+        let thread = std::thread::spawn(move || {
+            tell.send(rustix::thread::gettid().as_raw_pid() as u32).unwrap();
+            ended.recv().unwrap_err();
+        });
+        let pid = told.recv().unwrap();
+        assert!(Process::open(pid).unwrap().is_none());
+        assert!(Process::find(ProcessId { pid, start_time: 1 }).unwrap().is_none());
+        drop(end);
+        thread.join().unwrap();
+    }
+
+    const HIDDEN_PID: &str = "HANDOFF_TEST_HIDDEN_PID";
+    const HIDDEN_START_TIME: &str = "HANDOFF_TEST_HIDDEN_START_TIME";
+
+    /// Runs the ignored test `path` where `/proc` does not show this process, as with hidepid=2. Its children are its parent's.
+    fn run_where_hidden(process: &Process, path: &str) {
+        let nothing = tempfile::tempdir().unwrap();
+        let mut command = in_new_namespaces("m");
+        command.args(["sh", "-c", "mount --bind $0 /proc/$1 && shift && exec \"$@\""]);
+        command.arg(nothing.path()).arg(process.pid().to_string()).arg(std::env::current_exe().unwrap());
+        command.args(arguments_for(path));
+        command.env(HIDDEN_PID, process.pid().to_string());
+        command.env(HIDDEN_START_TIME, process.id().start_time.to_string());
+        let output = command.output().unwrap();
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        let passed = output.status.success() && stdout.contains("1 passed");
+        assert!(passed, "{stdout}{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn hidden() -> ProcessId {
+        let number = |name| std::env::var(name).unwrap().parse::<u64>().unwrap();
+        ProcessId { pid: number(HIDDEN_PID) as u32, start_time: number(HIDDEN_START_TIME) }
+    }
+
+    #[test]
+    #[ignore = "run by the next test in a process of its own"]
+    fn finds_one_that_is_hidden() {
+        let id = hidden();
+        assert_eq!(Descent::of(id.pid).unwrap(), None);
+        assert_eq!(Process::open(id.pid).unwrap().unwrap().id(), ProcessId { start_time: 0, ..id });
+        assert!(Process::open_with_parent(id.pid).unwrap().unwrap().1.is_none());
+        let mut found = Process::find(id).unwrap().unwrap();
+        assert_eq!(found.id(), id);
+        assert!(!found.is_stopped().unwrap() && !found.has_exited().unwrap());
+        for refused in [found.stop(), found.terminate(), found.kill()] {
+            let text = refused.unwrap_err().to_string();
+            assert!(text.contains(&id.pid.to_string()) && text.contains("hidepid"), "{text}");
+        }
+        let found = found.vouched_for();
+        found.kill().unwrap();
+        wait_for_death(&found.pidfd).unwrap();
+        assert!(found.is_stopped().unwrap());
+        assert!(Process::find(id).unwrap().is_none());
+    }
+
+    #[test]
+    fn who_is_hidden_lives_as_long_as_its_pidfd_says_and_gets_no_signal_by_its_pid_alone() {
+        let mut process = sleeper();
+        run_where_hidden(&process, "process::tests::finds_one_that_is_hidden");
+        assert_eq!(process.wait().unwrap().unwrap().signal(), Some(libc::SIGKILL));
+    }
+
+    #[test]
+    #[ignore = "run by the next test in a process of its own"]
+    fn sees_a_hidden_child_stop() {
+        let mut child = sleeper();
+        let nothing = tempfile::tempdir().unwrap();
+        let place = format!("/proc/{}", child.pid());
+        assert!(Command::new("mount").arg("--bind").arg(nothing.path()).arg(&place).status().unwrap().success());
+        assert!(!child.is_stopped().unwrap());
+        child.stop().unwrap();
+        wait_until_stopped(&child);
+        child.cont().unwrap();
+        while child.is_stopped().unwrap() {
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(child.is_stopped().unwrap());
+    }
+
+    #[test]
+    fn a_child_that_hides_is_seen_to_be_stopped() {
+        let mut process = sleeper();
+        run_where_hidden(&process, "process::tests::sees_a_hidden_child_stop");
+        process.kill().unwrap();
+        process.wait().unwrap();
     }
 }

@@ -34,8 +34,12 @@ pub enum Role {
     Successor(Successor),
 }
 
-/// Finds out what this process was started as. Call it at the start of `main`, **before any other thread runs**: it removes
-/// the variables `LISTEN_*` and `HANDOFF_*` from the environment, and a second call says cold start.
+/// Finds out what this process was started as. Call it at the start of `main`; other threads may run. It takes the inherited
+/// descriptors once: a second call says cold start, without listeners.
+///
+/// It reads the variables `LISTEN_*` and `HANDOFF_*` and leaves them where they are, because no variable can be removed while
+/// another thread may read one. Programs that the daemon starts find them too. They tell by `LISTEN_PID` that they are another
+/// process's; [`forget_role`](crate::forget_role) keeps them from one that does not look.
 ///
 /// An unknown `HANDOFF_ROLE` is a cold start. A descriptor that is no listener is skipped, stays open, and is logged. The
 /// listeners keep the flags that they have until they are taken.
@@ -78,8 +82,8 @@ pub enum Role {
 /// ```
 ///
 /// # Errors
-/// [`Error::Environment`]: a successor without a usable channel to its supervisor, or variables that make no sense. The
-/// fault of whoever started this process.
+/// [`Error::Environment`]: a successor without a usable channel to its supervisor, variables that make no sense, or a shell in
+/// between that was told the role and did not `exec` this program. The fault of whoever started this process.
 pub fn detect_role() -> Result<Role> {
     Ok(match environment::claim()? {
         StartedAs::ColdStart { inherited } => Role::ColdStart { inherited },

@@ -83,7 +83,7 @@ impl Service {
     /// Checks everything, takes the state directory, looks for a daemon that lives already, and binds the listeners, or
     /// takes those of our own `LISTEN_FDS` that have their names.
     ///
-    /// Call it first in `main`: it consumes `LISTEN_FDS` and its companions, and blocks SIGTERM, SIGINT and SIGHUP for this
+    /// Call it first in `main`: it takes over what `LISTEN_FDS` names, and blocks SIGTERM, SIGINT and SIGHUP for this
     /// thread and those that it starts.
     ///
     /// # Errors

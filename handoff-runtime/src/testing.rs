@@ -26,6 +26,14 @@ pub(crate) fn run_alone(path: &str) {
     assert!(passed, "{path}: {}\n{stdout}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
 }
 
+/// unshare(1) with namespaces by their letters, to be followed by a program and its arguments; root needs no user namespace.
+pub(crate) fn in_new_namespaces(letters: &str) -> Command {
+    let mut command = Command::new("unshare");
+    let user = if rustix::process::geteuid().is_root() { "" } else { "r" };
+    command.arg(format!("-{user}{letters}"));
+    command
+}
+
 /// The open descriptors of this process.
 pub(crate) fn open_fds() -> Vec<i32> {
     let entries = std::fs::read_dir("/proc/self/fd").unwrap();

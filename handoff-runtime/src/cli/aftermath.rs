@@ -4,12 +4,12 @@
 //! finishes what is left. So the client asks what outlives them all ([`look`]), as long as the roles are given to settle it, and
 //! decides here what that means. It takes no lock and changes nothing.
 
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use handoff_proto::{HandoffId, ProcessId, Timing};
 
+use crate::process::Process;
 use crate::service::Event;
 use look::Place;
 
@@ -76,7 +76,7 @@ pub(super) struct Found {
 /// Looks until it is settled, or until nobody is left who could settle it, or nobody may settle it any more.
 ///
 /// `supervisor` is the one that took the order, if it could be opened.
-pub(super) fn find_out(order: &Order, supervisor: Option<&OwnedFd>, state_dir: &Path) -> Found {
+pub(super) fn find_out(order: &Order, supervisor: Option<&Process>, state_dir: &Path) -> Found {
     let until = Instant::now() + order.settled_within();
     let mut place = Place::new(order, supervisor, state_dir);
     loop {

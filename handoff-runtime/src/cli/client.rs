@@ -1,19 +1,19 @@
 //! The other end of the admin socket. It waits as long as the service takes; the service's own bounds are the bounds.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::net::sockopt::socket_peercred;
-use rustix::process::{PidfdFlags, pidfd_open};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::process::Process;
 use crate::service::{Event, Refusal, Request};
+use crate::sys::socket::peer;
 
 /// The longest line that a service sends.
 const LINE_BYTES_MAX: u64 = 1024 * 1024;
@@ -21,8 +21,8 @@ const LINE_BYTES_MAX: u64 = 1024 * 1024;
 /// A connection on which one order was given.
 pub(super) struct Client {
     stream: BufReader<UnixStream>,
-    /// The supervisor; none if it was gone before it could be opened.
-    supervisor: Option<OwnedFd>,
+    /// The supervisor; none if it was gone before it could be opened, or lives in a pid namespace that is not seen from here.
+    supervisor: Option<Process>,
 }
 
 /// One line from the service.
@@ -46,11 +46,11 @@ impl Client {
             }
         };
         let mut stream = UnixStream::connect(&path).map_err(nobody)?;
-        let supervisor = socket_peercred(&stream).and_then(|peer| pidfd_open(peer.pid, PidfdFlags::empty()));
+        let supervisor = peer(stream.as_fd()).ok().and_then(|peer| Process::open(peer.pid).ok().flatten());
         let mut line = serde_json::to_vec(request).map_err(|error| format!("the order can't be encoded: {error}"))?;
         line.push(b'\n');
         stream.write_all(&line).map_err(nobody)?;
-        Ok(Self { stream: BufReader::new(stream), supervisor: supervisor.ok() })
+        Ok(Self { stream: BufReader::new(stream), supervisor })
     }
 
     /// The next line; none when the service has closed the connection.
@@ -89,8 +89,8 @@ impl Client {
         }
     }
 
-    /// The supervisor's pidfd; none if it was gone before it could be opened.
-    pub(super) fn supervisor(&self) -> Option<&OwnedFd> {
+    /// The supervisor, if it can be seen.
+    pub(super) fn supervisor(&self) -> Option<&Process> {
         self.supervisor.as_ref()
     }
 

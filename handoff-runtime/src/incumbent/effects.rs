@@ -210,7 +210,11 @@ fn unwritable(writing: &mut Writing, error: &WireError) {
 fn child_of(pid: u32, parent: u32) -> Result<Process, String> {
     let opened = Process::open_with_parent(pid).map_err(|error| error.to_string())?;
     let (process, found) = opened.ok_or("there is no such process")?;
-    if found == parent { Ok(process) } else { Err(format!("it is a child of {found}, not of the supervisor {parent}")) }
+    match found {
+        Some(found) if found == parent => Ok(process),
+        Some(found) => Err(format!("it is a child of {found}, not of the supervisor {parent}")),
+        None => Err("/proc hides whose child it is".into()),
+    }
 }
 
 /// The target of the events of a handover; with the names below it is an interface (`docs/operating.md`).

@@ -10,11 +10,11 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::event::PollFlags;
-use rustix::net::sockopt::socket_peercred;
 use serde::Serialize;
 use tracing::{debug, warn};
 
 use super::report::{Event, Refusal, Request};
+use crate::sys::socket::peer;
 
 /// The longest line that a client may send, in bytes.
 pub(crate) const LINE_BYTES_MAX: usize = 64 * 1024;
@@ -160,8 +160,8 @@ impl AdminSocket {
     }
 
     fn greet(&mut self, stream: UnixStream) {
-        let uid = match socket_peercred(&stream) {
-            Ok(peer) => peer.uid.as_raw(),
+        let uid = match peer(stream.as_fd()) {
+            Ok(peer) => peer.uid,
             Err(error) => return debug!(%error, "a client of unknown user is dropped"),
         };
         if let Err(error) = stream.set_nonblocking(true) {
@@ -331,6 +331,41 @@ mod tests {
     fn own_user_root_and_the_allowed_may_speak_and_nobody_else() {
         assert!(may_speak(0, 1000, &[]) && may_speak(1000, 1000, &[]) && may_speak(7, 1000, &[7]));
         assert!(!may_speak(1001, 1000, &[7]));
+    }
+
+    const PATH: &str = "HANDOFF_TEST_ADMIN_SOCKET";
+
+    #[test]
+    #[ignore = "run by the next test in a process of its own"]
+    fn hears_a_client_that_has_no_pid_here() {
+        let path = std::env::var_os(PATH).unwrap();
+        let mut socket = AdminSocket::bind(Path::new(&path), &[]).unwrap();
+        let mut fds = [rustix::event::PollFd::from_borrowed_fd(socket.listener(), PollFlags::IN)];
+        crate::sys::poll::wait(&mut fds, None).unwrap();
+        socket.accept().unwrap();
+        assert_eq!(peer(socket.clients[0].stream.as_fd()).unwrap().pid, 0);
+        socket.push(ClientId::first(), &"heard");
+        socket.flush();
+    }
+
+    /// As a supervisor in a container, and its client outside.
+    #[test]
+    fn a_client_of_another_pid_namespace_is_heard() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.sock");
+        let mut command = crate::testing::in_new_namespaces("pf");
+        command.arg(std::env::current_exe().unwrap());
+        command.args(crate::testing::arguments_for("service::admin::tests::hears_a_client_that_has_no_pid_here"));
+        let mut supervisor = command.env(PATH, &path).stdout(std::process::Stdio::null()).spawn().unwrap();
+        let stream = loop {
+            match UnixStream::connect(&path) {
+                Ok(stream) => break stream,
+                Err(error) => assert!(supervisor.try_wait().unwrap().is_none(), "{error}"),
+            }
+            std::thread::yield_now();
+        };
+        assert_eq!(line(&stream), "\"heard\"\n");
+        assert!(supervisor.wait().unwrap().success());
     }
 
     #[test]

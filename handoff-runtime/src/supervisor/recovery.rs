@@ -68,6 +68,11 @@ pub(super) fn recover(
         Some(serving) => supervisor.get_listeners_back(serving)?,
         None => GivenBack::NobodyAsked,
     };
+    // It has answered on the control path: it is the one that is meant, also where `/proc` hides it.
+    let serving = match listeners {
+        GivenBack::All => serving.map(Process::vouched_for),
+        _ => serving,
+    };
     Ok(Recovery { serving, interrupted, retiring, listeners })
 }
 
@@ -248,17 +253,18 @@ impl Run<'_> {
         let lease = match self.supervisor.lease() {
             LeaseReading::Found(lease) => alive(Some(lease.owner))?.map(|_| lease),
             LeaseReading::Nobody => None,
-            LeaseReading::Unreadable(reason) => return Err(Error::NotTried { reason }),
+            // What else is remembered decides, and whoever is started must take the lock.
+            LeaseReading::Unreadable(reason) => {
+                tracing::warn!(reason, "the lease can't be read, so it does not say who serves");
+                None
+            }
         };
         let answers = match lease {
             // Nobody needs to ask; a frozen one would only be waited for.
             Some(LeaseView { state: LeaseState::Active, .. }) => None,
             Some(_) | None => self.who_answers()?,
         };
-        let lock_holder = match &self.supervisor.data_dir {
-            Some(data_dir) => handoff_lock::look(data_dir)?.locked_by,
-            None => None,
-        };
+        let lock_holder = self.lock_holder();
         Ok(Findings { journal, lease, daemon, leaving, answers, lock_holder })
     }
 
@@ -267,6 +273,18 @@ impl Run<'_> {
             Some(pid) => Ok(Process::open(pid)?.map(|process| process.id())),
             None => Ok(None),
         }
+    }
+
+    /// Without an answer nobody is known to hold it: then it is the lock itself that stops whoever is started beside its owner.
+    fn lock_holder(&self) -> Option<u32> {
+        let look = handoff_lock::look(self.supervisor.data_dir.as_deref()?);
+        look.map_or_else(
+            |error| {
+                tracing::warn!(%error, "who holds the data dir can't be seen");
+                None
+            },
+            |look| look.locked_by,
+        )
     }
 }
 

@@ -4,7 +4,6 @@
 
 pub(crate) mod clock;
 pub(crate) mod counter;
-pub(crate) mod env;
 pub(crate) mod fd;
 #[cfg(test)]
 pub(crate) mod held_up;

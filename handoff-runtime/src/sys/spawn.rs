@@ -24,6 +24,9 @@ const STACK_BYTES: usize = 64 << 10;
 /// The stack of the child, made at the first start and kept. The mutex is also what serialises the starts.
 static STACK: Mutex<Option<Stack>> = Mutex::new(None);
 
+/// 52 fields of at most 20 digits, and a name.
+pub(crate) const STAT_BYTES_MAX: usize = 2048;
+
 /// A pid's digits and a closing zero.
 const PID_BYTES: usize = 11;
 /// A child without a program leaves with this, and nobody sees it: the reason was told before.
@@ -46,19 +49,31 @@ pub(crate) struct Order<'a> {
     pub(crate) fds: &'a [BorrowedFd<'a>],
 }
 
+/// A program that runs.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) pid: u32,
+    pub(crate) pidfd: OwnedFd,
+    /// Its own `/proc/self/stat` (proc_pid_stat(5)), read before it executed the program: from then on it may be hidden from
+    /// us, and the start time that stands there stays the same.
+    pub(crate) stat: Vec<u8>,
+}
+
 /// Where a start failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
     /// No new process was to be had.
     Clone,
+    /// The new process could not read `/proc/self/stat`.
+    ReadStat,
     /// The descriptors could not be put in their places.
     PlaceFds,
     /// The system does not run this program.
     Exec,
 }
 
-/// Starts the program and returns when it runs, with its pid and its pidfd.
-pub(crate) fn start(order: &Order<'_>) -> Result<(u32, OwnedFd), (Step, io::Error)> {
+/// Starts the program and returns when it runs.
+pub(crate) fn start(order: &Order<'_>) -> Result<Started, (Step, io::Error)> {
     let mut pid_entry = format!("{}=", order.pid_variable).into_bytes();
     let digits_at = pid_entry.len();
     pid_entry.resize(digits_at + PID_BYTES, 0);
@@ -76,14 +91,17 @@ pub(crate) fn start(order: &Order<'_>) -> Result<(u32, OwnedFd), (Step, io::Erro
         // SAFETY: inside the buffer, which is longer than `digits_at`.
         pid_digits: unsafe { pid_entry.add(digits_at) },
         fds: &mut fds,
+        stat: [0; STAT_BYTES_MAX],
+        stat_bytes: 0,
         failure: None,
     };
     // Read back through the same pointer: the child writes behind the compiler's back.
     let child: *mut Child<'_> = &raw mut child;
     let (pid, pidfd) = clone_and_wait(child).map_err(|error| (Step::Clone, error))?;
     // SAFETY: clone(2) with CLONE_VFORK returned, so the child has executed its program or left, and uses this no more.
-    match unsafe { (*child).failure } {
-        None => Ok((pid, pidfd)),
+    let child = unsafe { &*child };
+    match child.failure {
+        None => Ok(Started { pid, pidfd, stat: child.stat[..child.stat_bytes].to_vec() }),
         Some((step, errno)) => {
             // Fails only if the program ignores SIGCHLD, and then there is nothing to reap.
             let _ = retry_on_intr(|| waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED));
@@ -114,6 +132,8 @@ struct Child<'a> {
     env: *const *const c_char,
     pid_digits: *mut u8,
     fds: &'a mut [RawFd],
+    stat: [u8; STAT_BYTES_MAX],
+    stat_bytes: usize,
     failure: Option<(Step, c_int)>,
 }
 
@@ -154,6 +174,9 @@ impl Child<'_> {
     fn execute(&mut self) -> (Step, c_int) {
         reset_handlers();
         self.write_pid();
+        if let Err(errno) = self.read_stat() {
+            return (Step::ReadStat, errno);
+        }
         let first_free = FIRST_FD + self.fds.len() as RawFd;
         if self.binary < first_free {
             match duplicate_from(self.binary, first_free) {
@@ -183,6 +206,18 @@ impl Child<'_> {
         unsafe { ptr::copy_nonoverlapping(digits.as_ptr().add(start), self.pid_digits, PID_BYTES - start) };
     }
 
+    fn read_stat(&mut self) -> Result<(), c_int> {
+        // SAFETY: open(2) of a path that ends with zero.
+        let fd = check(unsafe { libc::open(c"/proc/self/stat".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) })?;
+        // SAFETY: read(2) into a buffer of this length. One read is enough: the kernel makes the line at the first one.
+        let bytes = unsafe { libc::read(fd, self.stat.as_mut_ptr().cast(), STAT_BYTES_MAX) };
+        let errno = last_errno();
+        // SAFETY: close(2) of the descriptor that was opened just now.
+        unsafe { libc::close(fd) };
+        self.stat_bytes = usize::try_from(bytes).map_err(|_| errno)?;
+        Ok(())
+    }
+
     fn exec(&self) -> c_int {
         // SAFETY: execveat(2) with AT_EMPTY_PATH; the lists end with a null pointer and hold strings that end with zero.
         unsafe {
@@ -190,8 +225,8 @@ impl Child<'_> {
         };
         let errno = last_errno();
         // An interpreter could not open the script again by a descriptor that is closed at exec (execveat(2), BUGS), and
-        // some sandboxes lack the call.
-        if errno != libc::ENOENT && errno != libc::ENOSYS {
+        // some sandboxes lack the call or forbid it.
+        if ![libc::ENOENT, libc::ENOSYS, libc::EPERM].contains(&errno) {
             return errno;
         }
         // SAFETY: execve(2); as above.

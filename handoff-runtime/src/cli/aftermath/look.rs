@@ -1,7 +1,7 @@
 //! Where it is looked: the lease, the history and the journal, and whether the processes live.
 
 use std::fs;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ const ENTRIES_MAX: usize = 32;
 /// All that is looked at.
 pub(super) struct Place<'a> {
     order: &'a Order,
-    supervisor: Option<&'a OwnedFd>,
+    supervisor: Option<&'a Process>,
     lease: Option<WatchedLease>,
     history: PathBuf,
     /// Size and inode of the history that was read last.
@@ -49,7 +49,7 @@ enum Started {
 }
 
 impl<'a> Place<'a> {
-    pub(super) fn new(order: &'a Order, supervisor: Option<&'a OwnedFd>, state_dir: &Path) -> Self {
+    pub(super) fn new(order: &'a Order, supervisor: Option<&'a Process>, state_dir: &Path) -> Self {
         Self {
             order,
             supervisor,

@@ -113,6 +113,43 @@ fn a_pid_that_is_another_process_by_now_is_left_alone() {
     incumbent.end();
 }
 
+/// On some kernels opening such a pid fails in the way of a file that is not there.
+#[test]
+fn remembered_pids_that_are_mere_threads_by_now_are_dead_processes() {
+    let stage = Stage::set();
+    let (tell, told) = std::sync::mpsc::channel();
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || {
+        tell.send(rustix::thread::gettid().as_raw_pid() as u32).unwrap();
+        ended.recv().unwrap_err();
+    });
+    let pid = told.recv().unwrap();
+    let mut record = record(Phase::AwaitingReady, pid, pid);
+    record.details.incumbent_start_time = Some(1);
+    record.details.successor_start_time = Some(1);
+    record.write_atomic(&stage.journal()).unwrap();
+    assert!(stage.supervisor().resume_from_journal().unwrap().serving.is_none());
+    drop(end);
+    thread.join().unwrap();
+}
+
+#[test]
+fn an_unreadable_lease_stops_nobody_from_being_adopted_or_started() {
+    let stage = Stage::set();
+    let lock_file = stage.data_dir().join(handoff_lock::LOCK_FILE);
+    fs::create_dir_all(&lock_file).unwrap();
+    assert!(handoff_lock::read_lease(&stage.data_dir()).is_err());
+    assert!(stage.supervisor().resume_from_journal().unwrap().serving.is_none());
+
+    fs::remove_dir(&lock_file).unwrap();
+    let incumbent = Incumbent::serve(&stage, Manner::Good);
+    fs::remove_file(&lock_file).unwrap();
+    fs::create_dir(&lock_file).unwrap();
+    let recovery = stage.supervisor().resume_from_journal().unwrap();
+    assert_eq!(recovery.serving.map(|process| process.pid()), Some(std::process::id()));
+    incumbent.end();
+}
+
 #[test]
 fn after_a_commit_the_old_process_is_to_be_retired() {
     let stage = Stage::set();
