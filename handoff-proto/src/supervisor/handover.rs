@@ -126,8 +126,7 @@ impl Handover {
 
     fn connect_failed(&mut self, error: String, effects: &mut Vec<Effect>) {
         if self.step == Step::Connecting {
-            self.step = Step::Over;
-            effects.push(Effect::Finish(Outcome::Refused { reason: error }));
+            self.end(Outcome::Refused { reason: error }, effects);
         }
     }
 
@@ -568,7 +567,6 @@ impl Handover {
     pub(super) fn commit(&mut self, epoch_before: Option<u64>, effects: &mut Vec<Effect>) {
         self.tell_incumbent(Message::Commit { handoff_id: self.plan.handoff_id }, effects);
         effects.push(Effect::Reached(Milestone::CommitSent));
-        effects.push(Effect::Disarm(Timer::Heartbeat));
         effects.push(Effect::Record(Phase::Committed));
         // A successor of version 1 takes the lock without writing the lease.
         let epoch = epoch_before.filter(|_| self.successor_version() >= 2).map(|epoch| epoch.saturating_add(1));
@@ -577,8 +575,14 @@ impl Handover {
 
     /// Its end is on record.
     pub(super) fn finish(&mut self, outcome: Outcome, effects: &mut Vec<Effect>) {
-        self.step = Step::Over;
         effects.push(Effect::Reached(Milestone::JournalClosed));
+        self.end(outcome, effects);
+    }
+
+    /// The only way out. No timer runs on, so none can run out in the next handover.
+    fn end(&mut self, outcome: Outcome, effects: &mut Vec<Effect>) {
+        self.step = Step::Over;
+        effects.extend(Timer::ALL.map(Effect::Disarm));
         effects.push(Effect::Finish(outcome));
     }
 
@@ -593,8 +597,7 @@ impl Handover {
             }
             Some(_) => effects.push(Effect::RecordUndone),
         }
-        self.step = Step::Over;
-        effects.push(Effect::Finish(Outcome::Refused { reason }));
+        self.end(Outcome::Refused { reason }, effects);
     }
 }
 

@@ -234,6 +234,26 @@ pub enum Timer {
     Resumed,
 }
 
+impl Timer {
+    /// Every one: none of them runs when a handover is over.
+    pub const ALL: [Self; 14] = [
+        Self::Hello,
+        Self::Warm,
+        Self::DrainGrace,
+        Self::Deadline,
+        Self::Late,
+        Self::IncumbentSilent,
+        Self::SuccessorSilent,
+        Self::Heartbeat,
+        Self::IncumbentClosed,
+        Self::SuccessorClosed,
+        Self::AskPath,
+        Self::Look,
+        Self::Ended,
+        Self::Resumed,
+    ];
+}
+
 /// The points of a handover, in the order of a good one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Milestone {

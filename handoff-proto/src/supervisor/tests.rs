@@ -484,6 +484,27 @@ fn every_word_of_the_incumbent_puts_its_silence_off() {
 }
 
 #[test]
+fn every_word_of_the_successor_puts_its_silence_off() {
+    let mut warming = Desk::new(plan());
+    warming.greeted(2, 2);
+    for mut desk in [warming, Desk::draining(), Desk::sealing(), Desk::begun()] {
+        desk.done.clear();
+        desk.give(Input::FromSuccessor(Message::Heartbeat { ts_ms: 1 }));
+        assert_eq!(desk.done, [Effect::Arm(Timer::SuccessorSilent, Timing::default().liveness)]);
+    }
+}
+
+#[test]
+fn nothing_beats_after_the_commit() {
+    let mut desk = Desk::begun();
+    desk.give(ready(true, &[5, 6]));
+    assert!(desk.did(&Effect::Disarm(Timer::Heartbeat)));
+    desk.done.clear();
+    desk.give(Input::Fired(Timer::Heartbeat));
+    assert_eq!(desk.done, []);
+}
+
+#[test]
 fn an_incumbent_of_version_2_hears_from_us_while_it_waits() {
     let beat = Effect::SendIncumbent(2, Message::Heartbeat { ts_ms: 0 });
     let again = Effect::Arm(Timer::Heartbeat, Timing::default().heartbeat);
