@@ -1,6 +1,7 @@
 //! One handover on its way to the commit. What happens when it can't get there stands in `undo`.
 
 use std::mem;
+use std::time::Duration;
 
 use crate::lease::ProcessId;
 use crate::machine::Timing;
@@ -80,6 +81,7 @@ pub(super) struct Begun {
 impl Handover {
     pub(super) fn start(plan: Plan, timing: Timing, effects: &mut Vec<Effect>) -> Self {
         effects.push(Effect::ConnectIncumbent);
+        let plan = plan.within(timing.deadline_max);
         Self { plan, timing, incumbent: None, successor: None, step: Step::Connecting }
     }
 
@@ -259,10 +261,15 @@ impl Handover {
                 }
                 effects.push(Effect::Reached(Milestone::PrepareSent));
                 effects.push(Effect::Arm(Timer::Deadline, self.plan.deadline));
-                effects.push(Effect::Arm(Timer::DrainGrace, self.plan.drain_grace + self.timing.successor_slack));
+                effects.push(Effect::Arm(Timer::DrainGrace, self.drain_grace_and_slack()));
                 effects.push(Effect::Arm(Timer::IncumbentSilent, self.timing.liveness));
             }
         }
+    }
+
+    /// The incumbent gives up by itself when its grace is over; this is for one that can't.
+    pub(super) fn drain_grace_and_slack(&self) -> Duration {
+        self.plan.drain_grace.saturating_add(self.timing.successor_slack)
     }
 
     fn prepare_message(&self) -> Message {
@@ -601,6 +608,6 @@ impl Handover {
     }
 }
 
-fn millis(duration: std::time::Duration) -> u64 {
+fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

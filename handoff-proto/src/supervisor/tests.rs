@@ -262,6 +262,29 @@ fn a_journal_that_fails_after_the_drain_began_stops_nothing() {
     assert!(matches!(desk.outcome(), Some(Outcome::Committed { .. })));
 }
 
+/// A number that is too large means "no limit" to whoever writes it.
+#[test]
+fn any_plan_is_taken_and_none_is_longer_than_an_incumbent_agrees_to() {
+    let max = Timing::default().deadline_max;
+    let endless = Plan { deadline: Duration::MAX, drain_grace: Duration::MAX, warm: Duration::MAX, ..plan() };
+    let mut desk = Desk::new(endless);
+    desk.greeted(2, 2).give(Input::FromSuccessor(Message::Warmed { handoff_id: ID })).give(Input::WokeLate);
+    for armed in [
+        Effect::Arm(Timer::Warm, max),
+        Effect::Arm(Timer::Deadline, max),
+        Effect::Arm(Timer::DrainGrace, max + Timing::default().successor_slack),
+    ] {
+        assert!(desk.did(&armed), "{armed:?}");
+    }
+    let timing = Timing { deadline_max: Duration::MAX, ..Timing::default() };
+    let mut machine = Supervisor::new(timing);
+    let unbounded = Plan { deadline: Duration::MAX, drain_grace: Duration::MAX, ..plan() };
+    let _ = machine.step(Input::Start(unbounded));
+    let mut desk = Desk { machine, done: Vec::new() };
+    desk.greeted(2, 2).give(Input::FromSuccessor(Message::Warmed { handoff_id: ID })).give(Input::WokeLate);
+    assert!(desk.did(&Effect::Arm(Timer::DrainGrace, Duration::MAX)));
+}
+
 #[test]
 fn failed_hooks_keep_their_words() {
     let mut desk = Desk::draining();
