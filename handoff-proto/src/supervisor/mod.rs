@@ -37,6 +37,7 @@ mod clock;
 mod handover;
 mod lost;
 mod peer;
+mod turn;
 mod undo;
 
 #[cfg(test)]
