@@ -222,6 +222,7 @@ impl World {
                     listening_on: vec!["127.0.0.1:8080".to_owned()],
                     healthz_ok: true,
                     advertised_revision_per_shard: REVISIONS.to_vec(),
+                    data_dir_fingerprint: None,
                 },
                 lock: LockShown { epoch: self.lease.epoch, handoff_id: self.lease.handoff_id },
             }),

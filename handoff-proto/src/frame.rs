@@ -1,6 +1,7 @@
 //! Frames: `u32` little-endian length of what follows, `u16` little-endian version, one postcard-encoded [`Message`].
 //!
-//! Nothing here allocates more than [`MAX_FRAME_BYTES`] for a peer, whatever its prefix claims, nor before the bytes arrive.
+//! Nothing here allocates more than [`MAX_FRAME_BYTES`] for a peer, whatever its prefix claims, nor before the bytes arrive. What is
+//! decoded from a frame takes at most eight bytes for each of its bytes: every list has a bound (`bounded`).
 
 use std::io::{ErrorKind, Read, Write};
 

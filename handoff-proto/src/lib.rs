@@ -21,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 mod body;
+mod bounded;
 pub mod error;
 pub mod frame;
 pub mod incumbent;

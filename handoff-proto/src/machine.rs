@@ -7,6 +7,10 @@
 //! * **In order.** A driver performs the effects of a step in their order, and all of them, before it takes the next input.
 //! * **Input before time.** A driver takes all input that has arrived before it obeys a timer that has run out, and tells a
 //!   machine when its own loop was late, so that a paused machine makes nobody kill a healthy peer (promise 8).
+//! * **Nothing of the past.** A timer names no handover and a result no process. So once a machine has disarmed a timer or armed it
+//!   anew, its earlier setting never comes as `Fired`; each effect that has a result is answered once, before the next input or not
+//!   at all; and what belongs to a handover or a process that is over is dropped. A driver whose timers or results travel through a
+//!   queue has to look, when it takes one out, whether it is still wanted. A machine that is done has disarmed all of its timers.
 
 use std::fmt::Debug;
 use std::hash::Hash;

@@ -11,6 +11,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::bounded;
 use crate::version::ProtoVersion;
 
 /// Which of the two roles speaks in a [`Message::Hello`].
@@ -94,6 +95,7 @@ pub struct StatusReport {
     /// How many client connections are open.
     pub open_conns: u32,
     /// The last revision of each shard.
+    #[serde(deserialize_with = "bounded::revisions")]
     pub last_revision_per_shard: Vec<u64>,
     /// The epoch under which it writes.
     pub epoch: u64,
@@ -161,6 +163,7 @@ pub enum Message {
         /// The handover.
         handoff_id: HandoffId,
         /// The last revision of each shard.
+        #[serde(deserialize_with = "bounded::revisions")]
         last_revision_per_shard: Vec<u64>,
         /// What identifies the data as sealed.
         data_dir_fingerprint: [u8; 32],
@@ -184,10 +187,12 @@ pub enum Message {
         /// The handover.
         handoff_id: HandoffId,
         /// Addresses that it serves.
+        #[serde(deserialize_with = "bounded::addresses")]
         listening_on: Vec<String>,
         /// Whether it is fit to serve.
         healthz_ok: bool,
         /// The last revision of each shard that it opened.
+        #[serde(deserialize_with = "bounded::revisions")]
         advertised_revision_per_shard: Vec<u64>,
     },
     /// S→O: somebody else serves; leave.
@@ -225,6 +230,7 @@ pub enum Message {
         /// Whether O sealed or died.
         mode: BeginMode,
         /// The revisions that O sealed; empty in [`BeginMode::Recover`].
+        #[serde(deserialize_with = "bounded::revisions")]
         sealed_revision_per_shard: Vec<u64>,
         /// What O said of the sealed data; zeros in [`BeginMode::Recover`].
         data_dir_fingerprint: [u8; 32],
@@ -250,6 +256,7 @@ pub enum Message {
     /// O→S (version 2): here they are, as SCM_RIGHTS beside this message, in this order (unix(7)).
     Listeners {
         /// Their names.
+        #[serde(deserialize_with = "bounded::names")]
         names: Vec<String>,
     },
     /// S→O (version 2): how do you do?
@@ -261,6 +268,7 @@ pub enum Message {
         /// The shard that the first of them belongs to.
         first_shard: u32,
         /// The revisions of that shard and the next ones.
+        #[serde(deserialize_with = "bounded::revisions")]
         revisions: Vec<u64>,
     },
 }

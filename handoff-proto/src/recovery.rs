@@ -526,6 +526,18 @@ mod tests {
     }
 
     #[test]
+    fn one_that_can_not_be_judged_is_named_and_does_not_stay_stopped() {
+        let journal = journal(Phase::AwaitingReady, None, Some(N));
+        let (mut recovery, _) = looked(Findings { journal, ..Findings::default() });
+        let _ = recovery.step(Input::Stopped(Stopped::Yes));
+        let again = recovery.step(Input::Lease(LeaseReading::Unreadable("EIO".into())));
+        assert_eq!(again, [Effect::Arm(Timer::Stopping, Timing::default().limbo_poll)]);
+        let effects = recovery.step(Input::Fired(Timer::Ended));
+        assert!(effects.contains(&Effect::Continue(N)) && !effects.contains(&Effect::Kill(N)), "{effects:?}");
+        assert_eq!(verdict(&effects), Some(Verdict::HeldBy(N.pid)));
+    }
+
+    #[test]
     fn one_that_can_not_be_ended_in_time_is_named() {
         let journal = journal(Phase::AwaitingReady, None, Some(N));
         let (mut recovery, _) = looked(Findings { journal, ..Findings::default() });

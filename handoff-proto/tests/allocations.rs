@@ -1,9 +1,10 @@
-//! Encoding a small message into a kept buffer takes nothing from the heap, nor does decoding one without text or lists.
+//! Encoding a small message into a kept buffer takes nothing from the heap, nor does decoding one without text or lists; and no
+//! frame costs its reader more than a small multiple of its size.
 
 use handoff_proto::frame::{FrameAccumulator, encode_into};
-use handoff_proto::{BeginMode, HandoffId, Message};
+use handoff_proto::{BeginMode, HandoffId, MAX_FRAME_BYTES, Message};
 
-use sys::allocations;
+use sys::{allocations, peak_bytes};
 
 const ID: HandoffId = HandoffId::from_bytes([7; 16]);
 
@@ -76,6 +77,48 @@ fn small_messages_take_nothing_from_the_heap() {
     assert!(allocations(|| drop(Vec::<u8>::with_capacity(1))) > 0, "the count counts");
 }
 
+/// A frame with this body.
+fn frame(body: &[u8]) -> Vec<u8> {
+    let mut frame = u32::try_from(2 + body.len()).unwrap().to_le_bytes().to_vec();
+    frame.extend_from_slice(&2u16.to_le_bytes());
+    frame.extend_from_slice(body);
+    frame
+}
+
+/// A number as postcard writes it.
+fn varint(mut number: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while number > 0x7f {
+        bytes.push((number & 0x7f) as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+    bytes
+}
+
+/// `head`, and then a list of as many zeros as fit a frame: empty texts, or revisions.
+fn longest_list(head: &[u8], tail: &[u8]) -> Vec<u8> {
+    let count = MAX_FRAME_BYTES as usize - 16 - head.len() - tail.len();
+    frame(&[head, &varint(count), &vec![0; count], tail].concat())
+}
+
+#[test]
+fn a_frame_costs_its_reader_no_more_than_a_small_multiple_of_its_size() {
+    let ready_head = [&[9][..], ID.as_bytes()].concat();
+    let refused = [longest_list(&[19], &[]), longest_list(&ready_head, &[1, 0])];
+    // A length that nothing follows.
+    let claimed = frame(&[&[22, 0][..], &varint(1 << 20)].concat());
+    let taken = longest_list(&[22, 0], &[]);
+    for (bytes, is_taken, mib_max) in
+        [(&refused[0], false, 3), (&refused[1], false, 3), (&claimed, false, 1), (&taken, true, 16)]
+    {
+        let mut read = None;
+        let peak = peak_bytes(|| read = Some(FrameAccumulator::new().poll_read(&mut bytes.as_slice())));
+        assert_eq!(read.unwrap().is_ok(), is_taken);
+        assert!(peak <= mib_max << 20, "{peak} bytes for a frame of {}", bytes.len());
+    }
+}
+
 #[allow(unsafe_code)]
 mod sys {
     //! An allocator that counts, for this thread.
@@ -85,6 +128,8 @@ mod sys {
 
     thread_local! {
         static TAKEN: Cell<usize> = const { Cell::new(0) };
+        static BYTES: Cell<usize> = const { Cell::new(0) };
+        static PEAK: Cell<usize> = const { Cell::new(0) };
     }
 
     struct Counting;
@@ -93,11 +138,14 @@ mod sys {
     unsafe impl GlobalAlloc for Counting {
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
             TAKEN.with(|taken| taken.set(taken.get() + 1));
+            BYTES.with(|bytes| bytes.set(bytes.get().wrapping_add(layout.size())));
+            PEAK.with(|peak| peak.set(peak.get().max(BYTES.with(Cell::get))));
             // SAFETY: malloc(3), the caller's layout.
             unsafe { System.alloc(layout) }
         }
 
         unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+            BYTES.with(|bytes| bytes.set(bytes.get().wrapping_sub(layout.size())));
             // SAFETY: free(3), a block of `alloc` above with the caller's layout.
             unsafe { System.dealloc(block, layout) }
         }
@@ -105,6 +153,14 @@ mod sys {
 
     #[global_allocator]
     static ALLOCATOR: Counting = Counting;
+
+    /// How many bytes `act` has in hand at most.
+    pub(super) fn peak_bytes(act: impl FnOnce()) -> usize {
+        let before = BYTES.with(Cell::get);
+        PEAK.with(|peak| peak.set(before));
+        act();
+        PEAK.with(Cell::get).saturating_sub(before)
+    }
 
     /// How many blocks `act` takes from the heap.
     pub(super) fn allocations(act: impl FnOnce()) -> usize {

@@ -45,7 +45,8 @@ fn sealed_lease() -> Found {
 }
 
 fn report(revisions: &[u64]) -> Report {
-    Report { listening_on: vec!["[::]:80".into()], healthz_ok: true, advertised_revision_per_shard: revisions.to_vec() }
+    let listening_on = vec!["[::]:80".into()];
+    Report { listening_on, healthz_ok: true, advertised_revision_per_shard: revisions.to_vec(), ..Report::default() }
 }
 
 fn announce(report: Report) -> Input {
@@ -308,7 +309,8 @@ fn how_the_data_was_left_is_told_by_the_supervisor_or_else_by_the_lease() {
 #[test]
 fn active_comes_last_and_ready_behind_it() {
     let mut machine = after(opening(2));
-    assert_eq!(errands(&machine.step(announce(report(&[5, 6])))), [&Errand::StageControl]);
+    let same = Report { data_dir_fingerprint: Some([3; 32]), ..report(&[5, 6]) };
+    assert_eq!(errands(&machine.step(announce(same))), [&Errand::StageControl]);
     assert_eq!(errands(&machine.step(did(Outcome::Done))), [&Errand::PublishControl]);
     let effects = machine.step(did(Outcome::Done));
     assert_eq!(errands(&effects), [&Errand::ActivateLease { not_after_ns: Some(DEADLINE_NS) }]);
@@ -324,8 +326,10 @@ fn active_comes_last_and_ready_behind_it() {
 #[test]
 fn an_unfit_daemon_never_becomes_active() {
     let sick = Report { healthz_ok: false, ..report(&[5, 6]) };
+    let other = Report { data_dir_fingerprint: Some([8; 32]), ..report(&[5, 6]) };
     for (report, unfit) in [
         (sick, Unfit::Unhealthy),
+        (other, Unfit::OtherData),
         (report(&[5]), Unfit::FewerShards { opened: 1, sealed: 2 }),
         (report(&[9, 5]), Unfit::LowerRevision { shard: 1, opened: 5, sealed: 6 }),
     ] {

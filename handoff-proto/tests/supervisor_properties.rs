@@ -88,22 +88,7 @@ fn message() -> impl Strategy<Value = Message> {
 }
 
 fn timer() -> impl Strategy<Value = Timer> {
-    prop::sample::select(vec![
-        Timer::Hello,
-        Timer::Warm,
-        Timer::DrainGrace,
-        Timer::Deadline,
-        Timer::Late,
-        Timer::IncumbentSilent,
-        Timer::SuccessorSilent,
-        Timer::Heartbeat,
-        Timer::IncumbentClosed,
-        Timer::SuccessorClosed,
-        Timer::AskPath,
-        Timer::Look,
-        Timer::Ended,
-        Timer::Resumed,
-    ])
+    prop::sample::select(Timer::ALL.to_vec())
 }
 
 fn any_input() -> impl Strategy<Value = Input> {
@@ -169,6 +154,10 @@ struct Observer {
     committed: bool,
     resumed: bool,
     continued: bool,
+    /// The successor stands still, and nobody has decided about it.
+    undecided: bool,
+    /// The timers that run.
+    armed: Vec<Timer>,
     outcome: Option<Outcome>,
 }
 
@@ -188,7 +177,8 @@ impl Observer {
                 self.looking = false;
             }
             Input::ControlPath(pid) => self.answers = *pid == Some(N.pid),
-            Input::SuccessorGone(_) => self.successor_gone = true,
+            Input::SuccessorGone(_) => (self.successor_gone, self.undecided) = (true, false),
+            Input::Fired(timer) => self.armed.retain(|armed| armed != timer),
             _ => {}
         }
     }
@@ -211,10 +201,13 @@ impl Observer {
                 assert!(!self.begun || self.successor_gone, "resumed beside a successor that may be taking over");
                 self.resumed = true;
             }
-            Effect::StopSuccessor => self.stopped = true,
+            Effect::StopSuccessor => (self.stopped, self.undecided) = (true, true),
+            Effect::Arm(timer, _) => self.armed.push(*timer),
+            Effect::Disarm(timer) => self.armed.retain(|armed| armed != timer),
             Effect::ReadLease => self.looking = self.stopped,
-            Effect::ContinueSuccessor => self.continued = true,
+            Effect::ContinueSuccessor => (self.continued, self.undecided) = (true, false),
             Effect::KillSuccessor => {
+                self.undecided = false;
                 assert!(!self.continued && !self.committed, "a serving successor is killed");
                 assert!(!self.active_when_stopped || self.unfit, "an Active successor is killed");
             }
@@ -222,6 +215,8 @@ impl Observer {
                 if let Outcome::Committed { .. } = outcome {
                     assert!(!self.resumed);
                 }
+                assert!(!self.undecided, "the successor is left standing still");
+                assert!(self.armed.is_empty(), "{:?} run after the end", self.armed);
                 self.outcome = Some(outcome.clone());
             }
             Effect::KillIncumbent => assert!(self.asked, "an incumbent is killed that was asked for nothing"),

@@ -49,6 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 listening_on: vec![counter.listener.local_addr()?.to_string()],
                 healthz_ok: true,
                 advertised_revision_per_shard: vec![counter.numbers().last],
+                ..ReadinessSnapshot::default()
             };
             (begun.announce_and_bind(ready, &control, lock)?, counter)
         }

@@ -23,6 +23,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept
 use crate::channel::{Channel, Received};
 use crate::error::{Error, Result};
 use crate::sys::poll;
+use crate::timers::instant_after;
 
 /// What `sun_path` holds beside the closing zero (unix(7)).
 const SUN_PATH_BYTES_MAX: usize = 107;
@@ -185,7 +186,7 @@ pub(crate) fn connect(path: &Path) -> Result<Channel> {
 
 /// The pid of the incumbent that answers at `path`, as the kernel knows it. `None`: nobody says Hello in time.
 pub(crate) fn who_answers(path: &Path, within: Duration) -> Option<u32> {
-    let until = Instant::now() + within;
+    let until = instant_after(within);
     let mut channel = connect(path).ok()?;
     loop {
         match channel.receive() {

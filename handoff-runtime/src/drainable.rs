@@ -178,4 +178,7 @@ pub struct ReadinessSnapshot {
     pub healthz_ok: bool,
     /// The last revision of each shard that it opened.
     pub advertised_revision_per_shard: Vec<u64>,
+    /// What identifies the data that it opened, if the daemon can tell. What was sealed under another
+    /// [fingerprint](SealReport::data_dir_fingerprint) is not taken over (promise 3).
+    pub data_dir_fingerprint: Option<[u8; 32]>,
 }

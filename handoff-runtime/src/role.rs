@@ -73,6 +73,7 @@ pub enum Role {
 ///             listening_on: vec![listener.local_addr()?.to_string()],
 ///             healthz_ok: true,
 ///             advertised_revision_per_shard: vec![store.revision],
+///             ..ReadinessSnapshot::default()
 ///         };
 ///         (begun.announce_and_bind(readiness, control, lock)?, store, listener)
 ///     }
@@ -233,8 +234,8 @@ impl BegunSuccessor {
     }
 
     /// What the old process sealed. `None` when it died before it could, or when the supervisor speaks version 1, which
-    /// does not tell. The revisions are checked again in [`announce_and_bind`](Self::announce_and_bind); only the daemon
-    /// can check the fingerprint: report `healthz_ok: false` if it does not fit.
+    /// does not tell. The revisions, and the fingerprint if the daemon reports one, are checked in
+    /// [`announce_and_bind`](Self::announce_and_bind).
     pub fn sealed(&self) -> Option<&SealReport> {
         self.sealed.as_ref()
     }

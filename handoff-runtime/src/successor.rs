@@ -161,6 +161,7 @@ impl Driver {
             listening_on: readiness.listening_on,
             healthz_ok: readiness.healthz_ok,
             advertised_revision_per_shard: readiness.advertised_revision_per_shard,
+            data_dir_fingerprint: readiness.data_dir_fingerprint,
         };
         let shown =
             LockShown { epoch: lock.lease().epoch, handoff_id: lock.lease().handoff_id.map(HandoffId::from_bytes) };

@@ -6,7 +6,7 @@
 //! timers, so a list that is searched is the fastest form.
 
 use std::fmt::Debug;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::sys::clock;
 
@@ -14,6 +14,8 @@ use crate::sys::clock;
 /// longer than a peer is waited for by less than this is taken for the peer's silence, so it is short; and it is longer than
 /// what a busy machine makes of every sleep, so that a frozen peer is still found there.
 const LATE_AFTER_NS: u64 = 100_000_000;
+
+const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Nanoseconds of CLOCK_MONOTONIC.
 pub(crate) fn now_ns() -> u64 {
@@ -92,6 +94,12 @@ impl<T: Copy + Eq + Debug> Timers<T> {
     fn is_late_at(&self, now_ns: u64) -> bool {
         self.armed.first().is_some_and(|(at, _)| now_ns.saturating_sub(*at) > LATE_AFTER_NS)
     }
+}
+
+/// The moment that is `after` from now. A bound is a person's number: one that no clock can show is as good as a century.
+pub(crate) fn instant_after(after: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(after).unwrap_or_else(|| now + CENTURY)
 }
 
 /// `now_ns` and `after`, at most the end of time.
@@ -194,5 +202,13 @@ mod tests {
         assert_eq!(timers.pop_expired(), Some(Name::B));
         assert_eq!(timers.pop_expired(), None);
         assert!(timers.timeout() <= Some(Duration::from_secs(3600)));
+    }
+
+    #[test]
+    fn the_end_of_time_is_not_reached() {
+        let now = Instant::now();
+        assert!(instant_after(Duration::MAX) > now + CENTURY / 2);
+        assert!(instant_after(Duration::ZERO) >= now);
+        assert_eq!(later(u64::MAX - 1, Duration::MAX), u64::MAX);
     }
 }

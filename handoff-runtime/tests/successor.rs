@@ -80,6 +80,7 @@ fn take_over(mut begun: BegunSuccessor, dir: &Path, script: &str, in_hand_before
         listening_on: vec![listener.local_addr().unwrap().to_string()],
         healthz_ok: script != "unfit",
         advertised_revision_per_shard: SEALED.to_vec(),
+        ..ReadinessSnapshot::default()
     };
     let Ok(_incumbent) = begun.announce_and_bind(readiness, &dir.join("control"), lock) else {
         say_and_wait("gave up");

@@ -64,6 +64,8 @@ pub struct Report {
     pub healthz_ok: bool,
     /// The last revision of each shard that it opened.
     pub advertised_revision_per_shard: Vec<u64>,
+    /// What identifies the data that it opened, if it can tell: compared with what the incumbent said of its seal.
+    pub data_dir_fingerprint: Option<[u8; 32]>,
 }
 
 /// What tells one holding of the lock from any other.

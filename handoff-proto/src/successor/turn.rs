@@ -2,6 +2,7 @@
 
 use super::inputs::{Age, Answer, Found, Report, Sealed};
 use super::why::{GaveUp, Unfit};
+use crate::bounded::ADDRESSES_MAX;
 use crate::lease::{LeaseState, LeaseView};
 use crate::message::{BeginMode, HandoffId, Message};
 use crate::revisions::{self, SHARDS_MAX};
@@ -105,11 +106,25 @@ impl Turn {
                 return Some(Unfit::LowerRevision { shard, opened, sealed });
             }
         }
+        if self.is_other_data(report) {
+            return Some(Unfit::OtherData);
+        }
         let (_, ready) = self.ready(report.clone());
-        if opened.len() > SHARDS_MAX || !revisions::fits_a_frame(self.session.version, &ready) {
+        let is_too_long = opened.len() > SHARDS_MAX || report.listening_on.len() > ADDRESSES_MAX;
+        if is_too_long || !revisions::fits_a_frame(self.session.version, &ready) {
             return Some(Unfit::ReportTooLarge);
         }
         None
+    }
+
+    /// Whether the daemon has opened something else than what was sealed, as far as both can tell.
+    fn is_other_data(&self, report: &Report) -> bool {
+        match (&self.order, report.data_dir_fingerprint) {
+            (Order::BeginWith { mode: BeginMode::Sealed, sealed, .. }, Some(opened)) => {
+                sealed.data_dir_fingerprint != opened
+            }
+            (Order::BeginWith { .. } | Order::Begin, _) => false,
+        }
     }
 
     pub(super) fn ready(&self, report: Report) -> (Vec<Message>, Message) {

@@ -81,6 +81,9 @@ pub enum Unfit {
         /// What was sealed.
         sealed: u64,
     },
+    /// It opened other data.
+    #[error("the fingerprint of what it opened is not that of what was sealed")]
+    OtherData,
     /// The report can't be sent.
     #[error("its report does not fit the protocol's frames; name fewer addresses or shards")]
     ReportTooLarge,

@@ -135,7 +135,7 @@ impl Handover {
             Step::GreetingIncumbent | Step::GreetingSuccessor => arm(Timer::Hello, self.timing.hello),
             Step::Preparing { warmth: Warmth::Warming, .. } => arm(Timer::Warm, self.plan.warm),
             Step::Draining => {
-                arm(Timer::DrainGrace, self.plan.drain_grace + self.timing.successor_slack);
+                arm(Timer::DrainGrace, self.drain_grace_and_slack());
                 arm(Timer::Deadline, self.plan.deadline);
                 arm(Timer::IncumbentSilent, self.timing.liveness);
             }

@@ -1,6 +1,6 @@
 //! One handover on its way to the commit. What happens when it can't get there stands in `undo`.
 
-use std::mem;
+use std::time::Duration;
 
 use crate::lease::ProcessId;
 use crate::machine::Timing;
@@ -8,7 +8,7 @@ use crate::message::{BeginMode, Message, Phase, Side, short_name};
 use crate::revisions::{Parts, split};
 use crate::version::ProtoVersion;
 
-use super::checks::{Seal, turn_after_death, turn_after_seal, unfit};
+use super::checks::{Seal, turn_after_death, turn_after_seal};
 use super::peer::{Greeting, Link, Peer, agree};
 use super::undo::Undoing;
 use super::{Effect, Input, LeaseReading, Milestone, Outcome, Ownership, Plan, Timer};
@@ -80,6 +80,7 @@ pub(super) struct Begun {
 impl Handover {
     pub(super) fn start(plan: Plan, timing: Timing, effects: &mut Vec<Effect>) -> Self {
         effects.push(Effect::ConnectIncumbent);
+        let plan = plan.within(timing.deadline_max);
         Self { plan, timing, incumbent: None, successor: None, step: Step::Connecting }
     }
 
@@ -126,8 +127,7 @@ impl Handover {
 
     fn connect_failed(&mut self, error: String, effects: &mut Vec<Effect>) {
         if self.step == Step::Connecting {
-            self.step = Step::Over;
-            effects.push(Effect::Finish(Outcome::Refused { reason: error }));
+            self.end(Outcome::Refused { reason: error }, effects);
         }
     }
 
@@ -174,7 +174,7 @@ impl Handover {
         }
     }
 
-    fn successor_greeted(&mut self, greeting: &Greeting, effects: &mut Vec<Effect>) {
+    pub(super) fn successor_greeted(&mut self, greeting: &Greeting, effects: &mut Vec<Effect>) {
         let Some(peer) = &mut self.successor else { return };
         match agree(greeting, Side::Successor, peer.process) {
             Ok(version) => {
@@ -237,7 +237,7 @@ impl Handover {
         }
     }
 
-    fn warmed(&mut self, intent: Intent, effects: &mut Vec<Effect>) {
+    pub(super) fn warmed(&mut self, intent: Intent, effects: &mut Vec<Effect>) {
         effects.push(Effect::Disarm(Timer::Warm));
         effects.push(Effect::Reached(Milestone::Warmed));
         self.prepared(intent, Warmth::Warm, effects);
@@ -260,10 +260,15 @@ impl Handover {
                 }
                 effects.push(Effect::Reached(Milestone::PrepareSent));
                 effects.push(Effect::Arm(Timer::Deadline, self.plan.deadline));
-                effects.push(Effect::Arm(Timer::DrainGrace, self.plan.drain_grace + self.timing.successor_slack));
+                effects.push(Effect::Arm(Timer::DrainGrace, self.drain_grace_and_slack()));
                 effects.push(Effect::Arm(Timer::IncumbentSilent, self.timing.liveness));
             }
         }
+    }
+
+    /// The incumbent gives up by itself when its grace is over; this is for one that can't.
+    pub(super) fn drain_grace_and_slack(&self) -> Duration {
+        self.plan.drain_grace.saturating_add(self.timing.successor_slack)
     }
 
     fn prepare_message(&self) -> Message {
@@ -466,109 +471,11 @@ impl Handover {
         self.tell_successor(begin, effects);
     }
 
-    // ---- while the successor is busy
-
-    fn heard_successor(&mut self, message: Message, effects: &mut Vec<Effect>) {
-        let Some(peer) = &self.successor else { return };
-        if peer.link == Link::Gone || peer.link == Link::Cut {
-            return;
-        }
-        if message.since_version() > peer.version_or_min() {
-            let error = format!("{} in version {}", short_name(&message), peer.version_or_min());
-            return self.successor_misbehaved(&error, effects);
-        }
-        if self.successor_must_beat() {
-            effects.push(Effect::Arm(Timer::SuccessorSilent, self.timing.liveness));
-        }
-        let id = self.plan.handoff_id;
-        match (&mut self.step, message) {
-            (_, Message::Heartbeat { .. }) => {}
-            (Step::GreetingSuccessor, Message::Hello { role, pid, proto_min, proto_max, .. }) => {
-                self.successor_greeted(&Greeting { role, pid, proto_min, proto_max }, effects);
-            }
-            (Step::Preparing { intent, warmth: Warmth::Warming }, Message::Warmed { handoff_id })
-                if handoff_id == id =>
-            {
-                let intent = *intent;
-                self.warmed(intent, effects);
-            }
-            (Step::AwaitingReady(begun), Message::Revisions { first_shard, revisions }) => {
-                if let Err(error) = begun.report.push(first_shard, &revisions) {
-                    self.successor_misbehaved(&error.to_string(), effects);
-                }
-            }
-            (
-                Step::AwaitingReady(begun),
-                Message::Ready { handoff_id, healthz_ok, advertised_revision_per_shard, .. },
-            ) if handoff_id == id => {
-                let advertised = begun.report.complete(&advertised_revision_per_shard);
-                let verdict = unfit(healthz_ok, &advertised, begun.seal.as_ref());
-                let begun = mem::take(begun);
-                self.ready(begun, verdict, effects);
-            }
-            (Step::Undoing(undoing), message) => {
-                if let Some(reason) = undoing.take_late_ready(message, id) {
-                    self.condemn(reason, effects);
-                }
-            }
-            (Step::Over, _) => {}
-            (
-                Step::Connecting
-                | Step::GreetingIncumbent
-                | Step::Spawning
-                | Step::GreetingSuccessor
-                | Step::Preparing { .. }
-                | Step::Draining
-                | Step::Sealing { .. }
-                | Step::Looking { .. }
-                | Step::AwaitingReady(_)
-                | Step::AwaitingPath(_),
-                message,
-            ) => {
-                let error = format!("{} out of order or with a foreign id", short_name(&message));
-                self.successor_misbehaved(&error, effects);
-            }
-        }
-    }
-
-    fn ready(&mut self, begun: Begun, verdict: Option<String>, effects: &mut Vec<Effect>) {
-        effects.push(Effect::Disarm(Timer::SuccessorSilent));
-        effects.push(Effect::Reached(Milestone::ReadyReceived));
-        if let Some(reason) = verdict {
-            return self.undo_unfit(reason, begun, effects);
-        }
-        if self.successor_version() < 2 {
-            self.step = Step::AwaitingPath(begun);
-            effects.push(Effect::AskControlPath);
-        } else {
-            self.commit(begun.epoch, effects);
-        }
-    }
-
-    fn control_path_answered(&mut self, pid: Option<u32>, effects: &mut Vec<Effect>) {
-        let is_successor = pid.is_some() && pid == self.successor.as_ref().map(|peer| peer.process.pid);
-        match &self.step {
-            Step::AwaitingPath(begun) if is_successor => self.commit(begun.epoch, effects),
-            Step::AwaitingPath(_) => effects.push(Effect::Arm(Timer::AskPath, self.timing.limbo_poll)),
-            Step::Undoing(_) if is_successor => self.successor_answers(effects),
-            Step::Undoing(_) => self.successor_does_not_answer(effects),
-            Step::Connecting
-            | Step::GreetingIncumbent
-            | Step::Spawning
-            | Step::GreetingSuccessor
-            | Step::Preparing { .. }
-            | Step::Draining
-            | Step::Sealing { .. }
-            | Step::Looking { .. }
-            | Step::AwaitingReady(_)
-            | Step::Over => {}
-        }
-    }
+    // ---- its end
 
     pub(super) fn commit(&mut self, epoch_before: Option<u64>, effects: &mut Vec<Effect>) {
         self.tell_incumbent(Message::Commit { handoff_id: self.plan.handoff_id }, effects);
         effects.push(Effect::Reached(Milestone::CommitSent));
-        effects.push(Effect::Disarm(Timer::Heartbeat));
         effects.push(Effect::Record(Phase::Committed));
         // A successor of version 1 takes the lock without writing the lease.
         let epoch = epoch_before.filter(|_| self.successor_version() >= 2).map(|epoch| epoch.saturating_add(1));
@@ -577,8 +484,14 @@ impl Handover {
 
     /// Its end is on record.
     pub(super) fn finish(&mut self, outcome: Outcome, effects: &mut Vec<Effect>) {
-        self.step = Step::Over;
         effects.push(Effect::Reached(Milestone::JournalClosed));
+        self.end(outcome, effects);
+    }
+
+    /// The only way out. No timer runs on, so none can run out in the next handover.
+    fn end(&mut self, outcome: Outcome, effects: &mut Vec<Effect>) {
+        self.step = Step::Over;
+        effects.extend(Timer::ALL.map(Effect::Disarm));
         effects.push(Effect::Finish(outcome));
     }
 
@@ -593,11 +506,10 @@ impl Handover {
             }
             Some(_) => effects.push(Effect::RecordUndone),
         }
-        self.step = Step::Over;
-        effects.push(Effect::Finish(Outcome::Refused { reason }));
+        self.end(Outcome::Refused { reason }, effects);
     }
 }
 
-fn millis(duration: std::time::Duration) -> u64 {
+fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -37,6 +37,7 @@ mod clock;
 mod handover;
 mod lost;
 mod peer;
+mod turn;
 mod undo;
 
 #[cfg(test)]
@@ -56,16 +57,24 @@ use handover::Handover;
 pub struct Plan {
     /// The handover's name.
     pub handoff_id: HandoffId,
-    /// How long it may take, from `PrepareHandoff` on.
+    /// How long it may take, from `PrepareHandoff` on; at most [`Timing::deadline_max`].
     pub deadline: Duration,
-    /// How long the drain may take.
+    /// How long the drain may take; at most as long as the whole.
     pub drain_grace: Duration,
-    /// How long a successor of version 2 may take from its greeting until it is warmed.
+    /// How long a successor of version 2 may take from its greeting until it is warmed; at most [`Timing::deadline_max`].
     pub warm: Duration,
     /// Whether the lease can be looked at.
     pub ownership: Ownership,
     /// What becomes of a frozen incumbent.
     pub watchdog: Watchdog,
+}
+
+impl Plan {
+    /// No longer than what an incumbent agrees to; more would only let the two count differently.
+    fn within(self, max: Duration) -> Self {
+        let deadline = self.deadline.min(max);
+        Self { deadline, drain_grace: self.drain_grace.min(deadline), warm: self.warm.min(max), ..self }
+    }
 }
 
 /// Where the supervisor learns who owns the data.
@@ -232,6 +241,26 @@ pub enum Timer {
     Ended,
     /// The incumbent should have resumed.
     Resumed,
+}
+
+impl Timer {
+    /// Every one: none of them runs when a handover is over.
+    pub const ALL: [Self; 14] = [
+        Self::Hello,
+        Self::Warm,
+        Self::DrainGrace,
+        Self::Deadline,
+        Self::Late,
+        Self::IncumbentSilent,
+        Self::SuccessorSilent,
+        Self::Heartbeat,
+        Self::IncumbentClosed,
+        Self::SuccessorClosed,
+        Self::AskPath,
+        Self::Look,
+        Self::Ended,
+        Self::Resumed,
+    ];
 }
 
 /// The points of a handover, in the order of a good one.

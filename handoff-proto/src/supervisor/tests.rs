@@ -1,5 +1,6 @@
 //! One test for each way that a handover can go.
 
+mod undoing;
 mod version_1;
 
 use std::time::Duration;
@@ -262,6 +263,29 @@ fn a_journal_that_fails_after_the_drain_began_stops_nothing() {
     assert!(matches!(desk.outcome(), Some(Outcome::Committed { .. })));
 }
 
+/// A number that is too large means "no limit" to whoever writes it.
+#[test]
+fn any_plan_is_taken_and_none_is_longer_than_an_incumbent_agrees_to() {
+    let max = Timing::default().deadline_max;
+    let endless = Plan { deadline: Duration::MAX, drain_grace: Duration::MAX, warm: Duration::MAX, ..plan() };
+    let mut desk = Desk::new(endless);
+    desk.greeted(2, 2).give(Input::FromSuccessor(Message::Warmed { handoff_id: ID })).give(Input::WokeLate);
+    for armed in [
+        Effect::Arm(Timer::Warm, max),
+        Effect::Arm(Timer::Deadline, max),
+        Effect::Arm(Timer::DrainGrace, max + Timing::default().successor_slack),
+    ] {
+        assert!(desk.did(&armed), "{armed:?}");
+    }
+    let timing = Timing { deadline_max: Duration::MAX, ..Timing::default() };
+    let mut machine = Supervisor::new(timing);
+    let unbounded = Plan { deadline: Duration::MAX, drain_grace: Duration::MAX, ..plan() };
+    let _ = machine.step(Input::Start(unbounded));
+    let mut desk = Desk { machine, done: Vec::new() };
+    desk.greeted(2, 2).give(Input::FromSuccessor(Message::Warmed { handoff_id: ID })).give(Input::WokeLate);
+    assert!(desk.did(&Effect::Arm(Timer::DrainGrace, Duration::MAX)));
+}
+
 #[test]
 fn failed_hooks_keep_their_words() {
     let mut desk = Desk::draining();
@@ -274,16 +298,6 @@ fn failed_hooks_keep_their_words() {
     desk.give(Input::FromIncumbent(Message::SealFailed { handoff_id: ID, error, partial_state }));
     desk.killed_and_resumed();
     assert_eq!(desk.reason(), "seal failed: EIO (2 of 4 shards)");
-}
-
-#[test]
-fn before_begin_the_incumbent_is_told_at_once() {
-    let mut desk = Desk::sealing();
-    desk.done.clear();
-    desk.give(Input::SuccessorGone("exited with status 3".into()));
-    assert_eq!(desk.sent(), ["O:ResumeAfterAbort"]);
-    desk.give(Input::FromIncumbent(Message::Resumed { handoff_id: ID })).give(Input::JournalSynced);
-    assert_eq!(desk.reason(), "the successor exited with status 3 before its turn");
 }
 
 #[test]
@@ -316,74 +330,6 @@ fn without_a_data_dir_it_begins_without_a_look_and_says_so() {
     assert!(desk.did(&Effect::Reached(Milestone::WithoutLease)) && !desk.did(&Effect::ReadLease));
     desk.give(ready(true, &[1])).give(Input::JournalSynced);
     assert_eq!(desk.outcome(), Some(&Outcome::Committed { epoch: None }));
-}
-
-#[test]
-fn an_unfit_successor_is_ended_even_if_it_is_active() {
-    for report in [ready(false, &[5, 6]), ready(true, &[5, 5]), ready(true, &[5])] {
-        let mut desk = Desk::begun();
-        desk.give(report);
-        assert!(!desk.did(&Effect::ReadLease) && desk.sent().is_empty());
-        desk.killed_and_resumed();
-    }
-}
-
-#[test]
-fn a_silent_successor_is_stopped_looked_at_and_killed() {
-    let mut desk = Desk::begun();
-    desk.give(Input::Fired(Timer::SuccessorSilent));
-    assert!(desk.did(&Effect::StopSuccessor) && !desk.did(&Effect::KillSuccessor));
-    desk.give(Input::SuccessorStopped(Stopped::NotYet)).give(Input::Fired(Timer::Look));
-    assert!(desk.did(&Effect::LookIfStopped) && !desk.did(&Effect::ReadLease));
-    desk.give(Input::SuccessorStopped(Stopped::Yes)).give(lease(N, LeaseState::Opening, EPOCH + 1));
-    assert!(desk.sent().is_empty(), "told before the successor is gone: {:?}", desk.sent());
-    desk.killed_and_resumed();
-    assert_eq!(desk.reason(), "the successor was silent for 10s");
-}
-
-#[test]
-fn a_successor_found_active_is_committed_not_killed() {
-    let mut desk = Desk::begun();
-    desk.give(Input::Fired(Timer::Deadline)).give(Input::Fired(Timer::Late));
-    desk.give(Input::SuccessorStopped(Stopped::Yes)).give(lease(N, LeaseState::Active, EPOCH + 1));
-    assert!(desk.did(&Effect::ContinueSuccessor) && !desk.did(&Effect::KillSuccessor));
-    assert_eq!(desk.sent(), ["O:Commit"]);
-    desk.give(Input::JournalSynced);
-    assert_eq!(desk.outcome(), Some(&Outcome::Committed { epoch: Some(EPOCH + 1) }));
-}
-
-#[test]
-fn a_late_word_of_unfitness_condemns() {
-    let mut desk = Desk::begun();
-    desk.give(Input::Fired(Timer::SuccessorSilent)).give(ready(false, &[]));
-    desk.give(Input::SuccessorStopped(Stopped::Yes)).give(lease(N, LeaseState::Active, EPOCH + 1));
-    assert!(!desk.did(&Effect::ContinueSuccessor));
-    desk.killed_and_resumed();
-    assert_eq!(desk.reason(), "the successor reports itself unhealthy");
-}
-
-#[test]
-fn a_successor_that_dies_after_its_turn_came_is_undone() {
-    let mut desk = Desk::begun();
-    desk.give(Input::SuccessorGone("was killed by signal 9".into()));
-    assert_eq!(desk.sent(), ["O:ResumeAfterAbort"]);
-    desk.give(Input::FromIncumbent(Message::Resumed { handoff_id: ID })).give(Input::JournalSynced);
-    assert_eq!(desk.reason(), "the successor was killed by signal 9 before it was ready");
-}
-
-#[test]
-fn a_closed_channel_is_death_only_with_a_dead_process() {
-    let mut desk = Desk::begun();
-    desk.give(Input::SuccessorClosed);
-    assert!(desk.did(&Effect::Arm(Timer::SuccessorClosed, Timing::default().closed_grace)));
-    assert!(!desk.did(&Effect::StopSuccessor));
-    desk.give(Input::Fired(Timer::SuccessorClosed));
-    assert!(desk.did(&Effect::StopSuccessor));
-
-    let mut desk = Desk::draining();
-    desk.give(Input::IncumbentClosed).give(Input::Fired(Timer::IncumbentClosed));
-    desk.give(Input::SuccessorGone("was killed".into())).give(Input::JournalSynced);
-    assert_eq!(desk.reason(), "the incumbent closed its session");
 }
 
 #[test]
@@ -484,6 +430,27 @@ fn every_word_of_the_incumbent_puts_its_silence_off() {
 }
 
 #[test]
+fn every_word_of_the_successor_puts_its_silence_off() {
+    let mut warming = Desk::new(plan());
+    warming.greeted(2, 2);
+    for mut desk in [warming, Desk::draining(), Desk::sealing(), Desk::begun()] {
+        desk.done.clear();
+        desk.give(Input::FromSuccessor(Message::Heartbeat { ts_ms: 1 }));
+        assert_eq!(desk.done, [Effect::Arm(Timer::SuccessorSilent, Timing::default().liveness)]);
+    }
+}
+
+#[test]
+fn nothing_beats_after_the_commit() {
+    let mut desk = Desk::begun();
+    desk.give(ready(true, &[5, 6]));
+    assert!(desk.did(&Effect::Disarm(Timer::Heartbeat)));
+    desk.done.clear();
+    desk.give(Input::Fired(Timer::Heartbeat));
+    assert_eq!(desk.done, []);
+}
+
+#[test]
 fn an_incumbent_of_version_2_hears_from_us_while_it_waits() {
     let beat = Effect::SendIncumbent(2, Message::Heartbeat { ts_ms: 0 });
     let again = Effect::Arm(Timer::Heartbeat, Timing::default().heartbeat);
@@ -556,28 +523,6 @@ fn whoever_is_awaited_gets_a_fresh_interval_when_we_were_late() {
 }
 
 #[test]
-fn a_killed_successor_that_the_kernel_holds_leaves_the_incumbent_to_itself() {
-    let mut desk = Desk::begun();
-    desk.give(ready(false, &[])).give(Input::Fired(Timer::Ended)).give(Input::JournalSynced);
-    assert!(desk.did(&Effect::CloseIncumbent) && desk.sent().is_empty());
-    assert!(!desk.did(&Effect::RecordUndone), "a restarted supervisor must find it");
-    assert!(matches!(desk.outcome(), Some(Outcome::Aborted { .. })));
-}
-
-#[test]
-fn an_incumbent_that_was_not_heard_to_serve_stays_in_the_journal() {
-    for lost in [Input::Fired(Timer::Resumed), Input::IncumbentMalformed("noise".into())] {
-        let mut desk = Desk::begun();
-        desk.give(ready(false, &[])).give(Input::SuccessorGone("was killed".into())).give(lost);
-        assert!(desk.did(&Effect::Record(Phase::ResumingAfterAbort)) && !desk.did(&Effect::RecordUndone));
-    }
-    let mut desk = Desk::begun();
-    desk.give(ready(false, &[])).give(Input::SuccessorGone("was killed".into()));
-    desk.give(Input::FromIncumbent(Message::Resumed { handoff_id: ID }));
-    assert!(desk.did(&Effect::RecordUndone));
-}
-
-#[test]
 fn an_incumbent_that_never_says_hello_stays_in_the_journal() {
     let mut desk = Desk::new(plan());
     desk.give(Input::ConnectFailed("nobody listens".into()));
@@ -590,14 +535,4 @@ fn an_incumbent_that_never_says_hello_stays_in_the_journal() {
     let mut desk = Desk::new(plan());
     desk.give(Input::Connected(O)).give(Input::IncumbentGone);
     assert!(desk.did(&Effect::RecordUndone));
-}
-
-#[test]
-fn an_unreadable_lease_does_not_kill_at_once() {
-    let mut desk = Desk::begun();
-    desk.give(Input::Fired(Timer::SuccessorSilent)).give(Input::SuccessorStopped(Stopped::Yes));
-    desk.give(Input::Lease(LeaseReading::Unreadable("EIO".into())));
-    assert!(!desk.did(&Effect::KillSuccessor));
-    desk.give(Input::Fired(Timer::Look)).give(lease(N, LeaseState::Active, EPOCH + 1));
-    assert!(desk.did(&Effect::ContinueSuccessor) && !desk.did(&Effect::KillSuccessor));
 }

@@ -256,8 +256,6 @@ impl Handover {
     fn found_active(&mut self, effects: &mut Vec<Effect>) {
         if let Step::Undoing(undoing) = &self.step {
             let epoch = undoing.begun.as_ref().and_then(|begun| begun.epoch);
-            effects.push(Effect::Disarm(Timer::Look));
-            effects.push(Effect::Disarm(Timer::Ended));
             effects.push(Effect::Reached(Milestone::FoundActive));
             self.commit(epoch, effects);
         }
@@ -384,7 +382,6 @@ impl Handover {
     fn close_undone(&mut self, record: Effect, effects: &mut Vec<Effect>) {
         if let Step::Undoing(undoing) = &mut self.step {
             let reason = std::mem::take(&mut undoing.reason);
-            effects.push(Effect::Disarm(Timer::Heartbeat));
             effects.push(record);
             self.finish(Outcome::Aborted { reason }, effects);
         }

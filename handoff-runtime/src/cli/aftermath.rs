@@ -11,6 +11,7 @@ use handoff_proto::{HandoffId, ProcessId, Timing};
 
 use crate::process::Process;
 use crate::service::Event;
+use crate::timers::instant_after;
 use look::Place;
 
 mod look;
@@ -77,7 +78,7 @@ pub(super) struct Found {
 ///
 /// `supervisor` is the one that took the order, if it could be opened.
 pub(super) fn find_out(order: &Order, supervisor: Option<&Process>, state_dir: &Path) -> Found {
-    let until = Instant::now() + order.settled_within();
+    let until = instant_after(order.settled_within());
     let mut place = Place::new(order, supervisor, state_dir);
     loop {
         let seen = place.look();

@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use crate::process::Process;
 use crate::sys::poll;
+use crate::timers::instant_after;
 use crate::{Error, Result};
 
 /// Sends SIGTERM to all of them, and SIGKILL to those that are still there after `retire`. They are gone then.
@@ -22,7 +23,7 @@ use crate::{Error, Result};
 /// The system's: one may not be signalled, or can't be waited for.
 pub(super) fn end_all(mut leaving: Vec<Process>, retire: Duration) -> Result<()> {
     leaving.iter().try_for_each(Process::terminate)?;
-    let until = Instant::now() + retire;
+    let until = instant_after(retire);
     for process in &mut leaving {
         while !process.has_exited()? && Instant::now() < until {
             let mut fds = [PollFd::new(process, PollFlags::IN)];

@@ -148,6 +148,7 @@ fn ready(revisions: &[u64]) -> ReadinessSnapshot {
         listening_on: vec!["here".into()],
         healthz_ok: true,
         advertised_revision_per_shard: revisions.to_vec(),
+        ..ReadinessSnapshot::default()
     }
 }
 

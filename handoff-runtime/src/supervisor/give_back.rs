@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags};
 use crate::channel::{Channel, FDS_PER_MESSAGE_MAX, Received};
 use crate::error::{Error, Result};
 use crate::sys::poll;
+use crate::timers::instant_after;
 
 /// More listeners than any daemon has.
 const LISTENERS_MAX: usize = 1 << 16;
@@ -18,7 +19,7 @@ const LISTENERS_MAX: usize = 1 << 16;
 /// # Errors
 /// It does not answer in time, or breaks the protocol.
 pub(super) fn ask(channel: Channel, within: Duration) -> Result<Vec<(String, OwnedFd)>> {
-    let mut asking = Asking { channel, until: Instant::now() + within };
+    let mut asking = Asking { channel, until: instant_after(within) };
     let version = asking.greet()?;
     if version < 2 {
         tracing::info!("the incumbent speaks version 1 only and can't give its listeners back");

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::outcome::{GivenBack, Recovery};
 use crate::process::Process;
 use crate::sys::poll;
-use crate::timers::Timers;
+use crate::timers::{Timers, instant_after};
 
 use super::{Supervisor, give_back};
 
@@ -99,7 +99,7 @@ impl Supervisor {
     ///
     /// One that takes its data back after a handover was undone publishes its control path late: it gets time.
     fn get_listeners_back(&self, incumbent: &Process) -> Result<GivenBack> {
-        let until = Instant::now() + self.timing.liveness;
+        let until = instant_after(self.timing.liveness);
         loop {
             match self.ask_for_listeners(incumbent.pid()) {
                 Ok(given_back) => {

@@ -104,12 +104,11 @@ fn run() -> Result<(), Box<dyn Error>> {
             let lock = begun.lock(&data_dir)?;
             cross(IN_OPENING)?;
             let log = Daemon::open(&data_dir, lock.epoch(), listener)?;
-            let is_what_was_sealed =
-                begun.sealed().is_none_or(|sealed| sealed.data_dir_fingerprint == log.log().fingerprint());
             let ready = ReadinessSnapshot {
                 listening_on: vec![log.listener.address()?],
-                healthz_ok: is_what_was_sealed,
+                healthz_ok: true,
                 advertised_revision_per_shard: vec![log.log().lines],
+                data_dir_fingerprint: Some(log.log().fingerprint()),
             };
             (begun.announce_and_bind(ready, &control, lock)?, log)
         }

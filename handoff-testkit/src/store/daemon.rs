@@ -180,6 +180,7 @@ fn take_over(options: &Options, successor: Successor) -> Result<(), Box<dyn Erro
         listening_on: sockets.addresses(),
         healthz_ok: opened.is_ok(),
         advertised_revision_per_shard: opened.iter().map(|contents| contents.last_sequence).collect(),
+        data_dir_fingerprint: opened.as_ref().ok().map(|contents| contents.fingerprint),
     };
     let mut served = Ok(());
     let announced =

@@ -95,6 +95,7 @@ where
     }
 
     pub(super) fn fire(&mut self, timer: T, input: I) {
+        debug_assert!(self.is_armed(timer), "the contract: no timer runs out that does not run");
         self.disarm(timer);
         self.feed(input);
     }

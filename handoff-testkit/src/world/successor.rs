@@ -114,7 +114,7 @@ impl World {
         let Daemon::OpensStore { epoch } = role.daemon else { return };
         role.daemon = Daemon::Calls;
         let healthz_ok = performed == Performed::Well;
-        let report = Report { listening_on: Vec::new(), healthz_ok, advertised_revision_per_shard: vec![1] };
+        let report = Report { healthz_ok, advertised_revision_per_shard: vec![1], ..Report::default() };
         let lock = LockShown { epoch, handoff_id: Some(handoff_id(role.handover)) };
         role.drive.feed(Input::Daemon(Call::Announce { report, lock }));
     }

@@ -18,6 +18,7 @@ trials![
     a_stop_leaves_nothing_behind,
     more_than_a_thousand_listeners,
     a_hundred_thousand_shards,
+    any_bound_is_taken,
 ];
 
 /// How long anything may take that must happen.
@@ -136,4 +137,12 @@ fn a_hundred_thousand_shards() -> Outcome {
     check(left.success(), format!("{left:?}"))?;
     let heard = fixture.log().matches("ready_received").count();
     check(heard == HANDOVERS, format!("{heard} of {HANDOVERS} Readys were heard:\n{}", fixture.log()))
+}
+
+/// A number too large for any clock is how people write "no limit".
+fn any_bound_is_taken() -> Outcome {
+    let fixture = Setup::role("daemon-ours")?.listener("http", "127.0.0.1:0").start()?;
+    let endless = "18446744073709551615s";
+    let upgrade = fixture.upgrade(&["--drain-grace", endless, "--deadline", endless])?;
+    check(upgrade.committed(), format!("it is committed: {upgrade:?}"))
 }

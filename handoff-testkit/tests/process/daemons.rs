@@ -140,6 +140,7 @@ pub(crate) mod ours {
                     listening_on: vec![listener.local_addr()?.to_string()],
                     healthz_ok: true,
                     advertised_revision_per_shard: revisions(seals.count.load(Ordering::SeqCst)),
+                    ..ReadinessSnapshot::default()
                 };
                 (begun.announce_and_bind(ready, &control, lock)?, seals, listener)
             }
@@ -256,6 +257,7 @@ pub(crate) mod scripted {
                     listening_on: Vec::new(),
                     healthz_ok: true,
                     advertised_revision_per_shard: vec![1],
+                    ..ReadinessSnapshot::default()
                 };
                 begun.announce_and_bind(ready, &control, lock)?
             }

@@ -118,6 +118,7 @@ fn run(args: Vec<std::ffi::OsString>) -> Result<()> {
                 listening_on: Vec::new(),
                 healthz_ok: true,
                 advertised_revision_per_shard: vec![opened.last_sequence],
+                ..ReadinessSnapshot::default()
             };
             let mut served = Ok(());
             let incumbent = begun.announce_and_serve(ready, &options.control_socket, lock, || {

@@ -220,6 +220,7 @@ fn ours(data_dir: &Path, control: &Path) -> Result<(), AnyError> {
                 listening_on: vec![writer.listener.local_addr()?.to_string()],
                 healthz_ok: true,
                 advertised_revision_per_shard: vec![lock(&writer.log).lines],
+                ..ReadinessSnapshot::default()
             };
             (begun.announce_and_bind(ready, control, held)?, writer)
         }
