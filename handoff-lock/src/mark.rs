@@ -93,13 +93,14 @@ pub(crate) fn read_second_copy(dir: BorrowedFd<'_>, data_dir: &Path) -> Result<F
     let file = match retry_on_intr(|| openat(dir, SECOND_COPY, flags, Mode::empty())) {
         Ok(file) => file,
         Err(Errno::NOENT) => return Ok(Found::Nothing),
-        Err(Errno::LOOP) => return Ok(Found::Unreadable),
+        // A link (FreeBSD says EMLINK) or a socket.
+        Err(Errno::LOOP | Errno::MLINK | Errno::NXIO) => return Ok(Found::Unreadable),
         Err(error) => return Err(LockError::io(path, error)),
     };
     let mut bytes = [0; MARK_BYTES];
     match retry_on_intr(|| pread(&file, &mut bytes, 0)) {
         Ok(len) => parse_mark(&bytes[..len]).map_err(|newer| LockError::lease(path, newer.reason())),
-        Err(Errno::ISDIR) => Ok(Found::Unreadable),
+        Err(Errno::ISDIR | Errno::SPIPE) => Ok(Found::Unreadable),
         Err(error) => Err(LockError::io(path, error)),
     }
 }
@@ -113,20 +114,28 @@ pub(crate) fn overwrite_second_copy(dir: BorrowedFd<'_>, data_dir: &Path, mark: 
 /// Puts a new second copy in the place of what is there; it is durable on return, and a power failure leaves the old one or
 /// the new one.
 pub(crate) fn replace_second_copy(dir: BorrowedFd<'_>, data_dir: &Path, mark: u64) -> Result<(), LockError> {
+    let failed = |name: &str, error: Errno| LockError::io(data_dir.join(name), error);
+    let clear = || unlinkat(dir, STAGING, AtFlags::empty());
     write_mark_file(dir, STAGING, mark)
-        .and_then(|()| renameat(dir, STAGING, dir, SECOND_COPY))
-        .and_then(|()| retry_on_intr(|| fsync(dir)))
+        // What is in the way may be no file at all.
+        .or_else(|_| clear().and_then(|()| write_mark_file(dir, STAGING, mark)))
         .map_err(|error| {
-            let _ = unlinkat(dir, STAGING, AtFlags::empty());
-            LockError::io(data_dir.join(SECOND_COPY), error)
-        })
+            let _ = clear();
+            failed(STAGING, error)
+        })?;
+    renameat(dir, STAGING, dir, SECOND_COPY).map_err(|error| {
+        let _ = clear();
+        failed(SECOND_COPY, error)
+    })?;
+    retry_on_intr(|| fsync(dir)).map_err(|error| failed(".", error))
 }
 
 fn write_mark_file(dir: BorrowedFd<'_>, name: &str, mark: u64) -> Result<(), Errno> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    // NONBLOCK: who opens a FIFO for writing would wait for a reader, open(2). It has no offset to write at, so that fails.
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = retry_on_intr(|| openat(dir, name, flags, Mode::RUSR | Mode::WUSR))?;
     match retry_on_intr(|| pwrite(&file, &encode_mark(mark), 0))? {
-        MARK_BYTES => sys::sync_bytes(&file),
+        MARK_BYTES => retry_on_intr(|| sys::sync_bytes(&file)),
         _ => Err(Errno::NOSPC),
     }
 }

@@ -357,7 +357,8 @@ impl Pair {
     }
 
     fn sync_bytes(&self) -> Result<(), LockError> {
-        sys::sync_bytes(self.file()?).map_err(|error| LockError::io(self.lock_path(), error))
+        let file = self.file()?;
+        retry_on_intr(|| sys::sync_bytes(file)).map_err(|error| LockError::io(self.lock_path(), error))
     }
 
     /// An owner whose lock file was removed or replaced creates, locks and fills the new one: a peer that locks only the file
