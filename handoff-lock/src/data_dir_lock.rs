@@ -349,7 +349,7 @@ impl Claim {
     }
 
     fn next_epoch(&mut self) -> Result<(u64, u64), LockError> {
-        if let Some(NextEpoch { epoch, mark }) = mark::next_if_reserved(&self.found) {
+        if let Some(NextEpoch { epoch, mark }) = mark::next_if_reserved(&self.found, self.pair.file_number()) {
             return Ok((epoch, mark));
         }
         let second_copy = mark::read_second_copy(self.pair.dir()?, self.pair.data_dir())?;

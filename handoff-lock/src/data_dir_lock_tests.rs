@@ -256,7 +256,11 @@ fn an_older_build_takes_over_from_a_lease_and_a_mark_of_the_future_that_it_can_r
     let path = dir.path().join(LOCK_FILE);
     let mut bytes = fs::read(&path).unwrap();
     let newest = crate::lock_file::parse(&bytes).unwrap().newest.unwrap();
-    let next = crate::lease::Numbered { sequence: newest.sequence + 1, lease: Lease { epoch: 2, ..newest.lease } };
+    let next = crate::lease::Numbered {
+        sequence: newest.sequence + 1,
+        file: newest.file,
+        lease: Lease { epoch: 2, ..newest.lease },
+    };
     let at = crate::lock_file::slot_offset(next.sequence) as usize;
     let slot = crate::lease::tests::of_the_future(&next, 9, 1);
     bytes[at..at + slot.len()].copy_from_slice(&slot);
@@ -288,6 +292,19 @@ fn the_epoch_never_goes_back_over_a_removed_lock_file() {
     fs::remove_file(dir.path().join(LOCK_FILE)).unwrap();
     let after = epochs(dir.path());
     assert!(after > before + mark::RESERVED_AHEAD, "{after}");
+    assert_eq!(epochs(dir.path()), after + 1);
+}
+
+#[test]
+fn the_epoch_never_goes_back_to_a_lock_file_that_was_put_back() {
+    let dir = scratch();
+    let (path, kept) = (dir.path().join(LOCK_FILE), dir.path().join("kept"));
+    epochs(dir.path());
+    fs::copy(&path, &kept).unwrap();
+    let before = (0..5).map(|_| epochs(dir.path())).max().unwrap();
+    fs::rename(&kept, &path).unwrap();
+    let after = epochs(dir.path());
+    assert!(after > before, "{after} after {before}");
     assert_eq!(epochs(dir.path()), after + 1);
 }
 

@@ -118,6 +118,7 @@ const FORMAT: u16 = 1;
 /// The oldest format whose builds understand what this one writes.
 const READABLE_BY: u16 = 1;
 const CHECKED_BYTES: usize = SLOT_BYTES - 4;
+const FILE_AT: usize = CHECKED_BYTES - 8;
 
 /// CRC-32C.
 pub(crate) const CRC: crc::Crc<u32, crc::Table<16>> = crc::Crc::<u32, crc::Table<16>>::new(&crc::CRC_32_ISCSI);
@@ -126,6 +127,8 @@ pub(crate) const CRC: crc::Crc<u32, crc::Table<16>> = crc::Crc::<u32, crc::Table
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Numbered {
     pub(crate) sequence: u64,
+    /// The inode number of the lock file that it was written into: in a copy that was put back it is not the copy's.
+    pub(crate) file: u64,
     pub(crate) lease: Lease,
 }
 
@@ -170,6 +173,8 @@ impl Numbered {
         writer.put(&lease.owner.boot_id);
         writer.put(&lease.handoff_id.unwrap_or_default());
         writer.put(build_id);
+        writer.at = FILE_AT;
+        writer.put(&self.file.to_le_bytes());
         let checksum = CRC.checksum(&bytes[..CHECKED_BYTES]);
         bytes[CHECKED_BYTES..].copy_from_slice(&checksum.to_le_bytes());
         bytes
@@ -194,8 +199,9 @@ fn decode(bytes: &[u8]) -> Option<Slot> {
     let flags = reader.take()?;
     let sequence = reader.u64()?;
     let lease = if readable_by > FORMAT { None } else { decode_lease(flags, &mut reader) };
+    let file = Reader(checked.get(FILE_AT..)?).u64()?;
     Some(match lease {
-        Some(lease) => Slot::Valid(Numbered { sequence, lease }),
+        Some(lease) => Slot::Valid(Numbered { sequence, file, lease }),
         None => Slot::Newer(Newer { format, sequence }),
     })
 }
@@ -287,7 +293,7 @@ pub(crate) mod tests {
     proptest! {
         #[test]
         fn a_slot_gives_back_what_was_written(lease in any_lease(), sequence: u64) {
-            let numbered = Numbered { sequence, lease };
+            let numbered = Numbered { sequence, file: 7, lease };
             prop_assert_eq!(Slot::decode(&numbered.encode()), Slot::Valid(numbered));
         }
 
@@ -299,7 +305,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_damaged_bit_makes_a_slot_unreadable() {
-        let bytes = Numbered { sequence: 7, lease: lease(7) }.encode();
+        let bytes = Numbered { sequence: 7, file: 7, lease: lease(7) }.encode();
         for bit in 0..SLOT_BYTES * 8 {
             let mut damaged = bytes;
             damaged[bit / 8] ^= 1 << (bit % 8);
@@ -310,7 +316,9 @@ pub(crate) mod tests {
     #[test]
     fn a_build_id_that_is_too_long_is_cut() {
         let lease = Lease { build_id: vec![5; 300], ..lease(1) };
-        let Slot::Valid(read) = Slot::decode(&Numbered { sequence: 1, lease }.encode()) else { panic!("unreadable") };
+        let Slot::Valid(read) = Slot::decode(&Numbered { sequence: 1, file: 7, lease }.encode()) else {
+            panic!("unreadable")
+        };
         assert_eq!(read.lease.build_id, vec![5; BUILD_ID_BYTES_MAX]);
     }
 
@@ -321,7 +329,6 @@ pub(crate) mod tests {
             bytes[10..12].copy_from_slice(&readable_by.to_le_bytes());
             // What is empty today may say something.
             bytes[15] = 0xff;
-            bytes[148..CHECKED_BYTES].fill(0xff);
         })
     }
 
@@ -335,13 +342,13 @@ pub(crate) mod tests {
 
     #[test]
     fn a_lease_from_the_future_is_read_if_it_says_that_this_build_can() {
-        let numbered = Numbered { sequence: 5, lease: lease(1) };
+        let numbered = Numbered { sequence: 5, file: 7, lease: lease(1) };
         assert_eq!(Slot::decode(&of_the_future(&numbered, 7, 1)), Slot::Valid(numbered));
     }
 
     #[test]
     fn a_lease_that_this_build_can_not_read_is_not_taken_for_no_lease() {
-        let numbered = Numbered { sequence: 5, lease: lease(1) };
+        let numbered = Numbered { sequence: 5, file: 7, lease: lease(1) };
         let newer = |format| Slot::Newer(Newer { format, sequence: 5 });
         assert_eq!(Slot::decode(&of_the_future(&numbered, 7, 2)), newer(7));
         assert_eq!(Slot::decode(&changed(&numbered, |bytes| bytes[12] = 4)), newer(1), "an unknown state");

@@ -14,6 +14,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, fsync, openat, renameat, unlinkat};
 use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 
 use crate::error::LockError;
+use crate::lease::Numbered;
 use crate::lock_file::{Contents, Found, MARK_BYTES, encode_mark, parse_mark};
 use crate::sys;
 
@@ -39,11 +40,13 @@ pub(crate) enum NoEpoch {
     Exhausted,
 }
 
-/// The next epoch if the lock file alone is certain about it: the last lease is known, and its mark, which is durable, has
-/// room.
-pub(crate) fn next_if_reserved(contents: &Contents) -> Option<NextEpoch> {
+/// The next epoch if the lock file alone, which has the inode number `file`, is certain about it: the last lease is known, and
+/// its mark, which is durable, has room. A lease in a copy that was put back is not the last one. (One whose bytes were written
+/// over the newer ones can't be told.)
+pub(crate) fn next_if_reserved(contents: &Contents, file: u64) -> Option<NextEpoch> {
     let Found::Mark(mark) = contents.mark else { return None };
-    let last = contents.newest.as_ref().filter(|newest| newest.lease.is_certainly_last())?.lease.epoch;
+    let is_last = |newest: &&Numbered| newest.file == file && newest.lease.is_certainly_last();
+    let last = contents.newest.as_ref().filter(is_last)?.lease.epoch;
     (last < mark).then(|| NextEpoch { epoch: last + 1, mark })
 }
 
@@ -145,11 +148,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::lease::Numbered;
     use crate::lease::tests::lease;
 
     fn contents(epoch: Option<u64>, mark: Found) -> Contents {
-        Contents { newest: epoch.map(|epoch| Numbered { sequence: 1, lease: lease(epoch) }), mark }
+        Contents { newest: epoch.map(|epoch| Numbered { sequence: 1, file: 7, lease: lease(epoch) }), mark }
     }
 
     fn of_another_boot(mut contents: Contents) -> Contents {
@@ -161,16 +163,17 @@ mod tests {
 
     #[test]
     fn within_the_reserve_the_epoch_goes_up_by_one_without_a_sync() {
-        assert_eq!(next_if_reserved(&contents(Some(7), Found::Mark(9))), Some(NextEpoch { epoch: 8, mark: 9 }));
-        assert_eq!(next_if_reserved(&contents(Some(8), Found::Mark(9))), Some(NextEpoch { epoch: 9, mark: 9 }));
+        assert_eq!(next_if_reserved(&contents(Some(7), Found::Mark(9)), 7), Some(NextEpoch { epoch: 8, mark: 9 }));
+        assert_eq!(next_if_reserved(&contents(Some(8), Found::Mark(9)), 7), Some(NextEpoch { epoch: 9, mark: 9 }));
     }
 
     #[test]
     fn without_certainty_nothing_is_used_unreserved() {
-        assert_eq!(next_if_reserved(&contents(Some(9), Found::Mark(9))), None);
-        assert_eq!(next_if_reserved(&contents(None, Found::Mark(9))), None);
-        assert_eq!(next_if_reserved(&contents(Some(7), Found::Unreadable)), None);
-        assert_eq!(next_if_reserved(&of_another_boot(contents(Some(7), Found::Mark(9)))), None);
+        assert_eq!(next_if_reserved(&contents(Some(9), Found::Mark(9)), 7), None);
+        assert_eq!(next_if_reserved(&contents(None, Found::Mark(9)), 7), None);
+        assert_eq!(next_if_reserved(&contents(Some(7), Found::Unreadable), 7), None);
+        assert_eq!(next_if_reserved(&of_another_boot(contents(Some(7), Found::Mark(9))), 7), None);
+        assert_eq!(next_if_reserved(&contents(Some(7), Found::Mark(9)), 8), None, "a copy of the file");
     }
 
     #[test]
@@ -301,7 +304,7 @@ mod tests {
 
         fn claim(&mut self, steps: u8) -> Option<u64> {
             let contents = self.contents();
-            let next = next_if_reserved(&contents);
+            let next = next_if_reserved(&contents, 7);
             let next = next.or_else(|| {
                 let next = next_above_all(&contents, self.second.seen).expect("one copy is always whole");
                 self.reserve(next.mark, steps);

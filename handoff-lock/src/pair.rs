@@ -287,6 +287,11 @@ impl Pair {
         self.dir_inode
     }
 
+    /// Which lock file is open, as a lease in it says it.
+    pub(crate) fn file_number(&self) -> u64 {
+        self.file_inode.number
+    }
+
     /// Whether the path still leads to the directory that is open; if not, which two they are.
     pub(crate) fn check_dir_in_place(&self) -> Result<(), LockError> {
         if self.is_dir_in_place()? { Ok(()) } else { Err(self.is_elsewhere(self.dir()?)) }
@@ -317,7 +322,7 @@ impl Pair {
     /// Becomes the owner: writes the first lease of an acquisition, one above `found`.
     pub(crate) fn own(&mut self, found: &Contents, mark: u64, lease: Lease) -> Result<(), LockError> {
         let last = found.newest.as_ref().map_or(0, |newest| newest.sequence);
-        let newest = Numbered { sequence: last.wrapping_add(1), lease };
+        let newest = Numbered { sequence: last.wrapping_add(1), file: self.file_inode.number, lease };
         self.write(&newest.encode(), lock_file::slot_offset(newest.sequence))?;
         self.holding = Holding::Ownership(Box::new(Record { newest, mark }));
         self.pidfile = Pidfile::MayBeThere;
@@ -330,7 +335,8 @@ impl Pair {
         self.check_dir_in_place()?;
         self.keep_in_place()?;
         let Holding::Ownership(record) = &self.holding else { return Ok(()) };
-        let newest = Numbered { sequence: record.newest.sequence.wrapping_add(1), lease };
+        let sequence = record.newest.sequence.wrapping_add(1);
+        let newest = Numbered { sequence, file: self.file_inode.number, lease };
         self.write(&newest.encode(), lock_file::slot_offset(newest.sequence))?;
         if let Holding::Ownership(record) = &mut self.holding {
             record.newest = newest;
@@ -378,8 +384,8 @@ impl Pair {
                     "it was replaced, and another process locked the new one; end that process",
                 ));
             }
-            write_all(new, &lock_file::image(&record.newest, record.mark), 0)
-                .map_err(|error| LockError::io(&path, error))?;
+            let newest = Numbered { file: inode.number, ..record.newest.clone() };
+            write_all(new, &lock_file::image(&newest, record.mark), 0).map_err(|error| LockError::io(&path, error))?;
             (self.file, self.file_inode) = (file, inode);
         }
         Err(LockError::lease(self.lock_path(), REPLACED_AGAIN))
