@@ -259,6 +259,7 @@ fn an_older_build_takes_over_from_a_lease_and_a_mark_of_the_future_that_it_can_r
     let next = crate::lease::Numbered {
         sequence: newest.sequence + 1,
         file: newest.file,
+        released: false,
         lease: Lease { epoch: 2, ..newest.lease },
     };
     let at = crate::lock_file::slot_offset(next.sequence) as usize;

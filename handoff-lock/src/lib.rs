@@ -116,7 +116,9 @@
 //!
 //! # Platforms
 //!
-//! Linux in full. On macOS and the BSDs the lock and the epoch are the same, and the holder is the one that wrote itself down.
+//! Linux in full. On macOS and the BSDs, and without `/proc`, the lock and the epoch are the same, and the holder is the one that
+//! wrote itself down and did not write that it let go. Where the system does not tell one boot from another (NetBSD, OpenBSD,
+//! Linux without `/proc`) each acquisition syncs twice.
 #![deny(unsafe_code)]
 
 mod data_dir_lock;

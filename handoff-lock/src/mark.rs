@@ -14,7 +14,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, fsync, openat, renameat, unlinkat};
 use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 
 use crate::error::LockError;
-use crate::lease::Numbered;
+use crate::lease::{Numbered, are_boots_known};
 use crate::lock_file::{Contents, Found, MARK_BYTES, encode_mark, parse_mark};
 use crate::sys;
 
@@ -22,8 +22,14 @@ use crate::sys;
 pub(crate) const SECOND_COPY: &str = ".handoff.epoch";
 const STAGING: &str = ".handoff.epoch.new";
 
-/// How many epochs are reserved with one sync.
+/// How many epochs are reserved with one sync, where the last lease can be told from one of an earlier boot.
 pub(crate) const RESERVED_AHEAD: u64 = 1024;
+
+/// How many epochs to reserve ahead. Where boots have no names, no lease is certain to be the last one, and each acquisition
+/// goes on above the mark: it would skip all that was reserved ahead. So nothing is, and each one syncs.
+pub(crate) fn ahead() -> u64 {
+    if are_boots_known() { RESERVED_AHEAD } else { 0 }
+}
 
 /// The epoch of an acquisition, and the mark that must be durable before it is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,8 +56,8 @@ pub(crate) fn next_if_reserved(contents: &Contents, file: u64) -> Option<NextEpo
     (last < mark).then(|| NextEpoch { epoch: last + 1, mark })
 }
 
-/// The next epoch in all other cases; its mark has yet to be reserved. It may skip epochs, and never goes back.
-pub(crate) fn next_above_all(contents: &Contents, second_copy: Found) -> Result<NextEpoch, NoEpoch> {
+/// The next epoch in all other cases; its mark, `ahead` of it, has yet to be reserved. It may skip epochs, and never goes back.
+pub(crate) fn next_above_all(contents: &Contents, second_copy: Found, ahead: u64) -> Result<NextEpoch, NoEpoch> {
     let marks = [contents.mark, second_copy];
     let mark =
         marks.into_iter().filter_map(|found| if let Found::Mark(mark) = found { Some(mark) } else { None }).max();
@@ -61,7 +67,7 @@ pub(crate) fn next_above_all(contents: &Contents, second_copy: Found) -> Result<
     let last = contents.newest.as_ref().map_or(0, |newest| newest.lease.epoch);
     let epoch = last.max(mark.unwrap_or(0));
     let epoch = epoch.checked_add(1).ok_or(NoEpoch::Exhausted)?;
-    let mark = epoch.checked_add(RESERVED_AHEAD).ok_or(NoEpoch::Exhausted)?;
+    let mark = epoch.checked_add(ahead).ok_or(NoEpoch::Exhausted)?;
     Ok(NextEpoch { epoch, mark })
 }
 
@@ -151,7 +157,10 @@ mod tests {
     use crate::lease::tests::lease;
 
     fn contents(epoch: Option<u64>, mark: Found) -> Contents {
-        Contents { newest: epoch.map(|epoch| Numbered { sequence: 1, file: 7, lease: lease(epoch) }), mark }
+        Contents {
+            newest: epoch.map(|epoch| Numbered { sequence: 1, file: 7, released: false, lease: lease(epoch) }),
+            mark,
+        }
     }
 
     fn of_another_boot(mut contents: Contents) -> Contents {
@@ -178,18 +187,25 @@ mod tests {
 
     #[test]
     fn the_first_epoch_is_one() {
-        let next = next_above_all(&contents(None, Found::Nothing), Found::Nothing);
+        let next = next_above_all(&contents(None, Found::Nothing), Found::Nothing, RESERVED_AHEAD);
         assert_eq!(next, Ok(NextEpoch { epoch: 1, mark: 1 + RESERVED_AHEAD }));
     }
 
     #[test]
     fn the_highest_of_all_counts() {
-        let next = |contents: &Contents, second| next_above_all(contents, second).map(|next| next.epoch);
+        let next =
+            |contents: &Contents, second| next_above_all(contents, second, RESERVED_AHEAD).map(|next| next.epoch);
         assert_eq!(next(&contents(Some(9), Found::Mark(9)), Found::Mark(9)), Ok(10));
         assert_eq!(next(&contents(None, Found::Nothing), Found::Mark(1000)), Ok(1001));
         assert_eq!(next(&contents(None, Found::Unreadable), Found::Mark(1000)), Ok(1001));
         assert_eq!(next(&of_another_boot(contents(Some(5), Found::Mark(1000))), Found::Unreadable), Ok(1001));
         assert_eq!(next(&of_another_boot(contents(Some(2000), Found::Mark(1000))), Found::Nothing), Ok(2001));
+    }
+
+    #[test]
+    fn where_nothing_is_reserved_ahead_no_epoch_is_skipped() {
+        let next = next_above_all(&contents(Some(7), Found::Mark(7)), Found::Mark(7), 0);
+        assert_eq!(next, Ok(NextEpoch { epoch: 8, mark: 8 }));
     }
 
     #[test]
@@ -199,13 +215,16 @@ mod tests {
             (Found::Unreadable, Found::Unreadable),
             (Found::Nothing, Found::Unreadable),
         ] {
-            assert_eq!(next_above_all(&contents(None, first), second), Err(NoEpoch::MarkLost));
+            assert_eq!(next_above_all(&contents(None, first), second, RESERVED_AHEAD), Err(NoEpoch::MarkLost));
         }
     }
 
     #[test]
     fn the_last_epoch_is_not_followed_by_the_first() {
-        assert_eq!(next_above_all(&contents(Some(u64::MAX), Found::Nothing), Found::Nothing), Err(NoEpoch::Exhausted));
+        assert_eq!(
+            next_above_all(&contents(Some(u64::MAX), Found::Nothing), Found::Nothing, RESERVED_AHEAD),
+            Err(NoEpoch::Exhausted)
+        );
     }
 
     /// A file that holds a mark: what a reader sees now, and what outlives a power failure.
@@ -306,7 +325,8 @@ mod tests {
             let contents = self.contents();
             let next = next_if_reserved(&contents, 7);
             let next = next.or_else(|| {
-                let next = next_above_all(&contents, self.second.seen).expect("one copy is always whole");
+                let next =
+                    next_above_all(&contents, self.second.seen, RESERVED_AHEAD).expect("one copy is always whole");
                 self.reserve(next.mark, steps);
                 Some(next)
             })?;

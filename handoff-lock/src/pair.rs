@@ -24,7 +24,7 @@ use rustix::io::{Errno, retry_on_intr};
 use crate::error::{Inode, LockError};
 use crate::filesystem;
 use crate::flock::{flock_within, is_no_lock_for_directories, try_flock, unflock};
-use crate::lease::{Lease, Numbered, Owner};
+use crate::lease::{Lease, LeaseState, Numbered, Owner};
 use crate::lock_file::{self, Contents};
 use crate::opened_file::{LOCK_FILE, open_file, open_to_read, read_contents, settled_lease, write_all};
 use crate::pidfile;
@@ -270,6 +270,7 @@ impl Pair {
         }
         if let Holding::Ownership(_) = self.holding {
             self.remove_pidfile()?;
+            self.note_release();
         }
         unflock(self.file()?).map_err(|error| LockError::io(self.lock_path(), error))?;
         if let Err(error) = self.unlock_dir()
@@ -312,17 +313,18 @@ impl Pair {
     /// The lease that the lock file has at this moment, whichever inode it is. Opens a descriptor only if it was replaced.
     pub(crate) fn read_lease(&self) -> Result<Option<Lease>, LockError> {
         if self.is_file_in_place()? {
-            return settled_lease(self.file()?, &self.lock_path());
+            return Ok(settled_lease(self.file()?, &self.lock_path())?.map(|newest| newest.lease));
         }
         let path = self.lock_path();
         let opened = open_to_read(self.dir()?, LOCK_FILE.as_ref(), &path)?;
-        opened.map_or(Ok(None), |(file, _)| settled_lease(file.as_fd(), &path))
+        let newest = opened.map_or(Ok(None), |(file, _)| settled_lease(file.as_fd(), &path))?;
+        Ok(newest.map(|newest| newest.lease))
     }
 
     /// Becomes the owner: writes the first lease of an acquisition, one above `found`.
     pub(crate) fn own(&mut self, found: &Contents, mark: u64, lease: Lease) -> Result<(), LockError> {
         let last = found.newest.as_ref().map_or(0, |newest| newest.sequence);
-        let newest = Numbered { sequence: last.wrapping_add(1), file: self.file_inode.number, lease };
+        let newest = Numbered { sequence: last.wrapping_add(1), file: self.file_inode.number, released: false, lease };
         self.write(&newest.encode(), lock_file::slot_offset(newest.sequence))?;
         self.holding = Holding::Ownership(Box::new(Record { newest, mark }));
         self.pidfile = Pidfile::MayBeThere;
@@ -336,12 +338,25 @@ impl Pair {
         self.keep_in_place()?;
         let Holding::Ownership(record) = &self.holding else { return Ok(()) };
         let sequence = record.newest.sequence.wrapping_add(1);
-        let newest = Numbered { sequence, file: self.file_inode.number, lease };
+        let newest = Numbered { sequence, file: self.file_inode.number, released: false, lease };
         self.write(&newest.encode(), lock_file::slot_offset(newest.sequence))?;
         if let Holding::Ownership(record) = &mut self.holding {
             record.newest = newest;
         }
         Ok(())
+    }
+
+    /// Says in the lock file that the owner let go, for those who can't ask the kernel who holds a lock; best effort. A seal
+    /// says so itself.
+    fn note_release(&self) {
+        let Holding::Ownership(record) = &self.holding else { return };
+        if record.newest.lease.state == LeaseState::Sealed {
+            return;
+        }
+        let sequence = record.newest.sequence.wrapping_add(1);
+        let file = self.file_inode.number;
+        let noted = Numbered { sequence, file, released: true, ..record.newest.clone() };
+        let _ = self.write(&noted.encode(), lock_file::slot_offset(sequence));
     }
 
     /// Writes the mark into the lock file; it is durable on return.
