@@ -224,10 +224,10 @@ impl DataDirLock {
         self.pair.keep_in_place()?;
         let second_copy = mark::read_second_copy(self.pair.dir()?, self.data_dir())?;
         let left = self.mark.saturating_sub(self.lease.epoch);
-        if left >= mark::RESERVED_AHEAD / 2 && mark::covers(second_copy, self.mark) {
+        if left >= mark::ahead() / 2 && mark::covers(second_copy, self.mark) {
             return Ok(());
         }
-        let mark = self.mark.max(self.lease.epoch.saturating_add(mark::RESERVED_AHEAD));
+        let mark = self.mark.max(self.lease.epoch.saturating_add(mark::ahead()));
         reserve(&mut self.pair, mark, Method::of(Found::Mark(self.mark), second_copy))?;
         self.mark = mark;
         Ok(())
@@ -302,7 +302,7 @@ impl Claim {
     /// Becomes the owner under the next epoch, in the state Opening, and writes the pidfile.
     ///
     /// It syncs only when the epochs that were reserved ahead are used up, which [`DataDirLock::reserve_epochs`] prevents, and
-    /// after a reboot.
+    /// after a reboot; and each time where the system does not tell one boot from another (no `/proc`).
     ///
     /// # Errors
     /// [`LockError::Lease`] if neither the lock file nor `.handoff.epoch` tells which epochs were used, [`LockError::Io`] if
@@ -349,12 +349,12 @@ impl Claim {
     }
 
     fn next_epoch(&mut self) -> Result<(u64, u64), LockError> {
-        if let Some(NextEpoch { epoch, mark }) = mark::next_if_reserved(&self.found) {
+        if let Some(NextEpoch { epoch, mark }) = mark::next_if_reserved(&self.found, self.pair.file_number()) {
             return Ok((epoch, mark));
         }
         let second_copy = mark::read_second_copy(self.pair.dir()?, self.pair.data_dir())?;
-        let NextEpoch { epoch, mark } =
-            mark::next_above_all(&self.found, second_copy).map_err(|no_epoch| self.no_epoch(no_epoch))?;
+        let NextEpoch { epoch, mark } = mark::next_above_all(&self.found, second_copy, mark::ahead())
+            .map_err(|no_epoch| self.no_epoch(no_epoch))?;
         reserve(&mut self.pair, mark, Method::of(self.found.mark, second_copy))?;
         Ok((epoch, mark))
     }
@@ -362,7 +362,9 @@ impl Claim {
     fn no_epoch(&self, why: NoEpoch) -> LockError {
         let second_copy = self.pair.data_dir().join(mark::SECOND_COPY);
         let reason = match why {
-            NoEpoch::Exhausted => "the epochs are used up; remove it, if no fenced data refers to them".to_string(),
+            NoEpoch::Exhausted => {
+                format!("the epochs are used up; remove it and {}, if no data carries epochs", second_copy.display())
+            }
             NoEpoch::MarkLost => format!(
                 "neither it nor {} tells which epochs were used; restore one of them from a backup, or remove both if no \
                  data carries epochs",

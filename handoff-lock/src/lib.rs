@@ -21,7 +21,8 @@
 //! - **One owner.** flock(2) on two inodes: `.handoff.lock` in the directory, and the directory itself. Removing or replacing
 //!   the lock file makes no second owner. The kernel frees the lock when its owner dies; a lock is never broken by unlinking.
 //! - **A fencing epoch.** [`DataDirLock::epoch`] is one higher at each acquisition and never goes back, not after a power
-//!   failure and not if the lock file was removed (then it may skip numbers). Put it into what you write.
+//!   failure and not if the lock file was removed or an older one put back (then it may skip numbers; only older bytes that are
+//!   written over the file itself can't be told). Put it into what you write.
 //! - **A true holder.** Who is refused learns the [`Holder`]: pid, command, since when, and whether it merely inherited a
 //!   descriptor. It is who has the directory, however it came by it, and nobody who merely tries. A reused pid is not taken for
 //!   the owner, and a pidfile is never believed against the kernel.
@@ -115,7 +116,9 @@
 //!
 //! # Platforms
 //!
-//! Linux in full. On macOS and the BSDs the lock and the epoch are the same, and the holder is the one that wrote itself down.
+//! Linux in full. On macOS and the BSDs, and without `/proc`, the lock and the epoch are the same, and the holder is the one that
+//! wrote itself down and did not write that it let go. Where the system does not tell one boot from another (NetBSD, OpenBSD,
+//! Linux without `/proc`) each acquisition syncs twice.
 #![deny(unsafe_code)]
 
 mod data_dir_lock;

@@ -150,7 +150,7 @@ mod tests {
     use crate::lease::tests::{any_lease, lease, of_the_future};
 
     fn numbered(sequence: u64) -> Numbered {
-        Numbered { sequence, lease: lease(sequence) }
+        Numbered { sequence, file: 7, released: false, lease: lease(sequence) }
     }
 
     /// A lock file after leases 1 to `last`.
@@ -207,7 +207,7 @@ mod tests {
         fn of_any_bytes_of_a_torn_write_the_old_or_the_new_lease_is_read(
             old in any_lease(), new in any_lease(), sequence in 1..u64::MAX, arrived in any::<[[bool; 32]; 5]>(),
         ) {
-            let (old, new) = (Numbered { sequence, lease: old }, Numbered { sequence: sequence + 1, lease: new });
+            let (old, new) = (Numbered { sequence, file: 7, released: false, lease: old }, Numbered { sequence: sequence + 1, file: 7, released: false, lease: new });
             let bytes = torn(&image(&old, 7), &new, |index| arrived[index / 32][index % 32]);
             let newest = parse(&bytes).unwrap().newest.unwrap();
             prop_assert!(newest == old || newest == new);

@@ -8,7 +8,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, fstat, openat, statat};
 use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 
 use crate::error::{Inode, LockError};
-use crate::lease::Lease;
+use crate::lease::Numbered;
 use crate::lock_file::{self, Contents, FILE_BYTES, Found};
 use crate::sys::GuardedFd;
 
@@ -33,10 +33,10 @@ pub(crate) fn open_to_read(
 }
 
 /// Reads a lease beside its writer: two writes within one read can leave neither slot whole, so it reads again.
-pub(crate) fn settled_lease(file: BorrowedFd<'_>, path: &Path) -> Result<Option<Lease>, LockError> {
+pub(crate) fn settled_lease(file: BorrowedFd<'_>, path: &Path) -> Result<Option<Numbered>, LockError> {
     for _ in 0..TORN_READS_MAX {
         match read_contents(file, path)? {
-            Contents { newest: Some(newest), .. } => return Ok(Some(newest.lease)),
+            Contents { newest: Some(newest), .. } => return Ok(Some(newest)),
             Contents { mark: Found::Nothing, .. } => return Ok(None),
             Contents { newest: None, .. } => std::thread::yield_now(),
         }

@@ -24,7 +24,7 @@ use rustix::io::{Errno, retry_on_intr};
 use crate::error::{Inode, LockError};
 use crate::filesystem;
 use crate::flock::{flock_within, is_no_lock_for_directories, try_flock, unflock};
-use crate::lease::{Lease, Numbered, Owner};
+use crate::lease::{Lease, LeaseState, Numbered, Owner};
 use crate::lock_file::{self, Contents};
 use crate::opened_file::{LOCK_FILE, open_file, open_to_read, read_contents, settled_lease, write_all};
 use crate::pidfile;
@@ -270,6 +270,7 @@ impl Pair {
         }
         if let Holding::Ownership(_) = self.holding {
             self.remove_pidfile()?;
+            self.note_release();
         }
         unflock(self.file()?).map_err(|error| LockError::io(self.lock_path(), error))?;
         if let Err(error) = self.unlock_dir()
@@ -285,6 +286,11 @@ impl Pair {
     /// Which directory is open.
     pub(crate) fn inode(&self) -> Inode {
         self.dir_inode
+    }
+
+    /// Which lock file is open, as a lease in it says it.
+    pub(crate) fn file_number(&self) -> u64 {
+        self.file_inode.number
     }
 
     /// Whether the path still leads to the directory that is open; if not, which two they are.
@@ -307,17 +313,18 @@ impl Pair {
     /// The lease that the lock file has at this moment, whichever inode it is. Opens a descriptor only if it was replaced.
     pub(crate) fn read_lease(&self) -> Result<Option<Lease>, LockError> {
         if self.is_file_in_place()? {
-            return settled_lease(self.file()?, &self.lock_path());
+            return Ok(settled_lease(self.file()?, &self.lock_path())?.map(|newest| newest.lease));
         }
         let path = self.lock_path();
         let opened = open_to_read(self.dir()?, LOCK_FILE.as_ref(), &path)?;
-        opened.map_or(Ok(None), |(file, _)| settled_lease(file.as_fd(), &path))
+        let newest = opened.map_or(Ok(None), |(file, _)| settled_lease(file.as_fd(), &path))?;
+        Ok(newest.map(|newest| newest.lease))
     }
 
     /// Becomes the owner: writes the first lease of an acquisition, one above `found`.
     pub(crate) fn own(&mut self, found: &Contents, mark: u64, lease: Lease) -> Result<(), LockError> {
         let last = found.newest.as_ref().map_or(0, |newest| newest.sequence);
-        let newest = Numbered { sequence: last.wrapping_add(1), lease };
+        let newest = Numbered { sequence: last.wrapping_add(1), file: self.file_inode.number, released: false, lease };
         self.write(&newest.encode(), lock_file::slot_offset(newest.sequence))?;
         self.holding = Holding::Ownership(Box::new(Record { newest, mark }));
         self.pidfile = Pidfile::MayBeThere;
@@ -330,12 +337,26 @@ impl Pair {
         self.check_dir_in_place()?;
         self.keep_in_place()?;
         let Holding::Ownership(record) = &self.holding else { return Ok(()) };
-        let newest = Numbered { sequence: record.newest.sequence.wrapping_add(1), lease };
+        let sequence = record.newest.sequence.wrapping_add(1);
+        let newest = Numbered { sequence, file: self.file_inode.number, released: false, lease };
         self.write(&newest.encode(), lock_file::slot_offset(newest.sequence))?;
         if let Holding::Ownership(record) = &mut self.holding {
             record.newest = newest;
         }
         Ok(())
+    }
+
+    /// Says in the lock file that the owner let go, for those who can't ask the kernel who holds a lock; best effort. A seal
+    /// says so itself.
+    fn note_release(&self) {
+        let Holding::Ownership(record) = &self.holding else { return };
+        if record.newest.lease.state == LeaseState::Sealed {
+            return;
+        }
+        let sequence = record.newest.sequence.wrapping_add(1);
+        let file = self.file_inode.number;
+        let noted = Numbered { sequence, file, released: true, ..record.newest.clone() };
+        let _ = self.write(&noted.encode(), lock_file::slot_offset(sequence));
     }
 
     /// Writes the mark into the lock file; it is durable on return.
@@ -357,7 +378,8 @@ impl Pair {
     }
 
     fn sync_bytes(&self) -> Result<(), LockError> {
-        sys::sync_bytes(self.file()?).map_err(|error| LockError::io(self.lock_path(), error))
+        let file = self.file()?;
+        retry_on_intr(|| sys::sync_bytes(file)).map_err(|error| LockError::io(self.lock_path(), error))
     }
 
     /// An owner whose lock file was removed or replaced creates, locks and fills the new one: a peer that locks only the file
@@ -377,8 +399,8 @@ impl Pair {
                     "it was replaced, and another process locked the new one; end that process",
                 ));
             }
-            write_all(new, &lock_file::image(&record.newest, record.mark), 0)
-                .map_err(|error| LockError::io(&path, error))?;
+            let newest = Numbered { file: inode.number, ..record.newest.clone() };
+            write_all(new, &lock_file::image(&newest, record.mark), 0).map_err(|error| LockError::io(&path, error))?;
             (self.file, self.file_inode) = (file, inode);
         }
         Err(LockError::lease(self.lock_path(), REPLACED_AGAIN))

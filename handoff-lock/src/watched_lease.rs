@@ -38,7 +38,7 @@ impl WatchedLease {
             self.open = open_to_read(CWD, &self.path, &self.path)?;
         }
         match &self.open {
-            Some((file, _)) => settled_lease(file.as_fd(), &self.path),
+            Some((file, _)) => Ok(settled_lease(file.as_fd(), &self.path)?.map(|newest| newest.lease)),
             None => Ok(None),
         }
     }

@@ -100,6 +100,7 @@ fn play_on_linux(role: &str, dir: &Path) {
         "root-changer" => elsewhere::change_root(dir),
         "root-changer-and-moved" => elsewhere::change_root_and_be_moved(dir),
         "directory-changer" => elsewhere::change_directory(dir),
+        "without-proc" => elsewhere::see_no_proc(dir),
         "mounted-over" => elsewhere::be_mounted_over(dir),
         other => panic!("no role {other}"),
     }

@@ -13,9 +13,9 @@ pub(crate) const LOCK: &[Step] = &[
             ("lock .", "first: a replaced file makes no second owner, and who is late never touches the file"),
             ("lock .handoff.lock", "second, so that peers that lock the file alone are excluded"),
             ("read .handoff.lock at 0", "under the lock: who reads before decides on a lease that may be another's"),
-            ("write .handoff.lock at 0", "the next lease, Opening, into the slot that does not hold the newest"),
+            ("write .handoff.lock at 512", "the next lease, Opening, into the slot that does not hold the newest"),
             ("create or empty .handoff.pidfile.new", "for people, after the lease: nobody waits for it"),
-            ("write .handoff.pidfile.new", "its text"),
+            ("write .handoff.pidfile.new at 0", "its text"),
             ("rename .handoff.pidfile.new to .handoff.pidfile", "whole or not at all; not synced"),
         ],
     },
@@ -29,21 +29,21 @@ pub(crate) const LOCK: &[Step] = &[
             ("read .handoff.lock at 0", "to name the holder; nothing is written"),
         ],
     },
-    Step { name: "stamp", calls: &[("write .handoff.lock at 512", "the other slot, by one write, not synced")] },
-    Step { name: "activate", calls: &[("write .handoff.lock at 0", "the slots take turns")] },
+    Step { name: "stamp", calls: &[("write .handoff.lock at 0", "the other slot, by one write, not synced")] },
+    Step { name: "activate", calls: &[("write .handoff.lock at 512", "the slots take turns")] },
     Step { name: "withdraw", calls: &[("unlink .handoff.pidfile", "before the drain, so that nobody waits for it")] },
     Step {
         name: "announce",
         calls: &[
             ("create or empty .handoff.pidfile.new", "as above"),
-            ("write .handoff.pidfile.new", "as above"),
+            ("write .handoff.pidfile.new at 0", "as above"),
             ("rename .handoff.pidfile.new to .handoff.pidfile", "as above"),
         ],
     },
     Step {
         name: "seal",
         calls: &[
-            ("write .handoff.lock at 512", "Sealed, while the lock is held: who takes it reads this"),
+            ("write .handoff.lock at 0", "Sealed, while the lock is held: who takes it reads this"),
             ("unlink .handoff.pidfile", "while it is certainly ours"),
             ("unlock .handoff.lock", "in the opposite order: who gets the directory finds the file free"),
             ("unlock .", "from here on another may own it"),
@@ -57,21 +57,25 @@ pub(crate) const LOCK: &[Step] = &[
             ("read .handoff.lock at 0", "under the lock"),
         ],
     },
-    Step { name: "claim", calls: &[("write .handoff.lock at 0", "one write is all that somebody waits for")] },
+    Step { name: "claim", calls: &[("write .handoff.lock at 512", "one write is all that somebody waits for")] },
     Step {
         name: "write a lease when the lock file is gone",
         calls: &[
             ("create or open .handoff.lock", "a new one in its place"),
             ("lock .handoff.lock", "before anything is in it: else a peer that locks the file alone would own it"),
             ("write .handoff.lock at 0", "the last lease, and the mark: who comes next finds both"),
-            ("write .handoff.lock at 512", "then the lease that was to be written"),
+            ("write .handoff.lock at 0", "then the lease that was to be written"),
         ],
     },
     Step {
         name: "release",
         calls: &[
             ("unlink .handoff.pidfile: ENOENT", "there was none: it was claimed quietly. One of a dead owner would go"),
-            ("unlock .handoff.lock", "as above; the lease stands as it is"),
+            (
+                "write .handoff.lock at 512",
+                "the same lease, with a word that its owner let go, for who can't ask the kernel",
+            ),
+            ("unlock .handoff.lock", "as above"),
             ("unlock .", "as above"),
         ],
     },
@@ -86,7 +90,7 @@ pub(crate) const LOCK: &[Step] = &[
             ("read .handoff.lock at 0", "as above"),
             ("write .handoff.lock at 512", "as above, beside the dead owner's lease"),
             ("create or empty .handoff.pidfile.new", "as above"),
-            ("write .handoff.pidfile.new", "as above"),
+            ("write .handoff.pidfile.new at 0", "as above"),
             ("rename .handoff.pidfile.new to .handoff.pidfile", "in the place of the dead owner's"),
         ],
     },
@@ -94,6 +98,7 @@ pub(crate) const LOCK: &[Step] = &[
         name: "drop",
         calls: &[
             ("unlink .handoff.pidfile", "while it is certainly ours"),
+            ("write .handoff.lock at 0", "as above"),
             ("unlock .handoff.lock", "explicitly: a child that is just being spawned has copies of the descriptors"),
             ("unlock .", "as above"),
         ],
@@ -103,7 +108,7 @@ pub(crate) const LOCK: &[Step] = &[
     Step {
         name: "seal and pass",
         calls: &[
-            ("write .handoff.lock at 512", "as in every seal"),
+            ("write .handoff.lock at 0", "as in every seal"),
             ("unlink .handoff.pidfile", "as in every seal"),
             (
                 "unlock .handoff.lock",
@@ -124,6 +129,7 @@ pub(crate) const LOCK: &[Step] = &[
         name: "release what was passed",
         calls: &[
             ("unlink .handoff.pidfile: ENOENT", "as above"),
+            ("write .handoff.lock at 0", "as above"),
             ("unlock .handoff.lock", "as above; the directory is closed, as a copy of it may be somebody's yet"),
         ],
     },
@@ -154,7 +160,7 @@ pub(crate) const MARK: &[Step] = &[
             ("fdatasync data/.handoff.lock", "before an epoch of it is used"),
             ("write data/.handoff.lock at 512", "the first lease, in a sector of its own, not synced"),
             ("create or empty .handoff.pidfile.new", "as of one that was there"),
-            ("write data/.handoff.pidfile.new", "as of one that was there"),
+            ("write data/.handoff.pidfile.new at 0", "as of one that was there"),
             ("rename .handoff.pidfile.new to .handoff.pidfile", "as of one that was there"),
         ],
     },

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use handoff_lock::{Attempt, DataDirLock, LockError, WatchedLease};
+use handoff_lock::{Attempt, DataDirLock, LeaseState, LockError, WatchedLease, holder, look, read_lease};
 
 use super::Role;
 
@@ -51,6 +51,28 @@ pub(crate) fn change_directory(base: &Path) {
     std::os::unix::fs::symlink("elsewhere", dir.join(".handoff.lock")).unwrap();
     let Attempt::Failed(_, error) = unlocked.try_lock() else { panic!("locked through a link") };
     assert!(matches!(error, LockError::Lease { .. }), "{error}");
+}
+
+/// Where there is no `/proc`: no boot has a name, and the kernel shows no locks.
+pub(crate) fn see_no_proc(base: &Path) {
+    rustix::process::chroot(base).unwrap();
+    rustix::process::chdir("/").unwrap();
+    let dir = Path::new("/data");
+    let own_pid = std::process::id();
+    for epoch in 1..=3 {
+        let mut lock = DataDirLock::acquire(dir).unwrap();
+        assert_eq!(lock.epoch(), epoch);
+        lock.reserve_epochs().unwrap();
+        lock.activate(b"build").unwrap();
+        assert_eq!(holder(dir).unwrap().map(|holder| holder.pid), Some(own_pid));
+        match epoch {
+            1 => lock.release().unwrap(),
+            2 => drop(lock.seal().map_err(|(_, error)| error).unwrap()),
+            _ => drop(lock),
+        }
+        assert_eq!((holder(dir).unwrap(), look(dir).unwrap().locked_by), (None, None), "after epoch {epoch}");
+    }
+    assert_eq!(read_lease(dir).unwrap().unwrap().state, LeaseState::Active, "it is as its owner left it");
 }
 
 /// In a mount namespace of its own.
@@ -101,4 +123,9 @@ fn a_process_that_changed_its_working_directory_means_what_it_meant() {
 #[test]
 fn a_directory_that_is_mounted_over_stops_its_owner() {
     runs(mighty(), "mounted-over");
+}
+
+#[test]
+fn without_proc_the_epoch_goes_up_by_one_and_who_released_holds_nothing() {
+    runs(mighty(), "without-proc");
 }
