@@ -256,7 +256,7 @@ impl Run<'_> {
             Some(_) | None => self.who_answers()?,
         };
         let lock_holder = match &self.supervisor.data_dir {
-            Some(data_dir) => handoff_lock::look(data_dir)?.locked_by,
+            Some(data_dir) => handoff_lock::look(data_dir.path())?.locked_by,
             None => None,
         };
         Ok(Findings { journal, lease, daemon, leaving, answers, lock_holder })
