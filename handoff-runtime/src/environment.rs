@@ -17,6 +17,7 @@ use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
 use rustix::process::{Resource, getrlimit};
 
+use crate::data_dir::Told;
 use crate::error::{Error, Result};
 use crate::listeners::{InheritedListeners, is_listener, retain};
 use crate::sys;
@@ -32,7 +33,11 @@ pub(crate) const LISTEN_PID: &str = "LISTEN_PID";
 pub(crate) const HANDOFF_ROLE: &str = "HANDOFF_ROLE";
 /// The descriptor of its channel to the supervisor.
 pub(crate) const HANDOFF_SOCK_FD: &str = "HANDOFF_SOCK_FD";
-/// All of them.
+/// Which directory a successor is to take over: its device and inode. Only a supervisor that has one sets it.
+pub(crate) const HANDOFF_DATA_DIR_ID: &str = "HANDOFF_DATA_DIR_ID";
+/// The data directory's path, which a service sets; never consumed.
+const HANDOFF_DATA_DIR: &str = "HANDOFF_DATA_DIR";
+/// All that are consumed and are never passed on.
 pub(crate) const VARIABLES: [&str; 5] = [LISTEN_FDS, LISTEN_FDNAMES, LISTEN_PID, HANDOFF_ROLE, HANDOFF_SOCK_FD];
 /// What `HANDOFF_ROLE` says to a successor.
 pub(crate) const ROLE_SUCCESSOR: &str = "successor";
@@ -56,6 +61,8 @@ pub(crate) enum StartedAs {
         inherited: InheritedListeners,
         /// The channel to the supervisor.
         control: UnixStream,
+        /// The data directory that it is about, if the supervisor says.
+        data_dir: Option<Told>,
     },
 }
 
@@ -72,7 +79,7 @@ pub(crate) fn claim() -> Result<StartedAs> {
     let inherited = InheritedListeners::claim(variables.listener_names(fds_max())?)?;
     let started_as = match variables.control_fd()? {
         None => StartedAs::ColdStart { inherited },
-        Some(raw) => StartedAs::Successor { inherited, control: claim_control(raw)? },
+        Some(raw) => StartedAs::Successor { inherited, control: claim_control(raw)?, data_dir: variables.data_dir()? },
     };
     let (StartedAs::ColdStart { inherited } | StartedAs::Successor { inherited, .. }) = &started_as;
     retain(inherited);
@@ -110,6 +117,8 @@ struct Variables {
     listen_pid: Option<OsString>,
     role: Option<OsString>,
     sock_fd: Option<OsString>,
+    data_dir_id: Option<OsString>,
+    data_dir: Option<OsString>,
 }
 
 impl Variables {
@@ -125,6 +134,8 @@ impl Variables {
             listen_pid: env::var_os(LISTEN_PID),
             role: env::var_os(HANDOFF_ROLE),
             sock_fd: env::var_os(HANDOFF_SOCK_FD),
+            data_dir_id: env::var_os(HANDOFF_DATA_DIR_ID),
+            data_dir: env::var_os(HANDOFF_DATA_DIR),
         };
         Ok(found.is_for(std::process::id())?.then_some(found))
     }
@@ -172,6 +183,16 @@ impl Variables {
         let text = self.listen_fdnames.as_deref().unwrap_or_default().to_string_lossy();
         let given = text.split(':').map(|name| if name.is_empty() { UNNAMED } else { name });
         Ok(given.chain(std::iter::repeat(UNNAMED)).take(count as usize).map(str::to_owned).collect())
+    }
+
+    /// The directory that a successor is to take over.
+    fn data_dir(self) -> Result<Option<Told>> {
+        let Some(text) = &self.data_dir_id else { return Ok(None) };
+        let identity = text.to_str().and_then(|text| text.parse().ok());
+        let identity = identity.ok_or_else(|| {
+            unusable(HANDOFF_DATA_DIR_ID, format!("{text:?} is no device and inode, such as 2049:131"))
+        })?;
+        Ok(Some(Told { identity, name: self.data_dir }))
     }
 
     /// The channel's descriptor, if this is a successor.
@@ -314,7 +335,7 @@ mod tests {
     #[ignore = "run by the next test in a process of its own"]
     fn claims_a_successors_block() {
         let environment: Vec<_> = env::vars_os().collect();
-        let StartedAs::Successor { mut inherited, control } = claim().unwrap() else { panic!() };
+        let StartedAs::Successor { mut inherited, control, .. } = claim().unwrap() else { panic!() };
         assert_eq!(inherited.names(), ["http"]);
         assert!(inherited.take("http").is_some());
         assert!(rustix::io::fcntl_getfd(&control).unwrap().contains(rustix::io::FdFlags::CLOEXEC));

@@ -104,6 +104,16 @@ pub enum Error {
         pid: u32,
     },
 
+    /// The data directory's name does not mean the directory that is held, or handed over: put that one back. Nobody was asked
+    /// to stop for it, and nothing in it was touched.
+    #[error("data directory {}: {reason}", path.display())]
+    DataDirElsewhere {
+        /// The name.
+        path: PathBuf,
+        /// What it means now.
+        reason: String,
+    },
+
     /// The handover is off: the supervisor said so, or is gone, or the deadline has passed. Exit; the incumbent serves.
     #[error("handover aborted: {reason}")]
     Aborted {

@@ -54,6 +54,7 @@ mod channel;
 pub mod cli;
 mod control;
 pub mod crash;
+mod data_dir;
 pub mod drainable;
 mod environment;
 pub mod error;

@@ -12,6 +12,7 @@ use handoff_lock::{DataDirLock, Unlocked};
 use handoff_proto::{BeginMode, HandoffId, Timing};
 
 use crate::crash::{self, fail_here, points};
+use crate::data_dir::Told;
 use crate::drainable::{ReadinessSnapshot, SealReport};
 use crate::environment::{self, StartedAs};
 use crate::error::{Error, Result};
@@ -88,7 +89,9 @@ pub enum Role {
 pub fn detect_role() -> Result<Role> {
     Ok(match environment::claim()? {
         StartedAs::ColdStart { inherited } => Role::ColdStart { inherited },
-        StartedAs::Successor { inherited, control } => Role::Successor(Successor::new(control, inherited)),
+        StartedAs::Successor { inherited, control, data_dir } => {
+            Role::Successor(Successor::new(control, inherited, data_dir))
+        }
     })
 }
 
@@ -98,11 +101,12 @@ pub struct Successor {
     control: UnixStream,
     inherited: InheritedListeners,
     timing: Timing,
+    place: Place,
 }
 
 impl Successor {
-    pub(crate) fn new(control: UnixStream, inherited: InheritedListeners) -> Self {
-        Self { control, inherited, timing: crash::initial_timing() }
+    pub(crate) fn new(control: UnixStream, inherited: InheritedListeners, data_dir: Option<Told>) -> Self {
+        Self { control, inherited, timing: crash::initial_timing(), place: Place::new(data_dir) }
     }
 
     /// Other intervals than those of the protocol, for tests.
@@ -132,7 +136,7 @@ impl Successor {
         let mut driver = Driver::greet(self.control, build_id, self.timing)?;
         let handoff_id = driver.greeted()?;
         injected(fail_here!(points::N_AFTER_HANDSHAKE))?;
-        Ok(HandshookSuccessor { driver, inherited: self.inherited, handoff_id, prepared: None })
+        Ok(HandshookSuccessor { driver, inherited: self.inherited, handoff_id, place: self.place, prepared: None })
     }
 }
 
@@ -142,6 +146,7 @@ pub struct HandshookSuccessor {
     driver: Driver,
     inherited: InheritedListeners,
     handoff_id: HandoffId,
+    place: Place,
     prepared: Option<Unlocked>,
 }
 
@@ -162,8 +167,10 @@ impl HandshookSuccessor {
     /// Nothing is locked, written, or to be found by anybody yet.
     ///
     /// # Errors
-    /// As `lock` and `announce_and_bind`, for what can't be opened or bound. Exit: the old process has not stopped.
+    /// As `lock` and `announce_and_bind`, for what can't be opened or bound. [`Error::DataDirElsewhere`]: `data_dir` is not the
+    /// directory that is handed over. Exit: the old process has not stopped.
     pub fn prepare(&mut self, data_dir: &Path, control_socket: &Path) -> Result<()> {
+        self.place.check(data_dir)?;
         self.prepared = Some(Unlocked::open(data_dir)?);
         self.driver.stage_control(control_socket)
     }
@@ -172,8 +179,10 @@ impl HandshookSuccessor {
     /// drain, so slow start-up costs no pause. A second call does nothing.
     ///
     /// # Errors
-    /// [`Error::Aborted`] or [`Error::Protocol`]: the handover is off. Exit.
+    /// [`Error::Aborted`] or [`Error::Protocol`]: the handover is off. [`Error::DataDirElsewhere`]: `HANDOFF_DATA_DIR` is not
+    /// the directory that is handed over. Exit.
     pub fn warmed(&mut self) -> Result<()> {
+        self.place.check_told_name()?;
         self.driver.warmed()
     }
 
@@ -181,16 +190,17 @@ impl HandshookSuccessor {
     ///
     /// # Errors
     /// [`Error::Aborted`] when the supervisor calls the handover off, is gone or falls silent; [`Error::Protocol`] when it
-    /// misbehaves. Nothing was touched. Exit.
+    /// misbehaves; and as [`warmed`](Self::warmed). Nothing was touched. Exit.
     pub fn wait_for_begin(mut self) -> Result<BegunSuccessor> {
+        self.place.check_told_name()?;
         let (mode, sealed) = self.driver.wait_for_begin()?;
         injected(fail_here!(points::N_AFTER_BEGIN))?;
         let sealed = sealed.map(|sealed| SealReport {
             last_revision_per_shard: sealed.last_revision_per_shard,
             data_dir_fingerprint: sealed.data_dir_fingerprint,
         });
-        let Self { driver, inherited, handoff_id, prepared } = self;
-        Ok(BegunSuccessor { driver, inherited, handoff_id, prepared, mode, sealed })
+        let Self { driver, inherited, handoff_id, place, prepared } = self;
+        Ok(BegunSuccessor { driver, inherited, handoff_id, place, prepared, mode, sealed })
     }
 }
 
@@ -201,6 +211,7 @@ pub struct BegunSuccessor {
     driver: Driver,
     inherited: InheritedListeners,
     handoff_id: HandoffId,
+    place: Place,
     prepared: Option<Unlocked>,
     mode: BeginMode,
     sealed: Option<SealReport>,
@@ -251,11 +262,15 @@ impl BegunSuccessor {
     ///
     /// # Errors
     /// [`Error::Aborted`]: the handover is off, the deadline has passed, or somebody else's turn has come; nothing was
-    /// touched. [`Error::Lock`]: the lock failed. [`Error::Usage`]: it was called before. After the first two, exit.
+    /// touched. [`Error::DataDirElsewhere`]: `data_dir` is not the directory that is handed over. [`Error::Lock`]: the lock
+    /// failed. [`Error::Usage`]: it was called before. After the first three, exit.
     pub fn lock(&mut self, data_dir: &Path) -> Result<DataDirLock> {
         match self.prepared.take().filter(|prepared| prepared.data_dir() == data_dir) {
             Some(prepared) => self.take(prepared),
-            None => self.take(Unlocked::open(data_dir)?),
+            None => {
+                self.place.check(data_dir)?;
+                self.take(Unlocked::open(data_dir)?)
+            }
         }
     }
 
@@ -264,6 +279,7 @@ impl BegunSuccessor {
     /// # Errors
     /// As [`lock`](Self::lock).
     pub fn lock_on_any_filesystem(&mut self, data_dir: &Path) -> Result<DataDirLock> {
+        self.place.check(data_dir)?;
         self.take(Unlocked::open_on_any_filesystem(data_dir)?)
     }
 
@@ -311,6 +327,32 @@ impl BegunSuccessor {
             return Err(error);
         }
         Ok(Incumbent::taken_over(self.driver.announce(readiness, control_socket, lock, serve)?))
+    }
+}
+
+/// Where the data is, as the supervisor has told.
+#[derive(Debug)]
+struct Place {
+    told: Option<Box<Told>>,
+    /// Whether anybody has looked yet what a name means.
+    checked: bool,
+}
+
+impl Place {
+    fn new(told: Option<Told>) -> Self {
+        Self { told: told.map(Box::new), checked: false }
+    }
+
+    /// Whether the daemon's own name for it means the directory that is handed over.
+    fn check(&mut self, name: &Path) -> Result<()> {
+        self.checked = true;
+        self.told.as_ref().map_or(Ok(()), |told| told.check(name))
+    }
+
+    /// Once, for a daemon that has not named it yet: it goes by the name that it was told.
+    fn check_told_name(&mut self) -> Result<()> {
+        let name = self.told.as_ref().and_then(|told| told.name.clone()).filter(|_| !self.checked);
+        name.map_or(Ok(()), |name| self.check(Path::new(&name)))
     }
 }
 

@@ -43,6 +43,8 @@ mod spans;
 mod state_dir;
 mod watch;
 
+use std::sync::Arc;
+
 use handoff_lock::LeaseState;
 use handoff_proto::supervisor::Watchdog as WatchdogRule;
 use handoff_proto::{ProcessId, Timing};
@@ -58,6 +60,7 @@ pub use runner::Ended;
 
 use crate::control;
 use crate::crash;
+use crate::data_dir::DataDir;
 use crate::environment::claim_listeners;
 use crate::listeners::InheritedListeners;
 use crate::outcome::{GivenBack, Recovery};
@@ -68,7 +71,7 @@ use crate::{Error, Result};
 use admin::AdminSocket;
 use alone::Silence;
 use builds::{Lineage, Shelf};
-use ledger::{Ledger, Record};
+use ledger::{Ledger, Place, Record};
 use listen::Listeners;
 use runner::{Core, Runner};
 use state_dir::{StateDir, Visitors};
@@ -93,12 +96,13 @@ impl Service {
         let silence = silence(&config);
         let existing = StateDir::take_existing(&config.state_dir, silence)?;
         let (ledger, known) = Ledger::open(&config);
+        let (config, data_dir) = with_data_dir(config, &known);
         let to_start = |lineage: &Lineage| Shelf::new(&config.state_dir).to_start(lineage.serving());
         preflight::check(&config, &known.lineage.as_ref().map_or_else(|| config.binary.clone(), to_start))?;
         open_files::make_room(config.listeners.len())?;
         let visitors = if config.allowed_uids.is_empty() { Visitors::OwnUserOnly } else { Visitors::OtherUsers };
         let mut state_dir = existing.map_or_else(|| StateDir::create(&config.state_dir, visitors, silence), Ok)?;
-        let supervisor = supervisor(&config)?;
+        let supervisor = supervisor(&config, data_dir.clone())?;
         let recovery = recover(&supervisor, &config, &inherited, &known)?;
         let in_the_way = in_the_way(&known, &recovery);
         let (listeners, supervisor) = listeners(&config, &mut inherited, supervisor, in_the_way)?;
@@ -106,7 +110,7 @@ impl Service {
             .map_err(|error| Error::io("block signals", error))?;
         let admin = AdminSocket::bind(&config.admin_socket(), &config.allowed_uids)
             .map_err(|source| ServiceError::AdminSocket { path: config.admin_socket(), source })?;
-        let core = Core::new(&config, supervisor, ledger, known)?;
+        let core = Core::new(&config, supervisor, ledger, known, data_dir)?;
         state_dir.keep();
         let runner = Runner { config, _state_dir: state_dir, listeners, admin, signals, core };
         Ok(Self { runner, recovery })
@@ -202,7 +206,22 @@ fn listens_on_our_path(pid: u32, config: &ServiceConfig) -> bool {
     channel.is_ok_and(|channel| channel.peer().is_ok_and(|peer| peer.pid == pid))
 }
 
-fn supervisor(config: &ServiceConfig) -> Result<Supervisor> {
+/// The data directory: the one that a living process of the service before this one was given, else the one that its name means
+/// now. From here on everybody is told its path without links.
+fn with_data_dir(config: ServiceConfig, known: &Record) -> (ServiceConfig, Option<Arc<DataDir>>) {
+    let Some(name) = &config.data_dir else { return (config, None) };
+    let data_dir = match known.data_dir.clone().filter(|_| known.lives()) {
+        Some(Place { path, identity }) => DataDir::recorded(name, path, identity),
+        None => DataDir::resolve(name),
+    };
+    if let Err(error) = data_dir.check() {
+        tracing::warn!(%error, "no handover is tried as long as this is so");
+    }
+    let path = data_dir.path().to_owned();
+    (ServiceConfig { data_dir: Some(path), ..config }, Some(Arc::new(data_dir)))
+}
+
+fn supervisor(config: &ServiceConfig, data_dir: Option<Arc<DataDir>>) -> Result<Supervisor> {
     let supervisor = Supervisor::new(&config.control_socket)?.with_journal(config.journal());
     let supervisor = match config.watchdog {
         Watchdog::Off => supervisor.with_watchdog(WatchdogRule::Spares),
@@ -218,8 +237,8 @@ fn supervisor(config: &ServiceConfig) -> Result<Supervisor> {
             supervisor.with_watchdog(WatchdogRule::Ends).with_timing(Timing { liveness, ..crash::initial_timing() })
         }
     };
-    Ok(match &config.data_dir {
-        Some(data_dir) => supervisor.with_data_dir(data_dir.clone()),
+    Ok(match data_dir {
+        Some(data_dir) => supervisor.with_held_data_dir(data_dir),
         None => supervisor,
     })
 }

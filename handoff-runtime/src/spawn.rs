@@ -16,7 +16,8 @@ use rustix::io::retry_on_intr;
 use rustix::process::{Resource, getrlimit};
 
 use crate::environment::{
-    HANDOFF_ROLE, HANDOFF_SOCK_FD, LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, ROLE_SUCCESSOR, VARIABLES,
+    HANDOFF_DATA_DIR_ID, HANDOFF_ROLE, HANDOFF_SOCK_FD, LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, ROLE_SUCCESSOR,
+    VARIABLES,
 };
 use crate::error::{Error, Result};
 use crate::listeners::check_name;
@@ -94,7 +95,9 @@ fn environment_for(
 ) -> Vec<(OsString, OsString)> {
     let is_ours = |name: &OsStr| VARIABLES.iter().any(|variable| name == *variable);
     let is_added = |name: &OsStr| added.iter().any(|(added, _)| added == name);
-    let inherited = env::vars_os().filter(|(name, _)| !is_ours(name) && !is_added(name));
+    // Who sets it adds it: one that is inherited is of a service around this one.
+    let is_told = |name: &OsStr| name == HANDOFF_DATA_DIR_ID;
+    let inherited = env::vars_os().filter(|(name, _)| !is_ours(name) && !is_added(name) && !is_told(name));
     let mut environment: Vec<_> = inherited.collect();
     environment.extend(added.iter().filter(|(name, _)| !is_ours(name)).cloned());
 

@@ -17,7 +17,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use handoff_journal::Journal;
 use handoff_lock::WatchedLease;
@@ -27,6 +27,7 @@ use handoff_proto::{HandoffId, Timing};
 use crate::channel::Channel;
 use crate::control::check_socket_path;
 use crate::crash;
+use crate::data_dir::DataDir;
 use crate::error::{Error, Result};
 use crate::listeners::check_name;
 use crate::outcome::{HandoffOutcome, Recovery, SpawnSpec};
@@ -42,7 +43,7 @@ pub(crate) use recovery::Remembered;
 #[derive(Debug)]
 pub struct Supervisor {
     control_path: PathBuf,
-    data_dir: Option<PathBuf>,
+    data_dir: Option<Arc<DataDir>>,
     journal_path: Option<PathBuf>,
     build_id: Vec<u8>,
     timing: Timing,
@@ -124,7 +125,15 @@ impl Supervisor {
 
     /// The daemon's data directory, whose lease says who owns the data. Without it only what needs no lease is done: a
     /// successor is checked, and the control path is asked who answers.
+    ///
+    /// It is the directory that the name means now: links are followed once, here. While the name means another one, because a
+    /// link was switched or the directory was renamed, replaced or mounted over, every handover is refused before the drain.
     pub fn with_data_dir(self, data_dir: PathBuf) -> Self {
+        self.with_held_data_dir(Arc::new(DataDir::resolve(&data_dir)))
+    }
+
+    /// The same, of one that is known already.
+    pub(crate) fn with_held_data_dir(self, data_dir: Arc<DataDir>) -> Self {
         Self { data_dir: Some(data_dir), ..self }
     }
 
@@ -155,7 +164,7 @@ impl Supervisor {
     /// # Errors
     /// Nothing was started, and the incumbent was not touched: [`Error::HandoffInProgress`] at once while another call runs;
     /// [`Error::CannotStart`] for a binary that can't be run; [`Error::Journal`]; [`Error::Io`] when nobody answers on the
-    /// control socket; [`Error::NotTried`] for an incumbent that can't be talked to. What fails later is an outcome that is
+    /// control socket; [`Error::NotTried`] for an incumbent that can't be talked to; [`Error::DataDirElsewhere`]. What fails later is an outcome that is
     /// not committed.
     pub fn perform_handoff(&self, spec: SpawnSpec) -> Result<HandoffOutcome> {
         let cancel = Cancel::new().map_err(|error| Error::io("prepare a handover", error))?;
@@ -180,7 +189,7 @@ impl Supervisor {
     /// Its end is in the journal and need not be on the disk: see [`make_end_durable`](Self::make_end_durable).
     ///
     /// # Errors
-    /// Another call runs, or the journal can't be opened.
+    /// Another call runs, the data directory's name means another one, or the journal can't be opened.
     pub(crate) fn perform_watched<T>(
         &self,
         handoff_id: HandoffId,
@@ -191,9 +200,10 @@ impl Supervisor {
         conclude: impl FnOnce(Result<HandoffOutcome>, Vec<Progress>) -> T,
     ) -> Result<T> {
         let mut desk = self.desk()?;
+        self.check_data_dir()?;
         let Desk { journal, lease, serving } = &mut *desk;
         let journal = self.open_journal(journal)?;
-        let lease = self.data_dir.as_ref().map(|dir| lease.get_or_insert_with(|| WatchedLease::new(dir)));
+        let lease = self.data_dir.as_ref().map(|dir| lease.get_or_insert_with(|| WatchedLease::new(dir.path())));
         let at_hand = AtHand { process: at_hand.process.or_else(|| serving.take()), ..at_hand };
         let tools = handover::Tools { handoff_id, at_hand, journal, lease, serving };
         let performed = handover::Run::new(self, tools, spec, onlooker, cancel).perform();
@@ -231,6 +241,11 @@ impl Supervisor {
         let mut desk = self.desk()?;
         let journal = self.open_journal(&mut desk.journal)?;
         recovery::recover(self, journal, remembered)
+    }
+
+    /// Whether the data directory's name still means the one that is held; what is not known is in its place.
+    fn check_data_dir(&self) -> Result<()> {
+        self.data_dir.as_ref().map_or(Ok(()), |data_dir| data_dir.check())
     }
 
     fn desk(&self) -> Result<MutexGuard<'_, Desk>> {

@@ -25,6 +25,7 @@ use tracing::warn;
 use super::builds::Lineage;
 use super::config::ServiceConfig;
 use super::own_file;
+use crate::data_dir::Identity;
 use crate::process::Process;
 
 const VERSION: u32 = 1;
@@ -42,11 +43,26 @@ pub(super) struct Record {
     pub(super) daemon: Option<ProcessId>,
     /// Processes that were told to leave.
     pub(super) retiring: Vec<ProcessId>,
+    /// The data directory that they were given, if it is known.
+    pub(super) data_dir: Option<Place>,
+}
+
+/// A data directory: its path without links, and which one it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) path: PathBuf,
+    pub(super) identity: Identity,
 }
 
 impl Record {
     pub(super) fn names(&self, process: ProcessId) -> bool {
         self.daemon == Some(process) || self.retiring.contains(&process)
+    }
+
+    /// Whether one of its processes lives.
+    pub(super) fn lives(&self) -> bool {
+        let mut ids = self.retiring.iter().copied().chain(self.daemon);
+        ids.any(|id| Process::find(id).is_ok_and(|process| process.is_some()))
     }
 
     /// Those of its processes that live and are to leave. A daemon that is not the one that serves was replaced, and nobody
@@ -99,6 +115,15 @@ struct Entry {
     builds: Option<Lineage>,
     daemon: Option<Id>,
     retiring: Vec<Id>,
+    #[serde(default)]
+    data_dir: Option<Dir>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Dir {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
 }
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -152,6 +177,9 @@ impl Ledger {
             lineage: entry.builds.filter(|_| entry.configured == self.configured),
             daemon: entry.daemon.map(id),
             retiring: entry.retiring.into_iter().map(id).collect(),
+            data_dir: entry
+                .data_dir
+                .map(|Dir { path, device, inode }| Place { path, identity: Identity { device, inode } }),
         }))
     }
 
@@ -164,6 +192,11 @@ impl Ledger {
             builds: record.lineage.clone(),
             daemon: record.daemon.map(id),
             retiring: record.retiring.iter().copied().map(id).collect(),
+            // JSON has no word for a path that is no text; the other fields are worth more than this one.
+            data_dir: record.data_dir.clone().filter(|place| place.path.to_str().is_some()).map(|place| {
+                let Place { path, identity: Identity { device, inode } } = place;
+                Dir { path, device, inode }
+            }),
         };
         let mut line = serde_json::to_vec(&entry)?;
         line.push(b'\n');
@@ -245,6 +278,7 @@ mod tests {
             lineage: Some(Lineage::new("/bin/a".into())),
             daemon: Some(id(2)),
             retiring: (0..retiring).map(id).collect(),
+            data_dir: Some(Place { path: "/d".into(), identity: Identity { device: 3, inode: u64::MAX } }),
         }
     }
 

@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use super::report::{HandoverReport, Stopped};
 use super::retire::{Gone, Retiring};
 use super::state_dir::StateDir;
 use super::watch::{Punctual, Watch};
+use crate::data_dir::DataDir;
 use crate::outcome::Recovery;
 use crate::supervisor::Supervisor;
 use crate::sys::poll;
@@ -60,6 +62,7 @@ pub(super) struct Core {
     history: History,
     /// What the service before this one knew.
     known: Record,
+    data_dir: Option<Arc<DataDir>>,
     greeting: Option<Greeting>,
     watch: Watch,
     /// How often in a row a daemon has died without a word.
@@ -121,7 +124,13 @@ pub enum Ended {
 }
 
 impl Core {
-    pub(super) fn new(config: &ServiceConfig, supervisor: Supervisor, ledger: Ledger, known: Record) -> Result<Self> {
+    pub(super) fn new(
+        config: &ServiceConfig,
+        supervisor: Supervisor,
+        ledger: Ledger,
+        known: Record,
+        data_dir: Option<Arc<DataDir>>,
+    ) -> Result<Self> {
         let (sender, news) = channel();
         let waker = Waker::new().map_err(|error| Error::io("make the service's waker", error))?;
         let wire = Wire { sender, waker };
@@ -135,6 +144,7 @@ impl Core {
             ledger,
             history: History::new(config.history()),
             known,
+            data_dir,
             greeting: None,
             watch: Watch::apart(),
             unheard: 0,

@@ -16,6 +16,7 @@ use rustix::event::{PollFd, PollFlags};
 
 use crate::channel::{Channel, Received};
 use crate::control;
+use crate::environment::HANDOFF_DATA_DIR_ID;
 use crate::error::{Error, Result};
 use crate::outcome::{HandoffOutcome, SpawnSpec};
 use crate::ownership;
@@ -278,6 +279,7 @@ impl<'a> Run<'a> {
                 (Received::Nothing, _) => return,
                 (Received::Message { message, .. }, who) => {
                     self.tell_of(who, &message);
+                    self.look_before(who, &message);
                     match who {
                         Who::Incumbent => Input::FromIncumbent(message),
                         Who::Successor => Input::FromSuccessor(message),
@@ -289,6 +291,16 @@ impl<'a> Run<'a> {
                 (Received::Malformed(error), Who::Successor) => Input::SuccessorMalformed(error.to_string()),
             };
             self.give(input);
+        }
+    }
+
+    /// The incumbent may be asked to drain once its successor has greeted, or is warm: until then the data directory can have
+    /// been switched.
+    fn look_before(&mut self, who: Who, message: &Message) {
+        if let (Who::Successor, Message::Hello { .. } | Message::Warmed { .. }) = (who, message)
+            && let Err(error) = self.supervisor.check_data_dir()
+        {
+            self.give(Input::Cancel(error.to_string()));
         }
     }
 
@@ -386,7 +398,10 @@ impl<'a> Run<'a> {
         let listeners = self.supervisor.usable_listeners()?;
         let named: Vec<_> = listeners.named.iter().map(|(name, fd)| (name.clone(), fd.as_fd())).collect();
         let SpawnSpec { binary, args, env, .. } = &self.spec;
-        let process = spawn(binary, args, env, &named, Some(theirs.as_fd()))?;
+        let identity = self.supervisor.data_dir.as_ref().and_then(|data_dir| data_dir.identity());
+        let told = identity.map(|identity| (HANDOFF_DATA_DIR_ID.into(), identity.to_string().into()));
+        let env: Vec<_> = env.iter().cloned().chain(told).collect();
+        let process = spawn(binary, args, &env, &named, Some(theirs.as_fd()))?;
         Ok(Peer::new(process, channel))
     }
 
@@ -525,7 +540,7 @@ impl Supervisor {
     /// What the lease says now; nobody without a data directory.
     pub(super) fn lease(&self) -> LeaseReading {
         let Some(data_dir) = &self.data_dir else { return LeaseReading::Nobody };
-        reading(handoff_lock::read_lease(data_dir))
+        reading(handoff_lock::read_lease(data_dir.path()))
     }
 }
 

@@ -5,10 +5,11 @@ mod clients;
 mod files;
 mod hooks;
 mod limits;
+mod placement;
 
 pub(crate) use clients::{STRANGER, stranger};
 use libtest_mimic::Trial;
 
 pub(crate) fn all() -> Vec<Trial> {
-    [clients::all(), files::all(), hooks::all(), limits::all()].into_iter().flatten().collect()
+    [clients::all(), files::all(), hooks::all(), limits::all(), placement::all()].into_iter().flatten().collect()
 }

@@ -13,7 +13,7 @@ use crate::service::builds::Aborted;
 use crate::service::config::Watchdog;
 use crate::service::daemon::{Daemon, Living, Origin, is_to_be_started_again};
 use crate::service::greeting::{Greeting, Heard};
-use crate::service::ledger::Record;
+use crate::service::ledger::{Place, Record};
 use crate::service::notify;
 use crate::service::report::build_id_text;
 use crate::service::retire::{Replaced, Retiring};
@@ -71,6 +71,10 @@ impl Runner {
     pub(super) fn start_daemon(&mut self) {
         if self.core.stopping.is_some() {
             return;
+        }
+        if let Some(Err(error)) = self.core.data_dir.as_ref().map(|data_dir| data_dir.check_path()) {
+            error!(%error, "no daemon is started: what was acknowledged is not there; put it back, or stop and start the service");
+            return self.back_off(Duration::ZERO);
         }
         let sockets = self.listeners.for_a_child();
         let binary = self.core.shelf.to_start(self.core.lineage.serving());
@@ -272,6 +276,10 @@ impl Runner {
             lineage: Some(core.lineage.clone()),
             daemon: core.daemon.living().map(|living| living.process.id()),
             retiring: core.retiring.iter().map(Retiring::id).collect(),
+            data_dir: core
+                .data_dir
+                .as_ref()
+                .and_then(|data_dir| Some(Place { path: data_dir.path().to_owned(), identity: data_dir.identity()? })),
         });
     }
 }

@@ -110,6 +110,11 @@ impl Runner {
         let Daemon::Serving(living) = &self.core.daemon else {
             return refused("no daemon serves yet: it is being started; `handoff status` says more");
         };
+        if let Some(Err(error)) = self.core.data_dir.as_ref().map(|data_dir| data_dir.check()) {
+            let pid = living.process.pid();
+            let what_to_do = "put that one back there, or stop the service and start it again on what is there now";
+            return Err((NOT_TRIED, format!("{error}; pid {pid} holds it and serves on: {what_to_do}")));
+        }
         // Why it can't be connected to is for the handover to say.
         let connected = control::connect(&self.config.control_socket).ok();
         Ok(Old { process: living.process.duplicate(), connected })
