@@ -2,7 +2,8 @@
 //!
 //! A socket is bound and listens under a staging name beside its path and is then renamed into place: a client finds the
 //! old one or the new one, never none, and never one that refuses it. It has mode 0600 before anybody can connect.
-//! A published path is never unlinked by a process that leaves: it may be its successor's by then.
+//! A published path is never unlinked by a process that leaves: it may be its successor's by then. A child that the daemon forks
+//! does not keep the socket: it would go on answering for a dead daemon.
 
 use std::ffi::OsString;
 use std::fs;
@@ -22,6 +23,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept
 
 use crate::channel::{Channel, Received};
 use crate::error::{Error, Result};
+use crate::sys::fork::StaysHere;
 use crate::sys::poll;
 use crate::timers::instant_after;
 
@@ -38,7 +40,7 @@ const STRANGERS_PER_CALL_MAX: usize = 16;
 /// A socket that listens under a staging name. Dropping it removes that name.
 #[derive(Debug)]
 pub(crate) struct StagedControl {
-    socket: OwnedFd,
+    socket: StaysHere,
     inode: Inode,
     path: PathBuf,
     staging: StagingName,
@@ -47,7 +49,7 @@ pub(crate) struct StagedControl {
 /// A socket that listens at its path.
 #[derive(Debug)]
 pub(crate) struct ControlSocket {
-    socket: Arc<OwnedFd>,
+    socket: Arc<StaysHere>,
     inode: Inode,
     path: PathBuf,
 }
@@ -114,7 +116,7 @@ impl ControlSocket {
     }
 
     /// The socket, to wait for clients while another thread accepts them.
-    pub(crate) fn polled(&self) -> Arc<OwnedFd> {
+    pub(crate) fn polled(&self) -> Arc<StaysHere> {
         Arc::clone(&self.socket)
     }
 
@@ -230,8 +232,8 @@ fn may_speak(uid: u32, own: u32) -> bool {
 }
 
 /// Nobody can connect before `listen`, so nobody ever does with another mode than ours.
-fn listen_at(staging: &Path) -> io::Result<(OwnedFd, Inode)> {
-    let socket = new_socket()?;
+fn listen_at(staging: &Path) -> io::Result<(StaysHere, Inode)> {
+    let socket = StaysHere::open(|| new_socket().map_err(io::Error::from))?;
     let address = SocketAddrUnix::new(staging)?;
     match bind(&socket, &address) {
         Err(Errno::ADDRINUSE) => {

@@ -2,13 +2,15 @@
 //!
 //! It performs what it is given, one task after the other, and exists before its process owns the data: a successor that can't
 //! have a thread must fail while somebody else serves, and between Prepare and Commit nothing is spawned. A task that panics
-//! costs no other one its thread; what it owed to others is for guards of its own to say.
+//! costs no other one its thread; what it owed to others is for guards of its own to say. It takes no signal, from its first
+//! moment on: those of the process are the daemon's.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{Builder, JoinHandle};
 
 use crate::error::{Error, Result};
+use crate::sys::signals;
 
 /// Its name, for people who look at a daemon's threads.
 pub(crate) const NAME: &str = "handoff";
@@ -35,6 +37,8 @@ impl Helper {
                 let _ = catch_unwind(AssertUnwindSafe(task));
             }
         };
+        // A thread begins with the mask of the one that starts it.
+        let _signals = signals::leave_to_other_threads();
         let thread = Builder::new()
             .name(NAME.into())
             .spawn(perform)

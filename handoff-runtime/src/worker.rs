@@ -15,6 +15,7 @@ use handoff_proto::incumbent::{Drain, Input, Progress, ResumeEnd, Seal};
 use crate::crash::{fail_here, points};
 use crate::crash_here;
 use crate::drainable::{DrainContext, Drainable, HookError, Resume, SealContext, StateNotReadable};
+use crate::sys::signals::Mask;
 use crate::waker::Waker;
 
 /// What is to be run, and how far it is.
@@ -38,10 +39,11 @@ pub(crate) enum Job {
 
 impl Jobs {
     /// Nothing is to be run. Whoever performs does it at the bench, which wakes `waker` when there is progress to be
-    /// [taken](Self::take_progress).
+    /// [taken](Self::take_progress). Hooks find the signal mask of the calling thread, and so does all that they start.
     pub(crate) fn new(drainable: Arc<dyn Drainable>, waker: Waker) -> (Self, Bench) {
         let progress = Arc::default();
-        let bench = Bench { drainable, waker, progress: Arc::clone(&progress) };
+        let mask = Mask::of_this_thread();
+        let bench = Bench { drainable, waker, progress: Arc::clone(&progress), mask };
         (Self { queue: VecDeque::new(), progress, cancelled: Arc::default() }, bench)
     }
 
@@ -93,6 +95,7 @@ pub(crate) struct Bench {
     drainable: Arc<dyn Drainable>,
     waker: Waker,
     progress: Arc<Mutex<Option<Progress>>>,
+    mask: Mask,
 }
 
 impl Bench {
@@ -104,6 +107,10 @@ impl Bench {
     }
 
     fn run(&self, Order { job, cancelled }: Order) -> Option<Input> {
+        let _as_the_daemon = match job {
+            Job::Drain { .. } | Job::Seal | Job::Resume(_) => Some(self.mask.adopt()),
+            Job::Errand(_) => None,
+        };
         match job {
             Job::Drain { deadline } => {
                 let cx = DrainContext::new(deadline, cancelled);
@@ -234,6 +241,51 @@ mod tests {
         let waker = Waker::new().unwrap();
         let (jobs, bench) = Jobs::new(Arc::new(Hooks(Mutex::new(errors))), waker.clone());
         (jobs, bench, waker)
+    }
+
+    fn blocked_here() -> String {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        status.lines().find_map(|line| line.strip_prefix("SigBlk:\t")).unwrap().to_owned()
+    }
+
+    /// What a hook starts must not find every signal blocked, and what the daemon has blocked must not reach a hook.
+    #[test]
+    fn a_hook_has_the_mask_of_whoever_serves_and_an_errand_that_of_its_thread() {
+        struct Looks(Mutex<Vec<String>>);
+        impl Drainable for Looks {
+            fn drain(&self, _: &DrainContext) -> Result<DrainReport, HookError> {
+                lock(&self.0).push(blocked_here());
+                Ok(DrainReport::default())
+            }
+            fn seal(&self, _: &SealContext) -> Result<SealReport, HookError> {
+                lock(&self.0).push(blocked_here());
+                Ok(SealReport::default())
+            }
+            fn resume_after_abort(&self, _: &Resume) -> Result<(), HookError> {
+                lock(&self.0).push(blocked_here());
+                Ok(())
+            }
+            fn snapshot_state(&self) -> StateSnapshot {
+                StateSnapshot::default()
+            }
+        }
+        let looks = Arc::new(Looks(Mutex::default()));
+        let drainable: Arc<dyn Drainable> = Arc::clone(&looks) as _;
+        let (mut jobs, bench) = Jobs::new(drainable, Waker::new().unwrap());
+        for job in [Job::Drain { deadline: Instant::now() }, Job::Seal, Job::Resume(Resume::new(true, 1))] {
+            jobs.run(job);
+        }
+        let helper = crate::helper::Helper::start().unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        jobs.run_errand(move || tell.send(blocked_here()).unwrap());
+        helper.give(move || {
+            while let Some(order) = jobs.next() {
+                bench.perform(order);
+            }
+        });
+        helper.join();
+        assert_eq!(*lock(&looks.0), vec![blocked_here(); 3]);
+        assert_ne!(told.recv().unwrap(), blocked_here());
     }
 
     #[test]

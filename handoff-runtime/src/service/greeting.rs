@@ -1,5 +1,6 @@
 //! Who answers on the control path, and with which build: connect and hear the Hello. Never says anything, so it can't
-//! disturb a handover; waits with a descriptor where it can and with growing pauses where there is nothing to wait on.
+//! disturb a handover; waits with a descriptor where it can and with growing pauses where there is nothing to wait on. A peer
+//! that says nothing may be what a dead daemon has left behind: after [`SILENCE_MAX`] it is given up, and the path asked anew.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -12,6 +13,8 @@ use crate::control;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// How long whoever is connected to may say nothing. A daemon says Hello as soon as it runs its loop.
+pub(super) const SILENCE_MAX: Duration = Duration::from_secs(5);
 
 /// One attempt after the other to be greeted.
 #[derive(Debug)]
@@ -26,7 +29,7 @@ pub(super) struct Greeting {
 pub(super) enum Heard {
     /// This process answers, and speaks up to this version.
     Hello { pid: u32, build_id: Vec<u8>, version: ProtoVersion },
-    /// Connected: wait for the descriptor.
+    /// Connected: wait for the descriptor, and at most [`SILENCE_MAX`] before the next [`connect`](Greeting::connect).
     Waiting,
     /// Nobody is there: [`connect`](Greeting::connect) again after this long.
     NobodyFor(Duration),
@@ -119,6 +122,22 @@ mod tests {
         let heard = Heard::Hello { pid: own, build_id: b"b7".to_vec(), version: PROTO_MAX };
         assert_eq!(greeting.listen(), heard, "the kernel's word counts");
         assert!(greeting.into_channel().is_some());
+    }
+
+    #[test]
+    fn whoever_says_nothing_is_given_up_for_the_one_who_has_the_path_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.sock");
+        let left_behind = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let mut greeting = Greeting::new(&path);
+        assert_eq!(greeting.connect(), Heard::Waiting);
+        std::fs::remove_file(&path).unwrap();
+        let daemon = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert_eq!(greeting.connect(), Heard::Waiting);
+        let (mut given_up, _) = left_behind.accept().unwrap();
+        assert_eq!(std::io::Read::read(&mut given_up, &mut [0]).unwrap(), 0);
+        daemon.set_nonblocking(true).unwrap();
+        assert!(daemon.accept().is_ok());
     }
 
     #[test]

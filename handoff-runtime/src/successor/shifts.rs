@@ -24,7 +24,7 @@ use super::effects::{Core, Listener, Thread, Wait};
 use crate::channel::Channel;
 use crate::relief::Relief;
 use crate::sync::{Condvar, Mutex, MutexGuard};
-use crate::sys::{poll, signals};
+use crate::sys::poll;
 use crate::waker::Waker;
 
 /// What both threads share.
@@ -148,7 +148,6 @@ impl Shared {
 /// The library thread's part. Ends when neither the wire nor time can change anything any more.
 pub(super) fn converse(shared: &Shared) {
     let _ended = TellsThatItEnded(shared);
-    let _signals = signals::leave_to_other_threads();
     while let Some(wait) = next_wait(shared) {
         let mut fds = wait.on(&shared.polled);
         fds.push(PollFd::new(&shared.waker, PollFlags::IN));

@@ -277,7 +277,7 @@ impl Run<'_> {
 
     /// Without an answer nobody is known to hold it: then it is the lock itself that stops whoever is started beside its owner.
     fn lock_holder(&self) -> Option<u32> {
-        let look = handoff_lock::look(self.supervisor.data_dir.as_deref()?);
+        let look = handoff_lock::look(self.supervisor.data_dir.as_ref()?.path());
         look.map_or_else(
             |error| {
                 tracing::warn!(%error, "who holds the data dir can't be seen");

@@ -5,6 +5,7 @@
 pub(crate) mod clock;
 pub(crate) mod counter;
 pub(crate) mod fd;
+pub(crate) mod fork;
 #[cfg(test)]
 pub(crate) mod held_up;
 pub(crate) mod poll;

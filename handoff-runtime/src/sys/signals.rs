@@ -6,10 +6,11 @@ use std::mem::MaybeUninit;
 #[cfg(feature = "service")]
 pub(crate) use descriptor::Signals;
 
-/// Keeps this thread out of the daemon's way until the guard is dropped: signals to the process go to the daemon's own threads, which may handle them,
-/// or wait for them with signalfd(2) and would miss those that a thread of ours took. Faults of the thread itself stay
-/// unblocked, so that they are reported as ever.
-pub(crate) fn leave_to_other_threads() -> LeftToOthers {
+/// Keeps this thread out of the daemon's way until the guard is dropped, and for their whole lives the threads that it starts
+/// meanwhile: signals to the process go to the daemon's own threads, which may handle them, or wait for them with sigwait(3) and
+/// would miss those that a thread of ours took, or die of them. Faults of the thread itself stay unblocked, so that they are
+/// reported as ever.
+pub(crate) fn leave_to_other_threads() -> Restored {
     let mut set = MaybeUninit::uninit();
     // SAFETY: sigfillset(3) initialises the set that it is given.
     unsafe { libc::sigfillset(set.as_mut_ptr()) };
@@ -19,23 +20,48 @@ pub(crate) fn leave_to_other_threads() -> LeftToOthers {
         // SAFETY: sigdelset(3) changes an initialised set.
         unsafe { libc::sigdelset(&raw mut set, fault) };
     }
-    let mut before = MaybeUninit::uninit();
-    // SAFETY: pthread_sigmask(3) reads the set, which is initialised, and initialises `before`. It fails only for an unknown
-    // first argument.
-    let before = unsafe {
-        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, before.as_mut_ptr());
-        before.assume_init()
-    };
-    LeftToOthers { before, of_this_thread: PhantomData }
+    replace_mask(&set)
 }
 
-/// As long as it lives, other threads take the signals.
-pub(crate) struct LeftToOthers {
+/// Which signals a thread does not take.
+#[derive(Clone, Copy)]
+pub(crate) struct Mask(libc::sigset_t);
+
+impl Mask {
+    /// That of the calling thread.
+    pub(crate) fn of_this_thread() -> Self {
+        let mut mask = MaybeUninit::uninit();
+        // SAFETY: pthread_sigmask(3) without a new set initialises `mask` with the present one, and can't fail.
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), mask.as_mut_ptr());
+            Self(mask.assume_init())
+        }
+    }
+
+    /// Gives it to the calling thread until the guard is dropped.
+    pub(crate) fn adopt(&self) -> Restored {
+        replace_mask(&self.0)
+    }
+}
+
+fn replace_mask(mask: &libc::sigset_t) -> Restored {
+    let mut before = MaybeUninit::uninit();
+    // SAFETY: pthread_sigmask(3) reads the mask, which is initialised, and initialises `before`. It fails only for an unknown
+    // first argument.
+    let before = unsafe {
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const *mask, before.as_mut_ptr());
+        before.assume_init()
+    };
+    Restored { before, of_this_thread: PhantomData }
+}
+
+/// When it is dropped, the thread has the mask again that it had before.
+pub(crate) struct Restored {
     before: libc::sigset_t,
     of_this_thread: PhantomData<*const ()>,
 }
 
-impl Drop for LeftToOthers {
+impl Drop for Restored {
     fn drop(&mut self) {
         // SAFETY: pthread_sigmask(3) reads the set, which is initialised.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut()) };
@@ -131,6 +157,28 @@ mod descriptor {
             run_alone("sys::signals::descriptor::tests::sent_to_this_thread");
         }
 
+        /// As a daemon does that blocks its signals after it has become reachable, and waits for them.
+        #[test]
+        #[ignore = "run by the next test in a process of its own"]
+        fn sent_to_a_process_with_a_thread_of_the_library() {
+            let mask = signal_set(&[]).unwrap();
+            let as_usual = replace_mask(&mask);
+            let _library = crate::helper::Helper::start().unwrap();
+            drop(as_usual);
+            let signals = Signals::block(&[libc::SIGTERM]).unwrap();
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM).unwrap();
+            let mut fds = [rustix::event::PollFd::new(&signals, rustix::event::PollFlags::IN)];
+            crate::sys::poll::wait(&mut fds, None).unwrap();
+            assert_eq!(signals.next().unwrap(), Some(libc::SIGTERM));
+        }
+
+        #[test]
+        fn a_signal_that_the_daemon_waits_for_never_reaches_the_librarys_thread() {
+            // That process's other threads, which are the test harness's, inherit it.
+            let _harness = leave_to_other_threads();
+            run_alone("sys::signals::descriptor::tests::sent_to_a_process_with_a_thread_of_the_library");
+        }
+
         #[test]
         fn what_is_no_signal_is_refused() {
             assert!(Signals::block(&[9999]).is_err());
@@ -147,18 +195,23 @@ mod tests {
         status.lines().find_map(|line| line.strip_prefix("SigBlk:\t")).unwrap().to_owned()
     }
 
-    /// Hooks run on the thread that has conversed: what they start must not find every signal blocked.
     #[test]
-    fn signals_are_left_to_others_only_as_long_as_the_guard_lives() {
+    fn a_mask_lasts_as_long_as_its_guard_and_is_inherited() {
         let seen = std::thread::spawn(|| {
-            let before = blocked();
+            let (before, mask) = (blocked(), Mask::of_this_thread());
             let guard = leave_to_other_threads();
             let within = blocked();
+            let inherits = std::thread::spawn(blocked);
+            let adopted = mask.adopt();
+            let as_before = blocked();
+            drop(adopted);
+            let again = blocked();
             drop(guard);
-            (before, within, blocked())
+            (before.clone(), within.clone(), [inherits.join().unwrap(), again], [as_before, blocked()])
         });
-        let (before, within, after) = seen.join().unwrap();
+        let (before, within, like_within, like_before) = seen.join().unwrap();
         assert_ne!(before, within);
-        assert_eq!(before, after);
+        assert_eq!(like_within, [within.clone(), within]);
+        assert_eq!(like_before, [before.clone(), before]);
     }
 }

@@ -183,12 +183,3 @@ pub(crate) mod poll {
         }
     }
 }
-
-/// In the place of `sys::signals`.
-pub(crate) mod signals {
-    pub(crate) struct LeftToOthers;
-
-    pub(crate) fn leave_to_other_threads() -> LeftToOthers {
-        LeftToOthers
-    }
-}

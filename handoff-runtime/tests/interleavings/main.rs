@@ -95,7 +95,7 @@ mod worker {
 }
 
 mod sys {
-    pub(crate) use crate::kernel::{counter, poll, signals};
+    pub(crate) use crate::kernel::{counter, poll};
 }
 
 /// Far more steps than a play has: one that never ends is found.

@@ -12,7 +12,7 @@ use crate::process::Process;
 use crate::service::builds::Aborted;
 use crate::service::config::Watchdog;
 use crate::service::daemon::{Daemon, Living, Origin, is_to_be_started_again};
-use crate::service::greeting::{Greeting, Heard};
+use crate::service::greeting::{Greeting, Heard, SILENCE_MAX};
 use crate::service::ledger::{Place, Record};
 use crate::service::notify;
 use crate::service::report::build_id_text;
@@ -119,7 +119,11 @@ impl Runner {
     pub(super) fn greet(&mut self, step: impl FnOnce(&mut Greeting) -> Heard) {
         let Some(greeting) = &mut self.core.greeting else { return };
         match step(greeting) {
-            Heard::Waiting => {}
+            Heard::Waiting => {
+                if self.core.timers.at_ns(Timer::Greet).is_none() {
+                    self.core.timers.arm(Timer::Greet, SILENCE_MAX);
+                }
+            }
             Heard::NobodyFor(pause) => self.core.timers.arm(Timer::Greet, pause),
             Heard::Hello { pid, build_id, version } => {
                 let build = build_id_text(&build_id);
@@ -138,6 +142,7 @@ impl Runner {
                 }
                 self.core.unheard = 0;
                 self.core.timers.disarm(Timer::Slow);
+                self.core.timers.disarm(Timer::Greet);
                 if is_new {
                     info!(pid, build, "the daemon serves");
                     if origin == Some(Origin::Ours) {

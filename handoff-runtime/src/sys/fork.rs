@@ -1,0 +1,186 @@
+//! Descriptors that a forked child does not keep, though it goes on without exec: close-on-exec does nothing for it.
+//!
+//! A socket that listens at a path answers there as long as anybody has it open. A worker that outlives the daemon that forked
+//! it would let clients connect to a dead daemon. So a fork handler puts a harmless descriptor in the place of each of them in
+//! the child: what owns the number there may still use and close it, and nobody hears of it.
+
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+
+/// A descriptor that stays with the process that opened it.
+#[derive(Debug)]
+pub(crate) struct StaysHere {
+    fd: ManuallyDrop<OwnedFd>,
+    place: usize,
+}
+
+impl StaysHere {
+    /// Opens a descriptor, in one step as a fork sees it. `open` must not block.
+    ///
+    /// # Errors
+    /// Those of `open`; or there is no descriptor or no room left.
+    pub(crate) fn open<E: From<io::Error>>(open: impl FnOnce() -> Result<OwnedFd, E>) -> Result<Self, E> {
+        watch_forks()?;
+        let _gate = Gate::pass();
+        let place = TABLE.iter().position(|place| place.load(Ordering::Relaxed) == FREE).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::QuotaExceeded, format!("this process has {PLACES} control sockets open"))
+        })?;
+        let fd = open()?;
+        TABLE[place].store(fd.as_raw_fd(), Ordering::Release);
+        Ok(Self { fd: ManuallyDrop::new(fd), place })
+    }
+}
+
+impl AsFd for StaysHere {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for StaysHere {
+    fn drop(&mut self) {
+        // Both in one step, as a fork sees it: the number may be another file's right after.
+        let _gate = Gate::pass();
+        TABLE[self.place].store(FREE, Ordering::Release);
+        // SAFETY: ManuallyDrop::drop; `fd` is dropped here only, and not used after.
+        unsafe { ManuallyDrop::drop(&mut self.fd) };
+    }
+}
+
+const PLACES: usize = 64;
+const FREE: RawFd = -1;
+static TABLE: [AtomicI32; PLACES] = [const { AtomicI32::new(FREE) }; PLACES];
+static GATE: AtomicBool = AtomicBool::new(false);
+
+/// No fork happens while one is held.
+struct Gate;
+
+impl Gate {
+    fn pass() -> Self {
+        while GATE.compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            std::thread::yield_now();
+        }
+        Self
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        GATE.store(false, Ordering::Release);
+    }
+}
+
+fn watch_forks() -> io::Result<()> {
+    static WATCHING: OnceLock<i32> = OnceLock::new();
+    let errno = *WATCHING.get_or_init(|| {
+        // SAFETY: pthread_atfork(3); the handlers are functions of this program, and the child's is async-signal-safe.
+        unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork_in_parent), Some(after_fork_in_child)) }
+    });
+    if errno == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(errno)) }
+}
+
+extern "C" fn before_fork() {
+    std::mem::forget(Gate::pass());
+}
+
+extern "C" fn after_fork_in_parent() {
+    GATE.store(false, Ordering::Release);
+}
+
+/// Atomics and plain system calls only: nothing else is allowed between a fork of a program with threads and its exec.
+extern "C" fn after_fork_in_child() {
+    for place in &TABLE {
+        let fd = place.load(Ordering::Relaxed);
+        if fd != FREE {
+            // SAFETY: close(2), eventfd(2), dup3(2) and close(2) take any numbers. `fd` is that of a `StaysHere`, which owns it in
+            // this process too, so it gets another descriptor: an event that nobody counts up. The only thread of this
+            // process is here, so nobody takes the number in between.
+            unsafe {
+                libc::close(fd);
+                let harmless = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
+                if harmless >= 0 && harmless != fd {
+                    libc::dup3(harmless, fd, libc::O_CLOEXEC);
+                    libc::close(harmless);
+                }
+            }
+        }
+    }
+    GATE.store(false, Ordering::Release);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, pipe};
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::path::Path;
+
+    use rustix::event::{PollFd, PollFlags};
+    use rustix::process::{Pid, WaitOptions, waitpid};
+
+    use super::*;
+    use crate::sys::poll;
+
+    /// Forks; the child leaves with what `child` says, and without running anything else.
+    fn fork(mut child: impl FnMut() -> bool) -> Pid {
+        // SAFETY: fork(2); the child runs `child` only, which uses no other thread's locks but the allocator's, and that one is
+        // usable in a forked child.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            let fine = std::panic::catch_unwind(std::panic::AssertUnwindSafe(&mut child)).unwrap_or(false);
+            // SAFETY: _exit(2).
+            unsafe { libc::_exit(i32::from(!fine)) };
+        }
+        std::mem::forget(child);
+        Pid::from_raw(pid).expect("fork failed")
+    }
+
+    fn is_fine(child: Pid) -> bool {
+        waitpid(Some(child), WaitOptions::empty()).unwrap().unwrap().1.exit_status() == Some(0)
+    }
+
+    fn listen_at(path: &Path) -> StaysHere {
+        StaysHere::open(|| UnixListener::bind(path).map(OwnedFd::from)).unwrap()
+    }
+
+    #[test]
+    fn a_worker_that_lives_on_answers_for_no_dead_daemon() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let socket = listen_at(&path);
+        let (mut end_of_life, keep_alive) = pipe().unwrap();
+        let keep_alive_raw = keep_alive.as_raw_fd();
+        let worker = fork(|| {
+            // SAFETY: close(2); the child's copy of the parent's end, which the child does not use.
+            unsafe { libc::close(keep_alive_raw) };
+            end_of_life.read(&mut [0]).is_ok()
+        });
+        UnixStream::connect(&path).expect("the daemon itself is undisturbed");
+        drop(socket);
+        let refused = UnixStream::connect(&path).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::ECONNREFUSED));
+        drop(keep_alive);
+        assert!(is_fine(worker));
+    }
+
+    #[test]
+    fn a_child_may_use_and_drop_what_it_does_not_have() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let mut socket = Some(listen_at(&path));
+        let grandchild = || {
+            let socket = socket.take()?;
+            let mut fds = [PollFd::new(&socket, PollFlags::IN)];
+            poll::wait(&mut fds, Some(std::time::Duration::ZERO)).ok()?;
+            let is_quiet = fds[0].revents().is_empty() && rustix::net::accept(&socket).is_err();
+            drop(socket);
+            Some(is_quiet)
+        };
+        let mut grandchild = grandchild;
+        let child = fork(|| is_fine(fork(|| grandchild() == Some(true))));
+        assert!(is_fine(child));
+        UnixStream::connect(&path).expect("the daemon itself is undisturbed");
+    }
+}
