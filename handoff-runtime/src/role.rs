@@ -83,7 +83,9 @@ pub enum Role {
 pub fn detect_role() -> Result<Role> {
     Ok(match environment::claim()? {
         StartedAs::ColdStart { inherited } => Role::ColdStart { inherited },
-        StartedAs::Successor { inherited, control } => Role::Successor(Successor::new(control, inherited)),
+        StartedAs::Successor { inherited, control, transfer } => {
+            Role::Successor(Successor::new(control, transfer, inherited))
+        }
     })
 }
 
@@ -91,13 +93,14 @@ pub fn detect_role() -> Result<Role> {
 #[derive(Debug)]
 pub struct Successor {
     control: UnixStream,
+    transfer: Option<UnixStream>,
     inherited: InheritedListeners,
     timing: Timing,
 }
 
 impl Successor {
-    pub(crate) fn new(control: UnixStream, inherited: InheritedListeners) -> Self {
-        Self { control, inherited, timing: crash::initial_timing() }
+    pub(crate) fn new(control: UnixStream, transfer: Option<UnixStream>, inherited: InheritedListeners) -> Self {
+        Self { control, transfer, inherited, timing: crash::initial_timing() }
     }
 
     /// Other intervals than those of the protocol, for tests.
@@ -124,7 +127,7 @@ impl Successor {
             return Err(Error::Usage(format!("a build id of {bytes} bytes; at most {BUILD_ID_BYTES_MAX} are sent")));
         }
         injected(fail_here!(points::N_BEFORE_HANDSHAKE))?;
-        let mut driver = Driver::greet(self.control, build_id, self.timing)?;
+        let mut driver = Driver::greet(self.control, self.transfer, build_id, self.timing)?;
         let handoff_id = driver.greeted()?;
         injected(fail_here!(points::N_AFTER_HANDSHAKE))?;
         Ok(HandshookSuccessor { driver, inherited: self.inherited, handoff_id, prepared: None })

@@ -1,5 +1,6 @@
 //! One test for each way that a handover can go.
 
+mod transfer;
 mod version_1;
 
 use std::time::Duration;
