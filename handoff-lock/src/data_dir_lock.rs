@@ -17,6 +17,7 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::error::LockError;
+use crate::exposure::{self, Exposure};
 use crate::holder;
 use crate::lease::{BUILD_ID_BYTES_MAX, Lease, LeaseState, Owner};
 use crate::lock_file::{Contents, Found};
@@ -38,7 +39,7 @@ pub struct DataDirLock {
 }
 
 impl DataDirLock {
-    /// Takes the lock of `dir`, which is created if it is missing, and returns at once.
+    /// Takes the lock of `dir`, which is created for its owner only (mode 0700) if it is missing, and returns at once.
     ///
     /// # Errors
     /// [`LockError::Held`] if somebody else holds it, this process included; [`LockError::UnsupportedFilesystem`] where
@@ -89,6 +90,14 @@ impl DataDirLock {
     /// The directory, as given.
     pub fn data_dir(&self) -> &Path {
         self.pair.data_dir()
+    }
+
+    /// Whether other users may read the directory, and so lock it: for the program to say once.
+    ///
+    /// # Errors
+    /// [`LockError::Io`] if the directory can't be looked at.
+    pub fn exposure(&self) -> Result<Option<Exposure>, LockError> {
+        exposure::of_open(self.pair.dir()?, self.data_dir())
     }
 
     /// The fencing token: one higher at each acquisition, never lower again, also after a power failure and a removed lock

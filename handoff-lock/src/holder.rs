@@ -1,11 +1,10 @@
 //! Who holds a lock, for people and for supervisors. It never tries the lock, and decides nothing.
 //!
-//! The kernel knows best: its table says which pid took the lock. That process may be gone while the lock lives on in a
-//! descriptor that a child inherited; then the process with such a descriptor is the holder. Where the kernel does not tell,
-//! the lease and the pidfile do, as far as the process that they name is alive.
+//! The kernel knows best: `holder_search` asks it. Where it does not tell, the lease and the pidfile do, as far as the process
+//! that they name is alive.
 
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -13,6 +12,7 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, test_kill_process};
 
 use crate::error::LockError;
+use crate::holder_search::{Found, find};
 use crate::lease::{Lease, LeaseState, Owner};
 use crate::opened_file::{LOCK_FILE, open_to_read, settled_lease};
 use crate::pair::Pair;
@@ -38,6 +38,10 @@ pub struct Holder {
 
 /// Who holds the lock of this data dir now; `None` if nobody does, or there is no such directory.
 ///
+/// That is who has the directory locked, however it came by it. If two processes share it, in a handover, it is the one that has
+/// the lock file as well, else the one that the lease names. Who has the lock file alone is the holder only if nobody has the
+/// directory.
+///
 /// Others' processes can be examined only by root; without that, the answer may lack a command,
 /// and a holder that inherited the lock may be missed.
 ///
@@ -47,8 +51,8 @@ pub struct Holder {
 pub fn holder(dir: &Path) -> Result<Option<Holder>, LockError> {
     let Some(place) = Place::open(dir)? else { return Ok(None) };
     let lease = place.lease()?;
-    Ok(match LockTable::of(&place.descriptors()) {
-        Some(table) => find(&table, lease.as_ref()).map(|found| found.describe(lease.as_ref())),
+    Ok(match place.lock_table() {
+        Some(table) => find(&table, owner_of(lease.as_ref())).map(|found| found.describe(lease.as_ref())),
         None => recorded(lease.as_ref(), &place.dir).filter(|holder| holder.alive),
     })
 }
@@ -70,7 +74,7 @@ pub fn read_lease(dir: &Path) -> Result<Option<Lease>, LockError> {
 pub struct Look {
     /// The lease.
     pub lease: Option<Lease>,
-    /// The pid of who holds the lock, if anybody does. Where the system does not tell (it does on Linux), a living owner that
+    /// The pid of who [holds](holder) the lock, if anybody does. Where the system does not tell (it does on Linux), a living owner that
     /// the lease names and that has not sealed.
     pub locked_by: Option<u32>,
 }
@@ -85,10 +89,10 @@ pub struct Look {
 /// As [`holder`].
 pub fn look(dir: &Path) -> Result<Look, LockError> {
     let Some(place) = Place::open(dir)? else { return Ok(Look { lease: None, locked_by: None }) };
-    let table = LockTable::of(&place.descriptors());
+    let table = place.lock_table();
     let lease = place.lease()?;
     let locked_by = match &table {
-        Some(table) => find(table, lease.as_ref()).map(|found| found.pid),
+        Some(table) => find(table, owner_of(lease.as_ref())).map(|found| found.pid),
         None => recorded(lease.as_ref(), &place.dir).filter(|holder| holder.alive).map(|holder| holder.pid),
     };
     Ok(Look { lease, locked_by })
@@ -98,7 +102,7 @@ pub fn look(dir: &Path) -> Result<Look, LockError> {
 pub(crate) fn of_held(pair: &Pair) -> Option<Holder> {
     let (dir, file) = (pair.dir().ok()?, pair.file().ok()?);
     let lease = settled_lease(file, &pair.lock_path()).ok().flatten();
-    let found = LockTable::of(&[file, dir]).and_then(|table| find(&table, lease.as_ref()));
+    let found = LockTable::of(dir, Some(file)).and_then(|table| find(&table, owner_of(lease.as_ref())));
     found.map(|found| found.describe(lease.as_ref())).or_else(|| recorded(lease.as_ref(), dir))
 }
 
@@ -128,8 +132,8 @@ impl Place {
         Ok(Some(Self { path, dir, file }))
     }
 
-    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        self.file.iter().chain([&self.dir]).map(AsFd::as_fd).collect()
+    fn lock_table(&self) -> Option<LockTable> {
+        LockTable::of(self.dir.as_fd(), self.file.as_ref().map(AsFd::as_fd))
     }
 
     fn lease(&self) -> Result<Option<Lease>, LockError> {
@@ -137,27 +141,8 @@ impl Place {
     }
 }
 
-/// A process that holds the lock.
-struct Found {
-    pid: u32,
-    alive: bool,
-    inherited: bool,
-}
-
-fn find(table: &LockTable, lease: Option<&Lease>) -> Option<Found> {
-    let owner = lease.filter(|lease| lease.of_this_boot()).map(|lease| lease.owner.pid);
-    let mut takers = table.takers();
-    takers.sort_by_key(|pid| Some(*pid) != owner);
-    // A taker whose descriptors can't be seen is believed; one that has none of the lock is a later process of the same pid.
-    let holds = |pid: &u32| is_alive(*pid) && table.is_held_through(*pid) != Some(false);
-    if let Some(pid) = takers.iter().copied().find(holds) {
-        return Some(Found { pid, alive: true, inherited: false });
-    }
-    let is_taken = !takers.is_empty() || table.hides_dead_takers();
-    if let Some(pid) = is_taken.then(|| table.find_holder()).flatten() {
-        return Some(Found { pid, alive: true, inherited: Some(pid) != owner });
-    }
-    takers.first().map(|pid| Found { pid: *pid, alive: false, inherited: false })
+fn owner_of(lease: Option<&Lease>) -> Option<u32> {
+    lease.filter(|lease| lease.of_this_boot()).map(|lease| lease.owner.pid)
 }
 
 impl Found {

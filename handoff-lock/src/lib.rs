@@ -23,7 +23,8 @@
 //! - **A fencing epoch.** [`DataDirLock::epoch`] is one higher at each acquisition and never goes back, not after a power
 //!   failure and not if the lock file was removed (then it may skip numbers). Put it into what you write.
 //! - **A true holder.** Who is refused learns the [`Holder`]: pid, command, since when, and whether it merely inherited a
-//!   descriptor. A reused pid is not taken for the owner, and a pidfile is never believed against the kernel.
+//!   descriptor. It is who has the directory, however it came by it, and nobody who merely tries. A reused pid is not taken for
+//!   the owner, and a pidfile is never believed against the kernel.
 //! - **Forks do no harm.** A forked child neither keeps nor undoes its parent's lock.
 //! - **It is cheap.** Taking and releasing it are some twenty system calls, without a sync except once in a thousand
 //!   acquisitions, and that one can be had [off the critical path](DataDirLock::reserve_epochs).
@@ -33,6 +34,9 @@
 //! A directory on a file system that other hosts can mount and where flock(2) may not exclude them (NFS, SMB, 9p, FUSE, Ceph
 //! and the like) is refused with [`LockError::UnsupportedFilesystem`], unless the caller vouches for it with
 //! [`DataDirLock::acquire_on_any_filesystem`].
+//!
+//! A directory that is created for the lock is its owner's only (mode 0700). One that [others may read](exposure) can be
+//! locked by them, flock(2) needs no more; that is for the program to say, and is not refused.
 //!
 //! # From one process to the next
 //!
@@ -104,9 +108,11 @@
 
 mod data_dir_lock;
 mod error;
+mod exposure;
 mod filesystem;
 mod flock;
 mod holder;
+mod holder_search;
 mod lease;
 mod lock_file;
 mod mark;
@@ -120,6 +126,7 @@ mod watched_lease;
 
 pub use data_dir_lock::{Claim, DataDirLock};
 pub use error::{Inode, LockError};
+pub use exposure::{Exposure, exposure};
 pub use filesystem::check_filesystem;
 pub use holder::{Holder, Look, holder, look, read_lease};
 pub use lease::{BUILD_ID_BYTES_MAX, Lease, LeaseState, Owner};

@@ -14,6 +14,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -110,7 +111,7 @@ impl Pair {
         let path = std::path::absolute(data_dir).map_err(|error| LockError::io(data_dir, error))?;
         match Self::open_existing(data_dir, &path, filesystems) {
             Err(LockError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                std::fs::create_dir_all(&path).map_err(|error| LockError::io(data_dir, error))?;
+                create_dir(&path).map_err(|error| LockError::io(data_dir, error))?;
                 Self::open_existing(data_dir, &path, filesystems)
             }
             opened => opened,
@@ -379,6 +380,22 @@ impl Pair {
 
     fn write(&self, bytes: &[u8], at: u64) -> Result<(), LockError> {
         write_all(self.file()?, bytes, at).map_err(|error| LockError::io(self.lock_path(), error))
+    }
+}
+
+/// Nobody but its owner needs to read a data dir, and who may read it can lock it. Directories above it are as anybody would
+/// have made them: others may have to pass through.
+fn create_dir(path: &Path) -> io::Result<()> {
+    let create = || match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        created => created,
+    };
+    match (create(), path.parent()) {
+        (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound => {
+            std::fs::create_dir_all(parent)?;
+            create()
+        }
+        (created, _) => created,
     }
 }
 

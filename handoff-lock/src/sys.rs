@@ -143,6 +143,20 @@ extern "C" fn after_fork_in_child() {
     GATE.store(false, Ordering::Release);
 }
 
+/// The pids that took the lock of each inode.
+#[derive(Debug, Default)]
+pub(crate) struct Takers {
+    pub(crate) dir: Vec<u32>,
+    pub(crate) file: Vec<u32>,
+}
+
+/// Of which inodes a process has a descriptor that carries the lock.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Carried {
+    pub(crate) dir: bool,
+    pub(crate) file: bool,
+}
+
 /// When the calling process started; `None` if the system does not tell. Answered once per process.
 ///
 /// # Errors

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::data_dir_lock::Claim;
 use crate::error::LockError;
+use crate::exposure::{self, Exposure};
 use crate::lease::Lease;
 use crate::pair::{Filesystems, Locking, Pair};
 
@@ -31,7 +32,8 @@ pub enum Attempt {
 }
 
 impl Unlocked {
-    /// Opens the directory and its lock file, both of which are created if they are missing.
+    /// Opens the directory and its lock file, both of which are created if they are missing: the directory for its owner only
+    /// (mode 0700), directories above it as mkdir(1) with `-p` does.
     ///
     /// # Errors
     /// [`LockError::UnsupportedFilesystem`] where flock(2) does not exclude other hosts, [`LockError::Lease`] if the lock
@@ -51,6 +53,14 @@ impl Unlocked {
     /// The directory, as given.
     pub fn data_dir(&self) -> &Path {
         self.pair.data_dir()
+    }
+
+    /// Whether other users may read the directory, and so lock it: for the program to say once.
+    ///
+    /// # Errors
+    /// [`LockError::Io`] if the directory can't be looked at.
+    pub fn exposure(&self) -> Result<Option<Exposure>, LockError> {
+        exposure::of_open(self.pair.dir()?, self.data_dir())
     }
 
     /// The lease at this moment, read without the lock. By the time that the caller looks at it, it may be another: decide

@@ -1,5 +1,9 @@
 //! The lock between real processes. Each is this test program run again, with a role named in its environment.
 
+#[cfg(target_os = "linux")]
+#[path = "processes/passing.rs"]
+mod passing;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -40,14 +44,21 @@ impl Role {
         assert!(self.lines.any(|line| line == word), "the process ended without saying {word:?}");
     }
 
-    fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+    fn kill(self) {
+        drop(self);
     }
 
     fn let_finish(mut self) -> ExitStatus {
         drop(self.stdin.take());
         self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        // One that was waited for is gone.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -70,6 +81,12 @@ fn role() {
         "owner" => own(dir),
         "contender" => contend(dir),
         "full-disk" => write_no_more(dir),
+        #[cfg(target_os = "linux")]
+        "passer" => passing::pass(dir),
+        #[cfg(target_os = "linux")]
+        "directory-locker" => passing::lock_the_directory(dir),
+        #[cfg(target_os = "linux")]
+        "file-locker" => passing::lock_the_file(dir),
         other => panic!("no role {other}"),
     }
 }

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use super::*;
-use crate::flock::try_flock;
+use crate::flock::{try_flock, unflock};
 use crate::{Attempt, DataDirLock, Unlocked};
 
 fn scratch() -> tempfile::TempDir {
@@ -16,6 +16,16 @@ fn scratch() -> tempfile::TempDir {
 /// Whether a stranger who may read the directory gets its lock.
 fn is_open_to_strangers(dir: &Path) -> bool {
     try_flock(File::open(dir).unwrap().as_fd()).unwrap()
+}
+
+/// A child that is just being spawned beside this test has copies of all descriptors until its exec.
+fn wait_until_open_to_strangers(dir: &Path) {
+    let patience = std::time::Duration::from_secs(60);
+    let start = std::time::Instant::now();
+    while !is_open_to_strangers(dir) {
+        assert!(start.elapsed() < patience, "still locked after {patience:?}");
+        std::thread::yield_now();
+    }
 }
 
 /// An incumbent that has sealed, and a successor that has adopted its directory.
@@ -44,7 +54,7 @@ fn no_stranger_gets_the_directory_while_it_goes_over() {
     drop(incumbent);
     assert!(!is_open_to_strangers(dir.path()), "after the incumbent left");
     successor.release().unwrap();
-    assert!(is_open_to_strangers(dir.path()));
+    wait_until_open_to_strangers(dir.path());
 }
 
 #[test]
@@ -56,7 +66,7 @@ fn an_incumbent_takes_back_what_it_passed() {
     let incumbent = claimed(incumbent);
     assert_eq!(incumbent.epoch(), 2);
     drop(incumbent);
-    assert!(is_open_to_strangers(dir.path()));
+    wait_until_open_to_strangers(dir.path());
 }
 
 #[test]
@@ -79,7 +89,7 @@ fn a_copy_in_flight_is_not_unlocked_by_whoever_lets_go() {
         let_go(lock);
         assert!(!is_open_to_strangers(dir.path()));
         drop(in_flight);
-        assert!(is_open_to_strangers(dir.path()));
+        wait_until_open_to_strangers(dir.path());
     }
 }
 
@@ -89,6 +99,7 @@ fn an_owner_that_once_passed_its_directory_can_let_go_of_it_and_stay() {
     let mut lock = DataDirLock::acquire(dir.path()).unwrap();
     drop(lock.directory().unwrap());
     let incumbent = lock.seal().map_err(|(_, error)| error).unwrap();
+    wait_until_open_to_strangers(dir.path());
     let successor = DataDirLock::acquire(dir.path()).unwrap();
     let Attempt::Held(incumbent) = incumbent.try_lock() else { panic!("two owners") };
     drop(successor);
@@ -103,7 +114,7 @@ fn what_nobody_has_locked_is_taken_and_a_strangers_is_not() {
     let stranger = File::open(dir.path()).unwrap();
     assert!(try_flock(stranger.as_fd()).unwrap());
     let Attempt::Held(successor) = successor.try_lock() else { panic!("two owners") };
-    drop(stranger);
+    unflock(stranger.as_fd()).unwrap();
     let _successor = claimed(successor);
     assert!(!is_open_to_strangers(dir.path()));
 }

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use rustix::fs::{fstat, fstatfs, major, minor};
 
+use super::{Carried, Takers};
 use crate::filesystem::refused_by_magic;
 
 /// The id of this boot of the machine.
@@ -64,29 +65,34 @@ pub(crate) fn sync_bytes(fd: impl AsFd) -> rustix::io::Result<()> {
     rustix::fs::fdatasync(fd)
 }
 
-/// The inodes of a lock, as the kernel's table of locks names them.
+/// The two inodes of a lock, as the kernel's table of locks names them.
 #[derive(Debug)]
 pub(crate) struct LockTable {
-    keys: Vec<Key>,
+    dir: Key,
+    file: Option<Key>,
 }
 
 impl LockTable {
     /// The table for these inodes; `None` where the system has none (no `/proc`).
-    pub(crate) fn of(files: &[BorrowedFd<'_>]) -> Option<Self> {
-        let keys: Vec<Key> = files.iter().filter_map(|file| key_of(*file)).collect();
-        (!keys.is_empty()).then_some(Self { keys })
+    pub(crate) fn of(dir: BorrowedFd<'_>, file: Option<BorrowedFd<'_>>) -> Option<Self> {
+        Some(Self { dir: key_of(dir)?, file: file.and_then(key_of) })
     }
 
     /// The pids that took a flock on one of the inodes. Such a process may be gone and its lock live on in a descriptor that
-    /// a child inherited.
-    pub(crate) fn takers(&self) -> Vec<u32> {
+    /// a child inherited, or a peer was passed.
+    pub(crate) fn takers(&self) -> Takers {
         // The kernel shows the table in pieces, and a lock freed between two of them can hide another one.
-        (0..READS_MAX).map(|_| self.read_takers()).find(|takers| !takers.is_empty()).unwrap_or_default()
+        let reads = (0..READS_MAX).map(|_| self.read_takers());
+        reads.into_iter().find(|takers| !takers.dir.is_empty() || !takers.file.is_empty()).unwrap_or_default()
     }
 
-    fn read_takers(&self) -> Vec<u32> {
+    fn read_takers(&self) -> Takers {
         let table = read_in_large_pieces("/proc/locks").unwrap_or_default();
-        table.lines().filter_map(parse_flock).filter(|(_, key)| self.keys.contains(key)).map(|(pid, _)| pid).collect()
+        let of = |wanted| {
+            let locks = table.lines().filter_map(parse_flock);
+            locks.filter(|(pid, key)| *pid != 0 && Some(*key) == wanted).map(|(pid, _)| pid).collect()
+        };
+        Takers { dir: of(Some(self.dir)), file: of(self.file) }
     }
 
     /// Whether a lock whose taker is gone is missing in the table: it is in every pid namespace but the first.
@@ -95,27 +101,34 @@ impl LockTable {
         fs::read_link("/proc/self/ns/pid").is_ok_and(|namespace| namespace.as_os_str() != FIRST_NAMESPACE)
     }
 
-    /// Whether one of the process's descriptors carries the lock; `None` if its descriptors can't be seen.
-    pub(crate) fn is_held_through(&self, pid: u32) -> Option<bool> {
+    /// Which of the locks the process's descriptors carry; `None` if its descriptors can't be seen.
+    pub(crate) fn carried_by(&self, pid: u32) -> Option<Carried> {
         let descriptors = fs::read_dir(format!("/proc/{pid}/fdinfo")).ok()?;
-        let mut seen = false;
+        let mut carried = None;
         for descriptor in descriptors.flatten() {
             let Ok(info) = fs::read(descriptor.path()) else { continue };
-            seen = true;
-            let info = String::from_utf8_lossy(&info);
-            let locks = info.lines().filter_map(|line| line.strip_prefix("lock:")).filter_map(parse_flock);
-            if locks.into_iter().any(|(_, key)| self.keys.contains(&key)) {
-                return Some(true);
+            let carried = carried.get_or_insert_default();
+            self.add_locks_in(&String::from_utf8_lossy(&info), carried);
+            if carried.dir && carried.file {
+                break;
             }
         }
-        seen.then_some(false)
+        carried
     }
 
-    /// The first process with a descriptor that carries the lock. Looks at every process, so ask the table first.
-    pub(crate) fn find_holder(&self) -> Option<u32> {
-        let processes = fs::read_dir("/proc").ok()?;
-        let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-        pids.into_iter().find(|pid| self.is_held_through(*pid) == Some(true))
+    fn add_locks_in(&self, info: &str, carried: &mut Carried) {
+        for (_, key) in info.lines().filter_map(|line| line.strip_prefix("lock:")).filter_map(parse_flock) {
+            carried.dir |= key == self.dir;
+            carried.file |= Some(key) == self.file;
+        }
+    }
+
+    /// All processes with a descriptor that carries one of the locks. Looks at every process.
+    pub(crate) fn carriers(&self) -> Vec<(u32, Carried)> {
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let carriers = pids.filter_map(|pid| Some((pid, self.carried_by(pid)?)));
+        carriers.filter(|(_, carried)| carried.dir || carried.file).collect()
     }
 }
 

@@ -6,6 +6,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 
+use super::{Carried, Takers};
+
 /// The id of this boot of the machine.
 pub(crate) fn boot_id() -> io::Result<Option<[u8; 16]>> {
     Ok(ask_for_boot_id())
@@ -95,11 +97,11 @@ pub(crate) fn sync_bytes(fd: impl AsFd) -> rustix::io::Result<()> {
 pub(crate) enum LockTable {}
 
 impl LockTable {
-    pub(crate) fn of(_files: &[BorrowedFd<'_>]) -> Option<Self> {
+    pub(crate) fn of(_dir: BorrowedFd<'_>, _file: Option<BorrowedFd<'_>>) -> Option<Self> {
         None
     }
 
-    pub(crate) fn takers(&self) -> Vec<u32> {
+    pub(crate) fn takers(&self) -> Takers {
         match *self {}
     }
 
@@ -107,11 +109,11 @@ impl LockTable {
         match *self {}
     }
 
-    pub(crate) fn is_held_through(&self, _pid: u32) -> Option<bool> {
+    pub(crate) fn carried_by(&self, _pid: u32) -> Option<Carried> {
         match *self {}
     }
 
-    pub(crate) fn find_holder(&self) -> Option<u32> {
+    pub(crate) fn carriers(&self) -> Vec<(u32, Carried)> {
         match *self {}
     }
 }
