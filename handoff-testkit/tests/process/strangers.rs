@@ -17,6 +17,7 @@ trials![
     a_stranger_that_tries_in_a_loop_never_gets_it,
     second_daemons_in_a_loop_stop_no_handover,
     the_incumbent_dies_while_a_stranger_waits,
+    a_directory_that_others_may_read_is_told_once,
 ];
 
 /// A build that dies at this point of its handover.
@@ -90,4 +91,20 @@ fn the_incumbent_dies_while_a_stranger_waits() -> Outcome {
     stage.charge(&before, Cost { connections: 2 * CLIENTS as u64, patience: 2, ..Cost::NOTHING })?;
     drop(stranger);
     stage.finish()
+}
+
+fn a_directory_that_others_may_read_is_told_once() -> Outcome {
+    for (mode, told) in [(0o755, 1), (0o750, 1), (0o700, 0)] {
+        let mut fixture = Stage::setup()?.prepare()?;
+        fs::create_dir_all(fixture.data_dir())?;
+        fs::set_permissions(fixture.data_dir(), fs::Permissions::from_mode(mode))?;
+        fixture.start_supervisor()?;
+        let upgrade = fixture.upgrade(&[])?;
+        check(upgrade.committed(), format!("{mode:o}: {upgrade:?}"))?;
+        let advice = format!("chmod 0700 {}", fixture.data_dir().display());
+        let count = fixture.log().matches(&advice).count();
+        check(count == told, format!("{mode:o}: {count} times\n{}", fixture.log()))?;
+        fixture.stop()?;
+    }
+    Ok(())
 }
