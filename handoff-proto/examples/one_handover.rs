@@ -127,7 +127,7 @@ impl World {
                 self.inputs.push_back(Input::Incumbent(connected));
                 supervisor::Input::Connected(O)
             }
-            Effect::SpawnSuccessor => {
+            Effect::SpawnSuccessor(_) => {
                 self.inputs.push_back(Input::Successor(successor::Input::Daemon(Call::Handshake)));
                 supervisor::Input::Spawned(N)
             }
@@ -142,6 +142,10 @@ impl World {
                 let (_, message) = self.sent(version, &message);
                 let arrived = successor::Wire::Message(message);
                 return self.inputs.push_back(Input::Successor(successor::Input::Wire(arrived)));
+            }
+            Effect::PassTransfer(version, message) => {
+                let (version, message) = self.sent(version, &message);
+                return self.inputs.push_back(Input::Incumbent(incumbent::Input::Received(SESSION, version, message)));
             }
             Effect::SyncJournal => supervisor::Input::JournalSynced,
             Effect::ReadLease => supervisor::Input::Lease(LeaseReading::Found(self.lease)),
@@ -172,11 +176,12 @@ impl World {
                 let sealed = Ok(Seal { last_revision_per_shard: REVISIONS.to_vec(), data_dir_fingerprint: [9; 32] });
                 return self.inputs.push_back(Input::Incumbent(incumbent::Input::SealEnded(sealed)));
             }
+            Effect::PassDirectory(_) => incumbent::Input::DirectoryPassed(Ok(())),
             Effect::StampLease(id) => {
                 self.lease.handoff_id = Some(id);
                 incumbent::Input::Stamped(Ok(()))
             }
-            Effect::ReleaseLock => {
+            Effect::ReleaseLock(_) => {
                 self.lease.state = LeaseState::Sealed;
                 incumbent::Input::Released(Ok(()))
             }

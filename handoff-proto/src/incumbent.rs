@@ -43,7 +43,8 @@ mod tests;
 use std::time::Duration;
 
 pub use interface::{
-    Config, Drain, Effect, Input, Leaving, LockTried, Milestone, Progress, ResumeEnd, Seal, SessionId, Timer, Why,
+    Config, Directory, Drain, Effect, Input, Leaving, LockTried, Milestone, Progress, ResumeEnd, Seal, SessionId,
+    Timer, Why,
 };
 
 use crate::machine::Machine;
@@ -98,7 +99,7 @@ enum Running {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum State {
     Serving,
-    /// The lease is being stamped.
+    /// The directory's lock is being passed, or the lease stamped.
     Stamping(Handover, Prepare),
     Draining(Handover, Early),
     Drained(Handover),
@@ -117,6 +118,7 @@ struct Handover {
     /// `None`: the session is lost.
     link: Option<Link>,
     successor: Successor,
+    directory: Directory,
     /// The deadline and the slack have passed.
     late: Clock,
     /// What the next expiry of the deadline means.
@@ -179,6 +181,14 @@ struct Prepare {
     deadline: Duration,
     grace: Duration,
     early: Early,
+    channel: Channel,
+}
+
+/// Whether the supervisor has sent a direct channel to the successor ahead of its Prepare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Channel {
+    None,
+    Came,
 }
 
 impl Machine for Incumbent {
@@ -262,6 +272,7 @@ impl Incumbent {
             Input::SealProgress(progress) => self.seal_progressed(progress, out),
             Input::SealEnded(result) => self.seal_ended(result, out),
             Input::ResumeEnded(end) => self.resume_ended(end, out),
+            Input::DirectoryPassed(result) => self.directory_passed(result, out),
             Input::Stamped(result) => self.stamped(result, out),
             Input::Released(result) => self.released(result, out),
             Input::LeaseRead(lease) => self.lease_read(lease, out),

@@ -14,6 +14,7 @@
 //! | [`revisions`] | how the revisions of many shards travel |
 //! | [`machine`] | the contract that every machine keeps |
 //! | [`supervisor`], [`incumbent`], [`successor`] | the three roles |
+//! | [`transfer`] | what goes over the direct channel from an incumbent to its successor |
 //! | [`recovery`] | what a restarted supervisor does with what it finds |
 //!
 //! The numbered promises that the documentation cites are those of `docs/protocol.md`.
@@ -32,6 +33,7 @@ pub mod recovery;
 pub mod revisions;
 pub mod successor;
 pub mod supervisor;
+pub mod transfer;
 pub mod version;
 
 pub use error::{Result, WireError};

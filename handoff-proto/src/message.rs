@@ -1,7 +1,7 @@
 //! The wire messages, byte for byte.
 //!
 //! postcard writes a variant's index and then its fields in order, so **the order of variants and of fields is the format**:
-//! never reorder, never insert, only append. Messages 0 to 13 are version 1, as `beyond-handoff` 0.1 speaks it; 14 to 22 are
+//! never reorder, never insert, only append. Messages 0 to 13 are version 1, as `beyond-handoff` 0.1 speaks it; those from 14 on are
 //! version 2 and travel only when both sides announced it. `tests/golden.rs` holds the bytes of version 1.
 //!
 //! O is the incumbent, N the successor, S the supervisor.
@@ -55,8 +55,21 @@ impl fmt::Display for HandoffId {
 /// Room for features that are agreed upon at the greeting.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Capabilities {
-    /// No bit is in use.
+    /// Bit 0: [`TRANSFER`](Self::TRANSFER). No other bit is in use.
     pub reserved: u64,
+}
+
+impl Capabilities {
+    /// The peer takes part in the direct channel between incumbent and successor: [`Message::TransferChannel`].
+    pub const TRANSFER: u64 = 1;
+
+    /// What this build offers.
+    pub const OURS: Self = Self { reserved: Self::TRANSFER };
+
+    /// Whether the peer takes part in the direct channel.
+    pub const fn has_transfer(self) -> bool {
+        self.reserved & Self::TRANSFER != 0
+    }
 }
 
 /// How the data was left for a successor.
@@ -271,6 +284,13 @@ pub enum Message {
         #[serde(deserialize_with = "bounded::revisions")]
         revisions: Vec<u64>,
     },
+    /// S→O (version 2), before its `PrepareHandoff` and with one descriptor as SCM_RIGHTS (unix(7)): the incumbent's end of
+    /// a channel to the successor, which has inherited the other end. Only between peers that both announced
+    /// [`Capabilities::TRANSFER`].
+    TransferChannel {
+        /// The handover.
+        handoff_id: HandoffId,
+    },
 }
 
 impl Message {
@@ -299,7 +319,8 @@ impl Message {
             | Self::Listeners { .. }
             | Self::Status
             | Self::StatusReport(_)
-            | Self::Revisions { .. } => 2,
+            | Self::Revisions { .. }
+            | Self::TransferChannel { .. } => 2,
         }
     }
 }
@@ -330,6 +351,7 @@ pub const fn short_name(message: &Message) -> &'static str {
         Message::Status => "Status",
         Message::StatusReport(_) => "StatusReport",
         Message::Revisions { .. } => "Revisions",
+        Message::TransferChannel { .. } => "TransferChannel",
     }
 }
 

@@ -166,7 +166,7 @@ impl Successor {
             build_id: self.build_id.clone(),
             proto_min: PROTO_MIN,
             proto_max: PROTO_MAX,
-            capabilities: Capabilities::default(),
+            capabilities: Capabilities::OURS,
         }
     }
 

@@ -168,6 +168,7 @@ fn version_2() -> Vec<(&'static str, Message)> {
             "0b000000 0200 16 808004 03 00 01 ac02",
             Message::Revisions { first_shard: 65_536, revisions: vec![0, 1, 300] },
         ),
+        ("14000000 0200 17 100123456789ab4def8011223344556677", Message::TransferChannel { handoff_id }),
     ]
 }
 
@@ -213,5 +214,5 @@ fn every_message_has_golden_bytes_under_the_version_that_knows_it() {
             numbers.push(number);
         }
     }
-    assert_eq!(numbers, Vec::from_iter(0..=22));
+    assert_eq!(numbers, Vec::from_iter(0..=23));
 }

@@ -119,6 +119,7 @@ fn any_version_2() -> impl Strategy<Value = Message> {
         ),
         (any::<u32>(), any_revisions())
             .prop_map(|(first_shard, revisions)| Message::Revisions { first_shard, revisions }),
+        any_id().prop_map(|handoff_id| Message::TransferChannel { handoff_id }),
     ]
 }
 

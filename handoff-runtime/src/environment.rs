@@ -33,12 +33,15 @@ pub(crate) const LISTEN_PID: &str = "LISTEN_PID";
 pub(crate) const HANDOFF_ROLE: &str = "HANDOFF_ROLE";
 /// The descriptor of its channel to the supervisor.
 pub(crate) const HANDOFF_SOCK_FD: &str = "HANDOFF_SOCK_FD";
+/// The descriptor of its channel to the incumbent.
+pub(crate) const HANDOFF_TRANSFER_FD: &str = "HANDOFF_TRANSFER_FD";
 /// Which directory a successor is to take over: its device and inode. Only a supervisor that has one sets it.
 pub(crate) const HANDOFF_DATA_DIR_ID: &str = "HANDOFF_DATA_DIR_ID";
-/// The data directory's path, which a service sets; never consumed.
+/// The data directory's path, which a service sets.
 const HANDOFF_DATA_DIR: &str = "HANDOFF_DATA_DIR";
-/// All that are consumed and are never passed on.
-pub(crate) const VARIABLES: [&str; 5] = [LISTEN_FDS, LISTEN_FDNAMES, LISTEN_PID, HANDOFF_ROLE, HANDOFF_SOCK_FD];
+/// All that speak of descriptors and of the role, and are never passed on.
+pub(crate) const VARIABLES: [&str; 6] =
+    [LISTEN_FDS, LISTEN_FDNAMES, LISTEN_PID, HANDOFF_ROLE, HANDOFF_SOCK_FD, HANDOFF_TRANSFER_FD];
 /// What `HANDOFF_ROLE` says to a successor.
 pub(crate) const ROLE_SUCCESSOR: &str = "successor";
 
@@ -63,6 +66,8 @@ pub(crate) enum StartedAs {
         control: UnixStream,
         /// The data directory that it is about, if the supervisor says.
         data_dir: Option<Told>,
+        /// The channel to the incumbent, if that one speaks a version with one.
+        transfer: Option<UnixStream>,
     },
 }
 
@@ -70,8 +75,8 @@ pub(crate) enum StartedAs {
 /// [`listeners::forget`](crate::listeners::forget). Only the first call finds anything.
 ///
 /// # Errors
-/// [`Error::Environment`]: this is a successor without a usable channel, `LISTEN_FDS` is no number, or all was meant for the
-/// shell that has started this process. [`Error::Io`]: the system does not say what a descriptor is.
+/// [`Error::Environment`]: this is a successor without a usable channel, or with one that is none, `LISTEN_FDS` is no number, or
+/// all was meant for the shell that has started this process. [`Error::Io`]: the system does not say what a descriptor is.
 pub(crate) fn claim() -> Result<StartedAs> {
     let Some(variables) = Variables::once()? else {
         return Ok(StartedAs::ColdStart { inherited: InheritedListeners::default() });
@@ -79,7 +84,11 @@ pub(crate) fn claim() -> Result<StartedAs> {
     let inherited = InheritedListeners::claim(variables.listener_names(fds_max())?)?;
     let started_as = match variables.control_fd()? {
         None => StartedAs::ColdStart { inherited },
-        Some(raw) => StartedAs::Successor { inherited, control: claim_control(raw)?, data_dir: variables.data_dir()? },
+        Some(raw) => {
+            let control = claim_channel(HANDOFF_SOCK_FD, raw)?;
+            let transfer = variables.transfer_fd()?.map(|raw| claim_channel(HANDOFF_TRANSFER_FD, raw)).transpose()?;
+            StartedAs::Successor { inherited, control, transfer, data_dir: variables.data_dir()? }
+        }
     };
     let (StartedAs::ColdStart { inherited } | StartedAs::Successor { inherited, .. }) = &started_as;
     retain(inherited);
@@ -119,6 +128,7 @@ struct Variables {
     sock_fd: Option<OsString>,
     data_dir_id: Option<OsString>,
     data_dir: Option<OsString>,
+    transfer_fd: Option<OsString>,
 }
 
 impl Variables {
@@ -136,6 +146,7 @@ impl Variables {
             sock_fd: env::var_os(HANDOFF_SOCK_FD),
             data_dir_id: env::var_os(HANDOFF_DATA_DIR_ID),
             data_dir: env::var_os(HANDOFF_DATA_DIR),
+            transfer_fd: env::var_os(HANDOFF_TRANSFER_FD),
         };
         Ok(found.is_for(std::process::id())?.then_some(found))
     }
@@ -210,14 +221,19 @@ impl Variables {
             None => Err(unusable(HANDOFF_SOCK_FD, "a successor needs it, and it is not set")),
         }
     }
+
+    /// The descriptor of a successor's channel to the incumbent, if it has one.
+    fn transfer_fd(&self) -> Result<Option<RawFd>> {
+        self.transfer_fd.as_deref().map(|text| number(HANDOFF_TRANSFER_FD, text)).transpose()
+    }
 }
 
-fn claim_control(raw: RawFd) -> Result<UnixStream> {
+fn claim_channel(variable: &'static str, raw: RawFd) -> Result<UnixStream> {
     if raw < FIRST_FD {
-        return Err(unusable(HANDOFF_SOCK_FD, format!("{raw} is standard input, output or error")));
+        return Err(unusable(variable, format!("{raw} is standard input, output or error")));
     }
     let (fd, ()): (OwnedFd, ()) = claim_inherited_stream(raw)
-        .map_err(|error| unusable(HANDOFF_SOCK_FD, format!("descriptor {raw} is no connected Unix stream: {error}")))?;
+        .map_err(|error| unusable(variable, format!("descriptor {raw} is no connected Unix stream: {error}")))?;
     Ok(fd.into())
 }
 
@@ -322,36 +338,42 @@ mod tests {
     }
 
     /// Runs the ignored test `path` as a supervisor starts a successor.
-    fn run_as_successor(path: &str, listener: &TcpListener) -> UnixStream {
+    fn run_as_successor(path: &str, listener: &TcpListener) -> [UnixStream; 2] {
         let (ours, theirs) = UnixStream::pair().unwrap();
+        let (incumbents, transfer) = UnixStream::pair().unwrap();
+        let channels = [(HANDOFF_SOCK_FD, theirs.as_fd()), (HANDOFF_TRANSFER_FD, transfer.as_fd())];
         let listeners = [("http".to_owned(), listener.as_fd())];
         let program = std::env::current_exe().unwrap();
-        let mut process = spawn(&program, &arguments_for(path), &[], &listeners, Some(theirs.as_fd())).unwrap();
+        let mut process = spawn(&program, &arguments_for(path), &[], &listeners, &channels).unwrap();
         assert!(process.wait().unwrap().unwrap().success());
-        ours
+        [ours, incumbents]
     }
 
     #[test]
     #[ignore = "run by the next test in a process of its own"]
     fn claims_a_successors_block() {
         let environment: Vec<_> = env::vars_os().collect();
-        let StartedAs::Successor { mut inherited, control, .. } = claim().unwrap() else { panic!() };
+        let StartedAs::Successor { mut inherited, control, transfer, .. } = claim().unwrap() else { panic!() };
         assert_eq!(inherited.names(), ["http"]);
         assert!(inherited.take("http").is_some());
         assert!(rustix::io::fcntl_getfd(&control).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
         assert_eq!(env::vars_os().collect::<Vec<_>>(), environment, "other threads may read it at any time");
         assert_eq!(crate::listeners::retained().len(), 1);
         std::io::Write::write_all(&mut &control, b"hello").unwrap();
+        std::io::Write::write_all(&mut &transfer.unwrap(), b"to the incumbent").unwrap();
         assert!(matches!(claim().unwrap(), StartedAs::ColdStart { inherited } if inherited.is_empty()));
     }
 
     #[test]
-    fn a_successor_finds_its_listeners_and_its_channel() {
+    fn a_successor_finds_its_listeners_and_its_channels() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut ours = run_as_successor("environment::tests::claims_a_successors_block", &listener);
-        let mut said = String::new();
-        std::io::Read::read_to_string(&mut ours, &mut said).unwrap();
-        assert_eq!(said, "hello");
+        let ends = run_as_successor("environment::tests::claims_a_successors_block", &listener);
+        let said = ends.map(|mut end| {
+            let mut said = String::new();
+            std::io::Read::read_to_string(&mut end, &mut said).unwrap();
+            said
+        });
+        assert_eq!(said, ["hello", "to the incumbent"]);
     }
 
     #[test]
@@ -369,7 +391,8 @@ mod tests {
         args.push(env::current_exe().unwrap().into());
         args.extend(arguments_for(path));
         let listeners = [("http".to_owned(), listener.as_fd())];
-        let mut shell = spawn("/bin/sh".as_ref(), &args, &[], &listeners, control).unwrap();
+        let channels: Vec<_> = control.map(|control| (HANDOFF_SOCK_FD, control)).into_iter().collect();
+        let mut shell = spawn("/bin/sh".as_ref(), &args, &[], &listeners, &channels).unwrap();
         assert!(shell.wait().unwrap().unwrap().success());
     }
 
@@ -428,9 +451,10 @@ mod tests {
         let unix = tempfile::tempdir().unwrap();
         let unix = std::os::unix::net::UnixListener::bind(unix.path().join("s")).unwrap();
         for fd in [listener.as_fd(), unix.as_fd()] {
-            assert!(is_about(claim_control(std::os::fd::AsRawFd::as_raw_fd(&fd)), HANDOFF_SOCK_FD));
+            let raw = std::os::fd::AsRawFd::as_raw_fd(&fd);
+            assert!(is_about(claim_channel(HANDOFF_TRANSFER_FD, raw), HANDOFF_TRANSFER_FD));
         }
-        assert!(is_about(claim_control(2), HANDOFF_SOCK_FD));
+        assert!(is_about(claim_channel(HANDOFF_SOCK_FD, 2), HANDOFF_SOCK_FD));
     }
 
     #[test]
@@ -455,7 +479,7 @@ mod tests {
         let listeners = [("http".to_owned(), listener.as_fd())];
         let program = std::env::current_exe().unwrap();
         let arguments = arguments_for("environment::tests::claims_as_a_supervisor");
-        let mut process = spawn(program.as_ref(), &arguments, &[], &listeners, None).unwrap();
+        let mut process = spawn(program.as_ref(), &arguments, &[], &listeners, &[]).unwrap();
         assert!(process.wait().unwrap().unwrap().success());
     }
 }

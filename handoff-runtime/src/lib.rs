@@ -81,6 +81,7 @@ mod sys;
 #[cfg(test)]
 mod testing;
 mod timers;
+mod transfer;
 mod waker;
 mod worker;
 

@@ -255,7 +255,7 @@ mod tests {
     fn run_with(path: &str, fds: &[(&str, BorrowedFd<'_>)]) {
         let listeners: Vec<_> = fds.iter().map(|&(name, fd)| (name.to_owned(), fd)).collect();
         let program = std::env::current_exe().unwrap();
-        let mut process = spawn(&program, &arguments_for(path), &[], &listeners, None).unwrap();
+        let mut process = spawn(&program, &arguments_for(path), &[], &listeners, &[]).unwrap();
         assert!(process.wait().unwrap().unwrap().success());
     }
 
@@ -482,7 +482,7 @@ mod tests {
             let listeners = [(name.to_owned(), socket.as_fd())];
             let mut command = Command::new("/bin/true");
             assert!(matches!(pass_listener_fds_on_spawn(&mut command, &listeners), Err(Error::Usage(_))), "{name:?}");
-            assert!(matches!(spawn(Path::new("/bin/true"), &[], &[], &listeners, None), Err(Error::Usage(_))));
+            assert!(matches!(spawn(Path::new("/bin/true"), &[], &[], &listeners, &[]), Err(Error::Usage(_))));
         }
         check_name("http api-2").unwrap();
     }

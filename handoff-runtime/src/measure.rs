@@ -10,5 +10,5 @@ use crate::{Process, Result};
 /// # Errors
 /// As a handover that can't start its successor.
 pub fn spawn(binary: &Path, listeners: &[(String, BorrowedFd<'_>)]) -> Result<Process> {
-    crate::spawn::spawn(binary, &[], &[], listeners, None)
+    crate::spawn::spawn(binary, &[], &[], listeners, &[])
 }

@@ -322,7 +322,7 @@ mod tests {
 
     /// A program that lives until it is killed, started as the supervisor starts one.
     fn sleeper() -> Process {
-        crate::spawn::spawn(Path::new("sleep"), &["1000".into()], &[], &[], None).unwrap()
+        crate::spawn::spawn(Path::new("sleep"), &["1000".into()], &[], &[], &[]).unwrap()
     }
 
     /// The same, but a grandchild, so not ours to reap.
@@ -356,7 +356,7 @@ mod tests {
     #[test]
     fn an_exit_status_is_the_programs_own() {
         let args = ["-c".into(), "exit 7".into()];
-        let mut process = crate::spawn::spawn(Path::new("/bin/sh"), &args, &[], &[], None).unwrap();
+        let mut process = crate::spawn::spawn(Path::new("/bin/sh"), &args, &[], &[], &[]).unwrap();
         assert_eq!(process.wait().unwrap().unwrap().code(), Some(7));
     }
 

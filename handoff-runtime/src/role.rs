@@ -89,8 +89,8 @@ pub enum Role {
 pub fn detect_role() -> Result<Role> {
     Ok(match environment::claim()? {
         StartedAs::ColdStart { inherited } => Role::ColdStart { inherited },
-        StartedAs::Successor { inherited, control, data_dir } => {
-            Role::Successor(Successor::new(control, inherited, data_dir))
+        StartedAs::Successor { inherited, control, transfer, data_dir } => {
+            Role::Successor(Successor::new(control, transfer, inherited, data_dir))
         }
     })
 }
@@ -99,14 +99,20 @@ pub fn detect_role() -> Result<Role> {
 #[derive(Debug)]
 pub struct Successor {
     control: UnixStream,
+    transfer: Option<UnixStream>,
     inherited: InheritedListeners,
     timing: Timing,
     place: Place,
 }
 
 impl Successor {
-    pub(crate) fn new(control: UnixStream, inherited: InheritedListeners, data_dir: Option<Told>) -> Self {
-        Self { control, inherited, timing: crash::initial_timing(), place: Place::new(data_dir) }
+    pub(crate) fn new(
+        control: UnixStream,
+        transfer: Option<UnixStream>,
+        inherited: InheritedListeners,
+        data_dir: Option<Told>,
+    ) -> Self {
+        Self { control, transfer, inherited, timing: crash::initial_timing(), place: Place::new(data_dir) }
     }
 
     /// Other intervals than those of the protocol, for tests.
@@ -133,7 +139,7 @@ impl Successor {
             return Err(Error::Usage(format!("a build id of {bytes} bytes; at most {BUILD_ID_BYTES_MAX} are sent")));
         }
         injected(fail_here!(points::N_BEFORE_HANDSHAKE))?;
-        let mut driver = Driver::greet(self.control, build_id, self.timing)?;
+        let mut driver = Driver::greet(self.control, self.transfer, build_id, self.timing)?;
         let handoff_id = driver.greeted()?;
         injected(fail_here!(points::N_AFTER_HANDSHAKE))?;
         Ok(HandshookSuccessor { driver, inherited: self.inherited, handoff_id, place: self.place, prepared: None })

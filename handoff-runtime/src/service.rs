@@ -99,6 +99,7 @@ impl Service {
         let (config, data_dir) = with_data_dir(config, &known);
         let to_start = |lineage: &Lineage| Shelf::new(&config.state_dir).to_start(lineage.serving());
         preflight::check(&config, &known.lineage.as_ref().map_or_else(|| config.binary.clone(), to_start))?;
+        preflight::tell_exposure(&config);
         open_files::make_room(config.listeners.len())?;
         let visitors = if config.allowed_uids.is_empty() { Visitors::OwnUserOnly } else { Visitors::OtherUsers };
         let mut state_dir = existing.map_or_else(|| StateDir::create(&config.state_dir, visitors, silence), Ok)?;

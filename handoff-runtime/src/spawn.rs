@@ -1,7 +1,7 @@
 //! Starting a daemon: the successor of a handover, or the first one.
 //!
 //! The program that runs is the file that was opened and looked at, whatever happens to its path meanwhile (scripts are the
-//! exception: their interpreter opens the path). It finds its listeners from descriptor 3 on, then its control channel, and
+//! exception: their interpreter opens the path). It finds its listeners from descriptor 3 on, then its channels, and
 //! nothing else of ours; its signal handlers and mask are fresh; `LISTEN_PID` is its own pid.
 
 use std::env;
@@ -16,8 +16,7 @@ use rustix::io::retry_on_intr;
 use rustix::process::{Resource, getrlimit};
 
 use crate::environment::{
-    HANDOFF_DATA_DIR_ID, HANDOFF_ROLE, HANDOFF_SOCK_FD, LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, ROLE_SUCCESSOR,
-    VARIABLES,
+    HANDOFF_DATA_DIR_ID, HANDOFF_ROLE, LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID, ROLE_SUCCESSOR, VARIABLES,
 };
 use crate::error::{Error, Result};
 use crate::listeners::check_name;
@@ -26,8 +25,8 @@ use crate::sys::spawn::{FIRST_FD, Order, Step, start};
 
 /// Starts `binary` and returns when it has replaced the child; its arguments show in `/proc` a moment later.
 ///
-/// `args` come behind the program's own name. `env` is added to this process's environment. With a `control` channel the
-/// program is a successor.
+/// `args` come behind the program's own name. `env` is added to this process's environment. With `channels`, each
+/// of which is told by a variable of that name, the program is a successor.
 ///
 /// # Errors
 /// [`Error::CannotStart`] names the binary and says why. Nothing is left of it then.
@@ -36,15 +35,15 @@ pub(crate) fn spawn(
     args: &[OsString],
     env: &[(OsString, OsString)],
     listeners: &[(String, BorrowedFd<'_>)],
-    control: Option<BorrowedFd<'_>>,
+    channels: &[(&str, BorrowedFd<'_>)],
 ) -> Result<Process> {
     listeners.iter().try_for_each(|(name, _)| check_name(name))?;
     let failed = |reason: String, source| Error::CannotStart { binary: binary.to_owned(), reason, source };
 
     let path = find(binary);
     let program = open(&path).map_err(|source| failed(why_not_opened(&source), source))?;
-    let fds: Vec<_> = listeners.iter().map(|&(_, fd)| fd).chain(control).collect();
-    let texts = texts_for(&path, args, environment_for(env, listeners, control.is_some()));
+    let fds: Vec<_> = listeners.iter().map(|&(_, fd)| fd).chain(channels.iter().map(|&(_, fd)| fd)).collect();
+    let texts = texts_for(&path, args, environment_for(env, listeners, channels));
     let texts = texts.map_err(|source| failed("its path, arguments or environment hold a zero byte".into(), source))?;
 
     let order = Order {
@@ -91,7 +90,7 @@ fn check(program: &OwnedFd) -> io::Result<()> {
 fn environment_for(
     added: &[(OsString, OsString)],
     listeners: &[(String, BorrowedFd<'_>)],
-    is_successor: bool,
+    channels: &[(&str, BorrowedFd<'_>)],
 ) -> Vec<(OsString, OsString)> {
     let is_ours = |name: &OsStr| VARIABLES.iter().any(|variable| name == *variable);
     let is_added = |name: &OsStr| added.iter().any(|(added, _)| added == name);
@@ -105,9 +104,11 @@ fn environment_for(
     let mut set = |name: &str, value: String| environment.push((name.into(), value.into()));
     set(LISTEN_FDS, names.len().to_string());
     set(LISTEN_FDNAMES, names.join(":"));
-    if is_successor {
+    if !channels.is_empty() {
         set(HANDOFF_ROLE, ROLE_SUCCESSOR.into());
-        set(HANDOFF_SOCK_FD, (FIRST_FD as usize + names.len()).to_string());
+    }
+    for (at, (variable, _)) in channels.iter().enumerate() {
+        set(variable, (FIRST_FD as usize + names.len() + at).to_string());
     }
     environment
 }
@@ -183,6 +184,7 @@ mod tests {
     use std::process::{Command, ExitStatus};
 
     use super::*;
+    use crate::environment::HANDOFF_SOCK_FD;
     use crate::testing::{open_fds, run_alone, with_free_fds};
 
     const SH: &str = "/bin/sh";
@@ -196,8 +198,9 @@ mod tests {
         let args = ["-c".into(), format!("{{ {script} ; }} > {} 2>&1", out.display()).into()];
         let added =
             [("ADDED".into(), "value".into()), (LISTEN_PID.into(), "1".into()), (HANDOFF_ROLE.into(), "x".into())];
-        let control = with_control.then(|| control.as_fd());
-        let mut process = spawn(Path::new(SH), &args, &added, listeners, control).unwrap();
+        let control = [(HANDOFF_SOCK_FD, control.as_fd())];
+        let channels = if with_control { &control[..] } else { &[] };
+        let mut process = spawn(Path::new(SH), &args, &added, listeners, channels).unwrap();
         let status = process.wait().unwrap().unwrap();
         (fs::read_to_string(&out).unwrap(), status)
     }
@@ -230,7 +233,7 @@ mod tests {
     }
 
     fn why(binary: &Path) -> String {
-        match spawn(binary, &[], &[], &[], None) {
+        match spawn(binary, &[], &[], &[], &[]) {
             Err(Error::CannotStart { binary: named, reason, .. }) => {
                 assert_eq!(named, binary);
                 reason
@@ -312,7 +315,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         // No shell, which would put its own mask right.
         let args = ["/proc/self/status".into(), dir.path().into()];
-        let mut process = spawn(Path::new("cp"), &args, &[], &[], None).unwrap();
+        let mut process = spawn(Path::new("cp"), &args, &[], &[], &[]).unwrap();
         assert!(process.wait().unwrap().unwrap().success());
         let status = fs::read_to_string(dir.path().join("status")).unwrap();
         let mask = |name: &str| {
@@ -327,7 +330,7 @@ mod tests {
     fn a_program_carries_its_own_name() {
         let (dir, path) = file("my-daemon", &fs::read("/bin/cp").unwrap(), 0o755);
         let args = ["/proc/self/cmdline".into(), dir.path().into()];
-        let mut process = spawn(&path, &args, &[], &[], None).unwrap();
+        let mut process = spawn(&path, &args, &[], &[], &[]).unwrap();
         assert!(process.wait().unwrap().unwrap().success());
         let cmdline = fs::read_to_string(dir.path().join("cmdline")).unwrap();
         assert_eq!(cmdline, format!("{}\0/proc/self/cmdline\0{}\0", path.display(), dir.path().display()));
@@ -354,7 +357,7 @@ mod tests {
 
     #[test]
     fn a_name_without_a_slash_is_looked_up() {
-        let mut process = spawn(Path::new("true"), &[], &[], &[], None).unwrap();
+        let mut process = spawn(Path::new("true"), &[], &[], &[], &[]).unwrap();
         assert!(process.wait().unwrap().unwrap().success());
         assert_eq!(why(Path::new("no-such-program-anywhere")), "there is no such file");
     }
@@ -362,7 +365,7 @@ mod tests {
     #[test]
     fn a_script_runs_by_its_interpreter() {
         let (_dir, path) = file("script", b"#!/bin/sh\nexit 7\n", 0o755);
-        let mut process = spawn(&path, &[], &[], &[], None).unwrap();
+        let mut process = spawn(&path, &[], &[], &[], &[]).unwrap();
         assert_eq!(process.wait().unwrap().unwrap().code(), Some(7));
     }
 
@@ -381,9 +384,9 @@ mod tests {
         assert!(why(&empty).starts_with("it is no program for this machine"));
         assert!(why(&orphan).starts_with("its interpreter"));
         assert!(why(&busy).starts_with("it is still being written"));
-        let zero = spawn(Path::new(SH), &["a\0b".into()], &[], &[], None).unwrap_err();
+        let zero = spawn(Path::new(SH), &["a\0b".into()], &[], &[], &[]).unwrap_err();
         assert!(zero.to_string().contains("zero byte"), "{zero}");
-        let too_long = spawn(Path::new(SH), &["x".repeat(1 << 20).into()], &[], &[], None).unwrap_err();
+        let too_long = spawn(Path::new(SH), &["x".repeat(1 << 20).into()], &[], &[], &[]).unwrap_err();
         assert!(too_long.to_string().contains("too long"), "{too_long}");
     }
 
@@ -395,7 +398,7 @@ mod tests {
         for _ in 0..3 {
             why(Path::new("/nowhere/at/all"));
             why(Path::new("/etc/hostname"));
-            spawn(Path::new("/proc/self/exe/x"), &[], &[], &named(&listeners), None).unwrap_err();
+            spawn(Path::new("/proc/self/exe/x"), &[], &[], &named(&listeners), &[]).unwrap_err();
             run_script("true", &named(&listeners), true);
         }
         assert_eq!(open_fds(), before);
@@ -415,7 +418,7 @@ mod tests {
         let mut reversed = named(&listeners);
         reversed.reverse();
         reversed.extend(named(&listeners));
-        let start = |listeners: &[_]| spawn(Path::new("/bin/true"), &[], &[], listeners, None).unwrap_err().to_string();
+        let start = |listeners: &[_]| spawn(Path::new("/bin/true"), &[], &[], listeners, &[]).unwrap_err().to_string();
         // Room for the program's own descriptor and its pidfd, and none to move a listener.
         let crowded = with_free_fds(2, || start(&reversed));
         let full = with_free_fds(0, || start(&[]));
@@ -437,7 +440,7 @@ mod tests {
         let start_ten = || {
             for code in 0..10 {
                 let args = ["-c".into(), format!("[ $LISTEN_PID = $$ ] && exit {code}").into()];
-                let mut process = spawn(Path::new(SH), &args, &[], &[], None).unwrap();
+                let mut process = spawn(Path::new(SH), &args, &[], &[], &[]).unwrap();
                 assert_eq!(process.wait().unwrap().unwrap().code(), Some(code));
             }
         };
@@ -463,7 +466,7 @@ mod tests {
                 times[times.len() / 2]
             };
             let ours = by(&|| {
-                let mut process = spawn(Path::new("/bin/true"), &[], &[], &[], None).unwrap();
+                let mut process = spawn(Path::new("/bin/true"), &[], &[], &[], &[]).unwrap();
                 assert!(process.wait().unwrap().is_some_and(|status| status.success()));
             });
             let forked = by(&|| {

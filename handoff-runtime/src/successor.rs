@@ -62,7 +62,12 @@ impl Driver {
     ///
     /// # Errors
     /// The system gives no thread or descriptor.
-    pub(crate) fn greet(control: UnixStream, build_id: Vec<u8>, timing: Timing) -> Result<Self> {
+    pub(crate) fn greet(
+        control: UnixStream,
+        transfer: Option<UnixStream>,
+        build_id: Vec<u8>,
+        timing: Timing,
+    ) -> Result<Self> {
         let failed = |error: io::Error| Error::io("prepare the channel to the supervisor", error);
         let channel = Channel::new(control);
         let polled = channel.polled();
@@ -73,7 +78,7 @@ impl Driver {
         let helper = Helper::start()?;
         let theirs = Arc::clone(&shared);
         helper.give(move || converse(&theirs));
-        Ok(Self { shared, helper: Some(helper), hands: Hands::new(build_id) })
+        Ok(Self { shared, helper: Some(helper), hands: Hands::new(build_id, transfer) })
     }
 
     /// Waits for the answer to the greeting.

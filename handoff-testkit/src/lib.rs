@@ -45,6 +45,7 @@ mod roles;
 mod spread;
 #[cfg(feature = "store")]
 pub mod store;
+pub mod strangers;
 #[cfg(feature = "model")]
 pub mod world;
 pub mod yardstick;

@@ -105,6 +105,15 @@ pub enum Hooks {
     Opening(Duration),
 }
 
+/// Who is there besides the service and its clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beside {
+    /// Nobody.
+    Nobody,
+    /// One that waits for the data directory's lock, and second daemons that are started in a loop. Neither gets in.
+    Strangers,
+}
+
 /// A fault, and what must come of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row {
@@ -116,6 +125,8 @@ pub struct Row {
     pub hooks: Hooks,
     /// A second fault, which may strike while the first one is being settled.
     pub second: Option<Strike>,
+    /// Who is there meanwhile.
+    pub beside: Beside,
     /// What must come of it.
     pub expected: Expected,
 }
@@ -134,6 +145,22 @@ const LIKELY_PAIRS: &[(Strike, Strike)] = &[
     (strike(Point::NAfterReady, Fault::Kill), strike(Point::OInResume, Fault::Delay)),
 ];
 
+/// Faults in which the service lives throughout, so that its lock on the directory does: whoever waits for it never gets it.
+const AMONG_STRANGERS: &[Strike] = &[
+    strike(Point::SAfterPrepareSent, Fault::Kill),
+    strike(Point::SAfterSealCompleteRecv, Fault::Kill),
+    strike(Point::SAfterBeginSent, Fault::Kill),
+    strike(Point::OInDrain, Fault::Kill),
+    strike(Point::OInSeal, Fault::Kill),
+    strike(Point::OInSeal, Fault::Stop),
+    strike(Point::OAfterSealFlockReleased, Fault::Kill),
+    strike(Point::OAfterSealCompleteSent, Fault::Kill),
+    strike(Point::NAfterHandshake, Fault::Kill),
+    strike(Point::NAfterBegin, Fault::Kill),
+    strike(Point::NAfterLock, Fault::Kill),
+    strike(Point::NBeforeAnnounceReady, Fault::Kill),
+];
+
 const fn strike(point: Point, fault: Fault) -> Strike {
     Strike { point, fault }
 }
@@ -150,7 +177,8 @@ impl Row {
         let opening =
             opening.flat_map(|time| Fault::ALL.iter().filter_map(|fault| Self::with_a_slow_opening(*fault, *time)));
         let pairs = LIKELY_PAIRS.iter().filter_map(|(first, second)| Self::pair(*first, *second));
-        single.chain(slow).chain(opening).chain(pairs).collect()
+        let strangers = AMONG_STRANGERS.iter().filter_map(|strike| Self::among_strangers(*strike));
+        single.chain(slow).chain(opening).chain(pairs).chain(strangers).collect()
     }
 
     fn single(point: Point, fault: Fault) -> Option<Self> {
@@ -160,17 +188,28 @@ impl Row {
             return None;
         }
         let expected = expected(point, fault)?;
-        Some(Self { point, fault, hooks: Hooks::AsTheyAre, second: None, expected })
+        Some(Self { point, fault, hooks: Hooks::AsTheyAre, second: None, beside: Beside::Nobody, expected })
+    }
+
+    fn among_strangers(Strike { point, fault }: Strike) -> Option<Self> {
+        Some(Self { beside: Beside::Strangers, ..Self::single(point, fault)? })
     }
 
     fn with_slow_hooks(point: Point, fault: Fault) -> Option<Self> {
         let expected = expected_with_slow_hooks(point, fault)?;
-        Some(Self { point, fault, hooks: Hooks::Slow, second: None, expected })
+        Some(Self { point, fault, hooks: Hooks::Slow, second: None, beside: Beside::Nobody, expected })
     }
 
     fn with_a_slow_opening(fault: Fault, time: Duration) -> Option<Self> {
         let expected = expected_with_a_slow_opening(fault, time)?;
-        Some(Self { point: Point::SAfterBeginSent, fault, hooks: Hooks::Opening(time), second: None, expected })
+        Some(Self {
+            point: Point::SAfterBeginSent,
+            fault,
+            hooks: Hooks::Opening(time),
+            second: None,
+            beside: Beside::Nobody,
+            expected,
+        })
     }
 
     fn pair(first: Strike, second: Strike) -> Option<Self> {
@@ -180,6 +219,7 @@ impl Row {
             fault: first.fault,
             hooks: Hooks::AsTheyAre,
             second: Some(second),
+            beside: Beside::Nobody,
             expected: of_two,
         })
     }
@@ -197,7 +237,11 @@ impl Row {
             Hooks::Opening(time) => format!("+opens-in-{}ms", time.as_millis()),
         };
         let second = self.second.map_or(String::new(), |it| format!("+{}/{}", it.point.name(), it.fault.name()));
-        format!("{}/{}/{}{hooks}{second}", self.point.role(), self.point.name(), self.fault.name())
+        let beside = match self.beside {
+            Beside::Nobody => "",
+            Beside::Strangers => "+strangers",
+        };
+        format!("{}/{}/{}{hooks}{second}{beside}", self.point.role(), self.point.name(), self.fault.name())
     }
 
     /// Whether a pattern with `*` and `?` means this row: by its role, its point, its fault, `POINT/FAULT` or its whole name.
@@ -277,7 +321,8 @@ impl Matrix {
     #[must_use]
     pub fn pairs(mut self, count: usize) -> Self {
         let mut random = Random(self.seed);
-        let single: Vec<Row> = Row::all(&[]).into_iter().filter(|row| row.second.is_none()).collect();
+        let single: Vec<Row> =
+            Row::all(&[]).into_iter().filter(|row| row.second.is_none() && row.beside == Beside::Nobody).collect();
         let first: Vec<_> =
             single.iter().filter(|row| matches!(row.fault, Fault::Exit | Fault::Kill | Fault::Error)).collect();
         let second: Vec<_> = first.iter().filter(|row| row.point.role() != Role::Supervisor).collect();

@@ -7,6 +7,8 @@
 use std::ffi::OsString;
 use std::process::{self, ExitCode};
 
+use crate::strangers::Manner;
+
 /// Which role a child plays.
 pub const ROLE_VARIABLE: &str = "HANDOFF_TESTKIT_ROLE";
 
@@ -24,6 +26,9 @@ const OWN: &[ChildRole] = &[
     ChildRole { name: "handoff", main: |args| handoff_runtime::cli::main(args) },
     ChildRole { name: crate::yardstick::ROLE, main: |_| crate::yardstick::main() },
     ChildRole { name: "matrix-daemon", main: |_| crate::matrix::daemon::main() },
+    ChildRole { name: Manner::QUEUES, main: |args| crate::strangers::play(Manner::Queues, &args) },
+    ChildRole { name: Manner::TRIES, main: |args| crate::strangers::play(Manner::Tries, &args) },
+    ChildRole { name: Manner::SECOND_DAEMON, main: |args| crate::strangers::play(Manner::SecondDaemon, &args) },
     #[cfg(feature = "store")]
     ChildRole { name: "store", main: |args| crate::store::daemon::main(args) },
     #[cfg(feature = "store")]
@@ -36,7 +41,7 @@ use crate::bench::ROLES as BENCH;
 const BENCH: &[ChildRole] = &[];
 
 /// Call it first in `main`, before any thread. Returns at once in the parent; in a child it plays the child's role and ends
-/// the process: `handoff` is the program of that name, `matrix-daemon` the matrix's built-in daemon, `store` the reference daemon, `verify` the oracle, `bench`
+/// the process: `handoff` is the program of that name, `matrix-daemon` the matrix's built-in daemon, the `outsider-…` those that are after its data, `store` the reference daemon, `verify` the oracle, `bench`
 /// the measurement.
 pub fn init() {
     init_with(&[]);

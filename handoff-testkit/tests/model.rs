@@ -4,11 +4,17 @@
 //! The deeper walks are ignored by default: `cargo test -p handoff-testkit --test model --release -- --ignored`.
 
 use handoff_testkit::model::{Graph, HandoverModel};
-use handoff_testkit::world::{Broken, Init, Limits, Sabotage};
+use handoff_testkit::world::{Broken, Init, Limits, Sabotage, Strangers};
 use stateright::{Checker, Model};
 
+/// Without strangers.
 fn limits(handovers: u8, faults: u8) -> Limits {
-    Limits { handovers, faults, init: Init::Replaces, sabotage: None }
+    Limits { handovers, faults, init: Init::Replaces, strangers: Strangers::Away, sabotage: None }
+}
+
+/// The same, and more: somebody locks the data directory whenever it can be locked, and a second daemon is started in a loop.
+fn among_strangers(handovers: u8, faults: u8) -> Limits {
+    Limits { strangers: Strangers::Around, ..limits(handovers, faults) }
 }
 
 /// The page that says how far the walks go.
@@ -40,12 +46,12 @@ fn numbers_are_written_in_groups_of_three() {
 
 #[test]
 fn one_handover_with_any_two_faults() {
-    holds(limits(1, 2), "one handover, any two faults");
+    holds(among_strangers(1, 2), "one handover, any two faults");
 }
 
 #[test]
 fn two_handovers_with_any_fault() {
-    holds(limits(2, 1), "two handovers, any fault");
+    holds(among_strangers(2, 1), "two handovers, any fault");
 }
 
 /// The one thing that nobody else can mend: the supervisor ends between SIGSTOP and SIGCONT.
@@ -92,6 +98,27 @@ fn a_seed_that_fails_fails_again_in_the_same_way() {
     assert_eq!(model.simulate(failure.seed, 4000), Err(failure));
 }
 
+/// With this rule broken, a stranger that locks the directory between the two owners leaves nobody serving, and a second daemon can
+/// be a second owner; without a stranger nothing is amiss.
+fn lets_strangers_in(sabotage: Sabotage) {
+    let graph = Graph::explore(HandoverModel(Limits { sabotage: Some(sabotage), ..among_strangers(1, 0) }));
+    println!("{sabotage:?}: {:?}", graph.summary());
+    assert_eq!(graph.summary().broken, [Broken::SlippedIn], "{sabotage:?}:\n{}", graph.traces());
+    assert!(graph.summary().dead_ends > 0, "{sabotage:?} is not noticed");
+    let alone = Graph::explore(HandoverModel(Limits { sabotage: Some(sabotage), ..limits(1, 0) })).summary();
+    assert!(alone.broken.is_empty() && alone.dead_ends == 0, "{sabotage:?}: {alone:?}");
+}
+
+#[test]
+fn a_handover_that_passes_no_directory_lets_strangers_in() {
+    lets_strangers_in(Sabotage::PassNothing);
+}
+
+#[test]
+fn unlocking_a_directory_that_was_passed_lets_strangers_in() {
+    lets_strangers_in(Sabotage::UnlockWhatWasPassed);
+}
+
 /// The broken rule breaks this promise first.
 fn notices(sabotage: Sabotage, handovers: u8, faults: u8, expected: Broken) {
     let limits = Limits { sabotage: Some(sabotage), ..limits(handovers, faults) };
@@ -132,7 +159,7 @@ fn leftovers_that_nobody_ends_find_another_epoch() {
 #[test]
 #[ignore = "a quarter of an hour and several GiB"]
 fn two_handovers_with_any_two_faults() {
-    holds(limits(2, 2), "two handovers, any two faults");
+    holds(among_strangers(2, 2), "two handovers, any two faults");
 }
 
 #[test]

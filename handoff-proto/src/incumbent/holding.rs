@@ -6,8 +6,8 @@
 use super::limbo::UndoStep;
 use super::sessions::Order;
 use super::{
-    Clock, Daemon, Drain, Effect, Effects, Handover, Incumbent, Judging, Leaving, Memory, Milestone, Prepare, Progress,
-    Reply, ResumeEnd, Seal, State, Successor, Timer, Undo, Why, backoff,
+    Channel, Clock, Daemon, Directory, Drain, Effect, Effects, Handover, Incumbent, Judging, Leaving, Memory,
+    Milestone, Prepare, Progress, Reply, ResumeEnd, Seal, State, Successor, Timer, Undo, Why, backoff,
 };
 use crate::message::Message;
 use crate::revisions::{self, SHARDS_MAX};
@@ -50,6 +50,7 @@ impl Incumbent {
             id: prepare.id,
             link: Some(prepare.link),
             successor: Successor::Unwatched(prepare.successor_pid),
+            directory: Directory::Released,
             late: Clock::InTime,
             deadline_judges: Judging::AtOnce,
             late_judges: Judging::AtOnce,
@@ -57,9 +58,29 @@ impl Incumbent {
         match prepare.early {
             Early::CalledOff => self.end_undrained(handover, Reply::Resumed, out),
             Early::NotAsked | Early::Asked => {
-                out.push(Effect::StampLease(prepare.id));
+                // While the daemon serves: it adds nothing to the pause.
+                out.push(match prepare.channel {
+                    Channel::Came => Effect::PassDirectory(prepare.link.session),
+                    Channel::None => Effect::StampLease(prepare.id),
+                });
                 self.state = State::Stamping(handover, prepare);
             }
+        }
+    }
+
+    /// A successor without a part in the directory's lock can't take it from us but through a moment in which it is a
+    /// stranger's to take. Nobody waits yet, so the handover is refused instead.
+    pub(super) fn directory_passed(&mut self, result: Result<(), String>, out: &mut Effects) {
+        match (self.take_state(), result) {
+            (State::Stamping(handover, prepare), Ok(())) => {
+                out.push(Effect::StampLease(prepare.id));
+                self.state = State::Stamping(Handover { directory: Directory::Passed, ..handover }, prepare);
+            }
+            (State::Stamping(handover, _), Err(error)) => {
+                let error = format!("the lock of the data directory can't be passed to the successor: {error}");
+                self.end_undrained(handover, Reply::DrainFailed(brief(error)), out);
+            }
+            (state, Ok(()) | Err(_)) => self.state = state,
         }
     }
 
@@ -171,7 +192,7 @@ impl Incumbent {
                 }
                 match result.and_then(|seal| sendable(&handover, seal)) {
                     Ok(seal) => {
-                        out.push(Effect::ReleaseLock);
+                        out.push(Effect::ReleaseLock(handover.directory));
                         self.state = State::Releasing(handover, seal);
                     }
                     Err(error) => self.undo_holding(handover, Reply::SealFailed(brief(error)), out),

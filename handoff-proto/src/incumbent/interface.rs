@@ -101,6 +101,9 @@ pub enum Input {
     /// `resume_after_abort` returned or panicked.
     ResumeEnded(ResumeEnd),
 
+    /// Result of [`Effect::PassDirectory`]; after an error the successor has no part in the directory's lock, and the handover
+    /// is refused.
+    DirectoryPassed(Result<(), String>),
     /// Result of [`Effect::StampLease`].
     Stamped(Result<(), String>),
     /// Result of [`Effect::ReleaseLock`]; after an error the lock is still held.
@@ -179,10 +182,13 @@ pub enum Effect {
         epoch: u64,
     },
 
+    /// Give the successor a part in the directory's lock, over the channel that came with this session's last
+    /// `TransferChannel`. Result: [`Input::DirectoryPassed`].
+    PassDirectory(SessionId),
     /// Write the handover's id into the lease. Result: [`Input::Stamped`].
     StampLease(HandoffId),
     /// Write the lease as Sealed and release the lock. Result: [`Input::Released`].
-    ReleaseLock,
+    ReleaseLock(Directory),
     /// Read the lease without the lock. Result: [`Input::LeaseRead`].
     ReadLease,
     /// Find out who holds the lock, without trying it. Result: [`Input::HolderFound`].
@@ -233,6 +239,16 @@ pub enum Effect {
     Reached(HandoffId, Milestone),
     /// `serve` is over; nothing follows.
     Leave(Leaving),
+}
+
+/// What becomes of the directory's lock when the data are sealed. The lock file's is released in any case: it decides between
+/// incumbent and successor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Directory {
+    /// No channel came for it, so the successor has no part in it: it is released too.
+    Released,
+    /// The successor has a part in it: it is never let go, so nobody slips in between the two.
+    Passed,
 }
 
 /// Why a session is closed; for logs.

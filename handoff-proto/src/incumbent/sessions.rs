@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::holding::Early;
-use super::{Effect, Effects, Incumbent, Link, Prepare, SessionId, State, Timer, Why};
+use super::{Channel, Effect, Effects, Incumbent, Link, Prepare, SessionId, State, Timer, Why};
 use crate::message::{Capabilities, HandoffId, Message, Side};
 use crate::version::{PROTO_MAX, PROTO_MIN, ProtoVersion};
 
@@ -34,6 +34,8 @@ enum Standing {
         version: ProtoVersion,
         /// The handover that ended last in this session.
         last: Option<HandoffId>,
+        /// The next one, for which a direct channel to its successor has come.
+        channel_for: Option<HandoffId>,
     },
 }
 
@@ -66,7 +68,7 @@ impl Sessions {
 
     fn greeted(&mut self, id: SessionId, version: ProtoVersion) {
         if let Some(session) = self.list.iter_mut().find(|session| session.id == id) {
-            session.standing = Standing::Greeted { version, last: None };
+            session.standing = Standing::Greeted { version, last: None, channel_for: None };
         }
     }
 
@@ -79,6 +81,27 @@ impl Sessions {
                 *last = Some(handoff_id);
             }
         }
+    }
+
+    /// Remembers for which handover a channel has come; the newest one counts.
+    fn channel_came(&mut self, id: SessionId, handoff_id: HandoffId) {
+        for session in &mut self.list {
+            if let Standing::Greeted { channel_for, .. } = &mut session.standing
+                && session.id == id
+            {
+                *channel_for = Some(handoff_id);
+            }
+        }
+    }
+
+    /// Whether one has come for this handover.
+    fn take_channel(&mut self, id: SessionId, handoff_id: HandoffId) -> Channel {
+        let session = self.list.iter_mut().find(|session| session.id == id);
+        let came_for = session.and_then(|session| match &mut session.standing {
+            Standing::Greeted { channel_for, .. } => channel_for.take(),
+            Standing::Greeting => None,
+        });
+        if came_for == Some(handoff_id) { Channel::Came } else { Channel::None }
     }
 
     /// Who must give way to a new session: who has not even greeted, then the quietest, but none of `needed`.
@@ -114,7 +137,7 @@ impl Incumbent {
             build_id: self.config.build_id.clone(),
             proto_min: PROTO_MIN,
             proto_max: PROTO_MAX,
-            capabilities: Capabilities::default(),
+            capabilities: Capabilities::OURS,
         };
         out.push(Effect::Send(id, PROTO_MIN, hello));
         out.push(Effect::Arm(Timer::Session(id), self.config.timing.hello));
@@ -127,7 +150,7 @@ impl Incumbent {
         }
         match standing {
             Standing::Greeting => self.greet(id, message, out),
-            Standing::Greeted { version, last } => {
+            Standing::Greeted { version, last, .. } => {
                 match message {
                     Message::Heartbeat { .. } => self.bear_with(id, out),
                     _ => self.restart_patience(id, out),
@@ -184,9 +207,10 @@ impl Incumbent {
             Message::PrepareHandoff { handoff_id, successor_pid, deadline_ms, drain_grace_ms } => {
                 let deadline = Duration::from_millis(deadline_ms).min(self.config.timing.deadline_max);
                 let grace = Duration::from_millis(drain_grace_ms).min(deadline);
-                let early = Early::NotAsked;
-                self.prepare(Prepare { link, id: handoff_id, successor_pid, deadline, grace, early }, out);
+                let (early, channel) = (Early::NotAsked, self.sessions.take_channel(link.session, handoff_id));
+                self.prepare(Prepare { link, id: handoff_id, successor_pid, deadline, grace, early, channel }, out);
             }
+            Message::TransferChannel { handoff_id } => self.channel_came(link, handoff_id, out),
             Message::SealRequest { handoff_id } => self.order(link, last, handoff_id, Order::Seal, out),
             Message::Commit { handoff_id } => self.order(link, last, handoff_id, Order::Commit, out),
             Message::Abort { handoff_id, .. } | Message::ResumeAfterAbort { handoff_id } => {
@@ -207,6 +231,15 @@ impl Incumbent {
             | Message::Listeners { .. }
             | Message::StatusReport(_)
             | Message::Revisions { .. } => self.dismiss(link.session, Why::Violation, out),
+        }
+    }
+
+    /// It comes ahead of the Prepare of its handover, and so in none that is under way but an undone one.
+    fn channel_came(&mut self, link: Link, id: HandoffId, out: &mut Effects) {
+        let is_under_way = self.is_handover_session(link.session) && !matches!(self.state, State::Undoing(..));
+        match is_under_way {
+            true => self.dismiss(link.session, Why::Violation, out),
+            false => self.sessions.channel_came(link.session, id),
         }
     }
 

@@ -11,7 +11,7 @@ use crate::version::ProtoVersion;
 use super::checks::{Seal, turn_after_death, turn_after_seal};
 use super::peer::{Greeting, Link, Peer, agree};
 use super::undo::Undoing;
-use super::{Effect, Input, LeaseReading, Milestone, Outcome, Ownership, Plan, Timer};
+use super::{Effect, Input, LeaseReading, Milestone, Outcome, Ownership, Plan, Timer, Transfer};
 
 /// The supervisor's side of one handover.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -136,11 +136,13 @@ impl Handover {
         match agree(greeting, Side::Incumbent, peer.process) {
             Ok(version) => {
                 peer.version = Some(version);
+                peer.capabilities = greeting.capabilities;
+                let transfer = if peer.takes_transfer() { Transfer::Offered } else { Transfer::None };
                 self.step = Step::Spawning;
                 effects.push(Effect::Disarm(Timer::Hello));
                 self.acknowledge_incumbent(version, effects);
                 effects.push(Effect::Reached(Milestone::IncumbentGreeted));
-                effects.push(Effect::SpawnSuccessor);
+                effects.push(Effect::SpawnSuccessor(transfer));
             }
             Err(reason) => self.refuse(format!("incumbent: {reason}"), effects),
         }
@@ -179,6 +181,7 @@ impl Handover {
         match agree(greeting, Side::Successor, peer.process) {
             Ok(version) => {
                 peer.version = Some(version);
+                peer.capabilities = greeting.capabilities;
                 effects.push(Effect::Disarm(Timer::Hello));
                 let ack = Message::HelloAck { proto_version_chosen: version, handoff_id: self.plan.handoff_id };
                 self.tell_successor(ack, effects);
@@ -254,6 +257,10 @@ impl Handover {
             (Intent::Durable, Warmth::Warm, Link::Cut) => self.undo("the incumbent is out of reach".into(), effects),
             (Intent::Durable, Warmth::Warm, Link::Open) => {
                 self.step = Step::Draining;
+                if self.both_take_transfer() {
+                    let channel = Message::TransferChannel { handoff_id: self.plan.handoff_id };
+                    effects.push(Effect::PassTransfer(self.incumbent_version(), channel));
+                }
                 self.tell_incumbent(self.prepare_message(), effects);
                 if self.asks_early() {
                     self.tell_incumbent(self.seal_request(), effects);
@@ -307,8 +314,9 @@ impl Handover {
         let id = self.plan.handoff_id;
         match (&mut self.step, message) {
             (_, Message::Heartbeat { .. }) => {}
-            (Step::GreetingIncumbent, Message::Hello { role, pid, proto_min, proto_max, .. }) => {
-                self.incumbent_greeted(&Greeting { role, pid, proto_min, proto_max }, effects);
+            (Step::GreetingIncumbent, Message::Hello { role, pid, proto_min, proto_max, capabilities, .. }) => {
+                let greeting = Greeting { role, pid, proto_min, proto_max, capabilities };
+                self.incumbent_greeted(&greeting, effects);
             }
             (Step::Draining, Message::Drained { .. }) => self.drained(effects),
             (Step::Draining, Message::DrainFailed { handoff_id, error }) if handoff_id == id => {

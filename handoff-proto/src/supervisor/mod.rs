@@ -171,9 +171,11 @@ pub enum Effect {
     /// Connect to the control path.
     ConnectIncumbent,
     /// Start the successor, with the listeners and a control channel.
-    SpawnSuccessor,
+    SpawnSuccessor(Transfer),
     /// Send to the incumbent. The driver fills in a heartbeat's `ts_ms`.
     SendIncumbent(ProtoVersion, Message),
+    /// Send to the incumbent together with its end of the direct channel, of which nothing is kept.
+    PassTransfer(ProtoVersion, Message),
     /// Send to the successor. The driver fills in `deadline_ns` of `BeginWith`: when [`Timer::Deadline`] runs out.
     SendSuccessor(ProtoVersion, Message),
     /// Close the channel to the incumbent.
@@ -208,6 +210,16 @@ pub enum Effect {
     Reached(Milestone),
     /// The handover is over: close what is open.
     Finish(Outcome),
+}
+
+/// Whether a successor gets an end of a direct channel to the incumbent. The supervisor holds the other end until
+/// [`Effect::PassTransfer`], and never looks into it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Transfer {
+    /// The incumbent takes the other end.
+    Offered,
+    /// The incumbent knows of no such channel.
+    None,
 }
 
 /// The timers of a supervisor.

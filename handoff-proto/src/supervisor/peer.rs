@@ -1,7 +1,7 @@
 //! The two other roles as the supervisor knows them: who they are, how to reach them, what to speak with them.
 
 use crate::lease::ProcessId;
-use crate::message::{Message, Side};
+use crate::message::{Capabilities, Message, Side};
 use crate::version::{PROTO_MAX, PROTO_MIN, ProtoVersion, negotiate_version};
 
 use super::Effect;
@@ -13,6 +13,8 @@ pub(super) struct Peer {
     pub(super) process: ProcessId,
     /// None before its Hello.
     pub(super) version: Option<ProtoVersion>,
+    /// What its Hello offered.
+    pub(super) capabilities: Capabilities,
     pub(super) link: Link,
 }
 
@@ -30,12 +32,17 @@ pub(super) enum Link {
 
 impl Peer {
     pub(super) fn new(process: ProcessId) -> Self {
-        Self { process, version: None, link: Link::Open }
+        Self { process, version: None, capabilities: Capabilities::default(), link: Link::Open }
     }
 
     /// The version to speak with it; what a greeting is written in before one is agreed.
     pub(super) fn version_or_min(&self) -> ProtoVersion {
         self.version.unwrap_or(PROTO_MIN)
+    }
+
+    /// Whether it takes an end of the direct channel, and knows the message that brings it.
+    pub(super) fn takes_transfer(&self) -> bool {
+        self.version_or_min() >= 2 && self.capabilities.has_transfer()
     }
 }
 
@@ -45,6 +52,7 @@ pub(super) struct Greeting {
     pub(super) pid: u32,
     pub(super) proto_min: ProtoVersion,
     pub(super) proto_max: ProtoVersion,
+    pub(super) capabilities: Capabilities,
 }
 
 impl Handover {
@@ -70,6 +78,11 @@ impl Handover {
 
     pub(super) fn incumbent_version(&self) -> ProtoVersion {
         self.incumbent.as_ref().map_or(PROTO_MIN, Peer::version_or_min)
+    }
+
+    /// Whether both of them take an end of the direct channel.
+    pub(super) fn both_take_transfer(&self) -> bool {
+        [&self.incumbent, &self.successor].into_iter().all(|peer| peer.as_ref().is_some_and(Peer::takes_transfer))
     }
 
     pub(super) fn successor_version(&self) -> ProtoVersion {

@@ -1,5 +1,6 @@
 //! One test for each way that a handover can go.
 
+mod transfer;
 mod undoing;
 mod version_1;
 

@@ -25,8 +25,9 @@ impl Handover {
         let id = self.plan.handoff_id;
         match (&mut self.step, message) {
             (_, Message::Heartbeat { .. }) => {}
-            (Step::GreetingSuccessor, Message::Hello { role, pid, proto_min, proto_max, .. }) => {
-                self.successor_greeted(&Greeting { role, pid, proto_min, proto_max }, effects);
+            (Step::GreetingSuccessor, Message::Hello { role, pid, proto_min, proto_max, capabilities, .. }) => {
+                let greeting = Greeting { role, pid, proto_min, proto_max, capabilities };
+                self.successor_greeted(&greeting, effects);
             }
             (Step::Preparing { intent, warmth: Warmth::Warming }, Message::Warmed { handoff_id })
                 if handoff_id == id =>

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -77,6 +78,8 @@ enum Failure {
 pub(super) struct Session {
     pub(super) id: SessionId,
     pub(super) channel: Channel,
+    /// The end of the direct channel that came with its last `TransferChannel`.
+    pub(super) transfer: Option<OwnedFd>,
     pub(super) writing: Writing,
     /// More than one turn's worth has arrived.
     reading: Reading,
@@ -322,7 +325,13 @@ impl Driver {
             let Some(session) = self.session(id) else { return };
             session.reading = Reading::WhenReady;
             match session.channel.receive() {
-                Received::Message { version, message, .. } => self.feed(Input::Received(id, version, message)),
+                Received::Message { version, message, fds } => {
+                    // What comes with any other message is for nobody, and closed.
+                    if let Message::TransferChannel { .. } = message {
+                        session.transfer = fds.into_iter().next();
+                    }
+                    self.feed(Input::Received(id, version, message));
+                }
                 Received::Nothing => return,
                 Received::Closed => return self.closed(id),
                 Received::Malformed(error) => {
@@ -383,7 +392,7 @@ impl Driver {
         self.next_session += 1;
         let peer_pid = channel.peer().ok().map(|peer| peer.pid);
         let (writing, reading) = (Writing::Works, Reading::WhenReady);
-        self.sessions.push(Session { id: session, channel, writing, reading });
+        self.sessions.push(Session { id: session, channel, transfer: None, writing, reading });
         self.feed(Input::Connected { session, peer_pid });
     }
 

@@ -1,5 +1,6 @@
 //! Performs what the machine asks for, one system-level act for each effect, and brings back the result.
 
+use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -39,8 +40,11 @@ impl Driver {
                 self.catch_up();
             }
 
+            Effect::PassDirectory(session) => self.pass_directory(session),
             Effect::StampLease(id) => self.bring(|driver| Input::Stamped(driver.lock_slot().stamp(id))),
-            Effect::ReleaseLock => self.bring(|driver| Input::Released(driver.move_lock(LockSlot::seal))),
+            Effect::ReleaseLock(directory) => {
+                self.bring(|driver| Input::Released(driver.move_lock(|lock| lock.seal(directory))));
+            }
             Effect::ReadLease => self.bring(|driver| Input::LeaseRead(driver.lock_slot().read_lease())),
             Effect::FindHolder => self.bring(|driver| Input::HolderFound(driver.lock_slot().holder())),
             Effect::TryLock => self.bring(|driver| Input::LockTried(driver.lock_slot().try_lock())),
@@ -83,6 +87,22 @@ impl Driver {
         drop(slot);
         self.owns_path = is_held;
         done
+    }
+
+    /// The channel has served its purpose then, and is closed.
+    fn pass_directory(&mut self, session: SessionId) {
+        let channel = self.session(session).and_then(|session| session.transfer.take());
+        let passed = match channel {
+            Some(channel) => self.lock_slot().pass_directory(channel.as_fd()),
+            None => Err("no channel came with the message that announced it".into()),
+        };
+        if let Err(reason) = &passed {
+            tracing::warn!(
+                reason,
+                "the directory's lock can't be passed to the successor: a stranger may slip in between"
+            );
+        }
+        self.results.push_back(Input::DirectoryPassed(passed));
     }
 
     fn send(&mut self, session: SessionId, version: ProtoVersion, message: &Message) {
@@ -130,7 +150,7 @@ impl Driver {
         let Some(session) = self.session(session) else { return };
         let mut send = |chunk: &[Retained]| {
             let names = chunk.iter().map(|kept| kept.name.clone()).collect();
-            let fds: Vec<_> = chunk.iter().map(std::os::fd::AsFd::as_fd).collect();
+            let fds: Vec<_> = chunk.iter().map(AsFd::as_fd).collect();
             session.channel.send_with_fds(VERSION_2, &Message::Listeners { names }, &fds)
         };
         let sent = messages_of(&retained).try_for_each(&mut send);

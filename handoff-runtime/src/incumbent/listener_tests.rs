@@ -102,7 +102,7 @@ fn the_flags_of_a_shared_listener_are_as_they_were_before_the_daemon_resumes() {
     let program = std::env::current_exe().unwrap();
     let arguments = arguments_for("incumbent::listener_tests::is_handed_over_and_resumes");
     let listeners = [("http".to_owned(), listener.as_fd())];
-    let mut process = spawn(&program, &arguments, &[], &listeners, None).unwrap();
+    let mut process = spawn(&program, &arguments, &[], &listeners, &[]).unwrap();
     assert!(process.wait().unwrap().unwrap().success());
     assert!(!is_nonblocking(&listener));
 }

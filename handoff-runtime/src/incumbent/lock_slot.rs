@@ -3,13 +3,15 @@
 //! When the slot is dropped with the lock in it, `serve` has failed: the lock then stays until the process exits, because
 //! the daemon's store may still be open (promise 1).
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 
 use handoff_lock::{Attempt, Claim, DataDirLock, LockError, Unlocked, look};
-use handoff_proto::incumbent::LockTried;
+use handoff_proto::incumbent::{Directory, LockTried};
 use handoff_proto::{HandoffId, LeaseView};
 
 use crate::ownership;
+use crate::transfer;
 
 /// The lock and what may be done with it.
 #[derive(Debug)]
@@ -65,10 +67,20 @@ impl LockSlot {
         self.held()?.reserve_epochs().map_err(text)
     }
 
+    /// Gives who has the other end of `channel` a part in the directory's lock.
+    pub(super) fn pass_directory(&mut self, channel: BorrowedFd<'_>) -> Result<(), String> {
+        let directory = self.held()?.directory().map_err(text)?;
+        transfer::pass_directory(channel, directory.as_fd()).map_err(|error| error.to_string())
+    }
+
     /// Writes the lease as Sealed and unlocks.
-    pub(super) fn seal(&mut self) -> Result<(), String> {
+    pub(super) fn seal(&mut self, directory: Directory) -> Result<(), String> {
+        let seal = match directory {
+            Directory::Released => DataDirLock::seal,
+            Directory::Passed => DataDirLock::seal_and_pass,
+        };
         let (next, result) = match self.take() {
-            Condition::Held(lock) => match lock.seal() {
+            Condition::Held(lock) => match seal(lock) {
                 Ok(unlocked) => (Condition::Free(unlocked), Ok(())),
                 Err((lock, error)) => (Condition::Held(lock), Err(text(error))),
             },

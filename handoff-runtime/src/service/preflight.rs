@@ -47,6 +47,14 @@ pub(super) fn check_data_dir_is_free(config: &ServiceConfig) -> Result<(), Servi
     }
 }
 
+/// Says so if other users may read the data directory, and with it lock it. Some want theirs to be read, so nothing is refused.
+pub(super) fn tell_exposure(config: &ServiceConfig) {
+    // One that is not there yet is created for its owner only, and one that can't be seen was refused before.
+    if let Some(Ok(Some(exposure))) = config.data_dir.as_deref().map(handoff_lock::exposure) {
+        tracing::warn!("{exposure}");
+    }
+}
+
 /// Whether this file can be executed.
 ///
 /// # Errors

@@ -2,6 +2,8 @@
 //!
 //! What a failed errand had to say is kept for the error that the daemon's call returns with.
 
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use handoff_lock::{Attempt, Claim, DataDirLock, Lease, Unlocked};
@@ -11,12 +13,15 @@ use crate::control::{ControlSocket, StagedControl};
 use crate::error::{Error, Result};
 use crate::ownership;
 use crate::timers::now_ns;
+use crate::transfer::{self, Collected};
 
 /// What the errands have brought so far.
 #[derive(Debug)]
 pub(super) struct Hands {
     build_id: Vec<u8>,
     control_path: PathBuf,
+    /// To the incumbent, until what lies in it is collected.
+    transfer: Option<UnixStream>,
     hold: Hold,
     control: Control,
     error: Option<Error>,
@@ -46,8 +51,9 @@ enum Control {
 }
 
 impl Hands {
-    pub(super) fn new(build_id: Vec<u8>) -> Self {
-        Self { build_id, control_path: PathBuf::new(), hold: Hold::Nothing, control: Control::Nothing, error: None }
+    pub(super) fn new(build_id: Vec<u8>, transfer: Option<UnixStream>) -> Self {
+        let (hold, control) = (Hold::Nothing, Control::Nothing);
+        Self { build_id, control_path: PathBuf::new(), transfer, hold, control, error: None }
     }
 
     /// The lock that is to be tried.
@@ -120,6 +126,7 @@ impl Hands {
         let Hold::Unlocked(unlocked) = std::mem::replace(&mut self.hold, Hold::Nothing) else {
             return Err(missing("lock to try"));
         };
+        let unlocked = self.with_passed_directory(unlocked)?;
         match unlocked.try_lock() {
             Attempt::Locked(claim) => {
                 let found = found(claim.found(), begun_unix_ms);
@@ -133,6 +140,18 @@ impl Hands {
             }
             Attempt::Failed(_, error) => Err(error.into()),
         }
+    }
+
+    /// Takes part in the directory's lock, if the incumbent has passed it: then only the lock file is to be had.
+    fn with_passed_directory(&mut self, mut unlocked: Unlocked) -> Result<Unlocked> {
+        let Some(channel) = self.transfer.take() else { return Ok(unlocked) };
+        let failed =
+            |error| Error::io("take part in the lock of the data directory, which the incumbent has passed", error);
+        match transfer::collect(channel.as_fd()).map_err(failed)? {
+            Collected::Directory(directory) => unlocked.adopt_directory(directory)?,
+            Collected::Nothing(reason) => tracing::info!(reason, "the incumbent has not passed the directory's lock"),
+        }
+        Ok(unlocked)
     }
 
     fn claim_lease(&mut self, handoff_id: [u8; 16]) -> Result<Outcome> {

@@ -5,18 +5,20 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use handoff_journal::{Details, Journal, JournalError, StateJournal};
 use handoff_lock::{Lease, LockError, WatchedLease};
-use handoff_proto::supervisor::{Effect, Input, LeaseReading, Milestone, Outcome, Ownership, Plan, Stopped, Timer};
+use handoff_proto::supervisor::{
+    Effect, Input, LeaseReading, Milestone, Outcome, Ownership, Plan, Stopped, Timer, Transfer,
+};
 use handoff_proto::{HandoffId, Machine, Message, Phase, ProtoVersion, WireError, short_name, supervisor as machine};
 use rustix::event::{PollFd, PollFlags};
 
 use crate::channel::{Channel, Received};
 use crate::control;
-use crate::environment::HANDOFF_DATA_DIR_ID;
+use crate::environment::{HANDOFF_DATA_DIR_ID, HANDOFF_SOCK_FD, HANDOFF_TRANSFER_FD};
 use crate::error::{Error, Result};
 use crate::outcome::{HandoffOutcome, SpawnSpec};
 use crate::ownership;
@@ -25,6 +27,7 @@ use crate::progress::{Cancel, Onlooker, Progress, Sealed, Step};
 use crate::spawn::spawn;
 use crate::sys::poll;
 use crate::timers::{Timers, now_ns};
+use crate::transfer;
 
 use super::news::News;
 use super::peer::{Life, Peer, channel_events, listener_at};
@@ -46,6 +49,8 @@ pub(super) struct Run<'a> {
     results: VecDeque<Input>,
     incumbent: Option<Peer>,
     successor: Option<Peer>,
+    /// The incumbent's end of the direct channel, until it is passed on. It holds nothing: what is passed is the successor's.
+    transfer: Option<OwnedFd>,
     record: StateJournal,
     stopwatch: Stopwatch,
     /// The typed form of what the machine was told as text.
@@ -133,6 +138,7 @@ impl<'a> Run<'a> {
             results: VecDeque::new(),
             incumbent: None,
             successor: None,
+            transfer: None,
             record,
             stopwatch: Stopwatch::start(),
             failure: None,
@@ -333,8 +339,9 @@ impl<'a> Run<'a> {
     fn perform_effect(&mut self, effect: Effect) {
         match effect {
             Effect::ConnectIncumbent => self.connect(),
-            Effect::SpawnSuccessor => self.spawn(),
+            Effect::SpawnSuccessor(transfer) => self.spawn(transfer),
             Effect::SendIncumbent(version, message) => self.send(Who::Incumbent, version, message, Going::AtOnce),
+            Effect::PassTransfer(version, message) => self.pass_transfer(version, &message),
             Effect::SendSuccessor(version, message) => {
                 self.send(Who::Successor, version, message, Going::AtOnce);
             }
@@ -378,9 +385,10 @@ impl<'a> Run<'a> {
         self.results.push_back(input);
     }
 
-    fn spawn(&mut self) {
-        let input = match self.start_successor() {
-            Ok(peer) => {
+    fn spawn(&mut self, transfer: Transfer) {
+        let input = match self.start_successor(transfer) {
+            Ok((peer, incumbents_end)) => {
+                self.transfer = incumbents_end;
                 let id = peer.process.id();
                 self.record.successor_pid = Some(id.pid);
                 self.record.details.successor_start_time = Some(id.start_time);
@@ -393,16 +401,23 @@ impl<'a> Run<'a> {
         self.results.push_back(input);
     }
 
-    fn start_successor(&self) -> Result<Peer> {
+    /// The successor, and the other end of its direct channel.
+    fn start_successor(&self, transfer: Transfer) -> Result<(Peer, Option<OwnedFd>)> {
         let (channel, theirs) = Channel::pair().map_err(|error| Error::io("make a control channel", error))?;
+        let mut channels = vec![(HANDOFF_SOCK_FD, theirs.as_fd())];
+        let direct = match transfer {
+            Transfer::Offered => Some(transfer::pair().map_err(|error| Error::io("make a direct channel", error))?),
+            Transfer::None => None,
+        };
+        channels.extend(direct.iter().map(|(_, successors)| (HANDOFF_TRANSFER_FD, successors.as_fd())));
         let listeners = self.supervisor.usable_listeners()?;
         let named: Vec<_> = listeners.named.iter().map(|(name, fd)| (name.clone(), fd.as_fd())).collect();
         let SpawnSpec { binary, args, env, .. } = &self.spec;
         let identity = self.supervisor.data_dir.as_ref().and_then(|data_dir| data_dir.identity());
         let told = identity.map(|identity| (HANDOFF_DATA_DIR_ID.into(), identity.to_string().into()));
         let env: Vec<_> = env.iter().cloned().chain(told).collect();
-        let process = spawn(binary, args, &env, &named, Some(theirs.as_fd()))?;
-        Ok(Peer::new(process, channel))
+        let process = spawn(binary, args, &env, &named, &channels)?;
+        Ok((Peer::new(process, channel), direct.map(|(incumbents, _)| incumbents)))
     }
 
     /// Keeps an error in its typed form and gives its text.
@@ -428,16 +443,28 @@ impl<'a> Run<'a> {
             Going::AtOnce => channel.send(version, &message),
             Going::WithNext => channel.send_with_next(version, &message),
         };
+        self.after_send(who, &message, sent);
+    }
+
+    fn after_send(&mut self, who: Who, message: &Message, sent: std::result::Result<(), WireError>) {
         match sent {
             Ok(()) => {}
             // That the peer is gone shows by itself, with what it had said before.
             Err(WireError::Io(error)) if is_gone(&error) => {}
             // It waits for what it was not told.
             Err(error) => self.results.push_back(match who {
-                Who::Incumbent => Input::IncumbentMalformed(untold(&message, &error)),
-                Who::Successor => Input::SuccessorMalformed(untold(&message, &error)),
+                Who::Incumbent => Input::IncumbentMalformed(untold(message, &error)),
+                Who::Successor => Input::SuccessorMalformed(untold(message, &error)),
             }),
         }
+    }
+
+    /// In a message of its own: the descriptor belongs to the last message that goes with it.
+    fn pass_transfer(&mut self, version: ProtoVersion, message: &Message) {
+        let (Some(end), Some(peer)) = (self.transfer.take(), &mut self.incumbent) else { return };
+        let Some(channel) = &mut peer.channel else { return };
+        let sent = channel.send_with_fds(version, message, &[end.as_fd()]);
+        self.after_send(Who::Incumbent, message, sent);
     }
 
     fn close(&mut self, who: Who) {

@@ -19,8 +19,9 @@ use super::scene::{End, Scene, screenful, under_load};
 use super::settled::{PATIENCE, settled, until, wait_until_served, wait_until_settled_alone};
 use super::table::{Epoch, Serving};
 use super::trap::{Armed, doomed};
-use super::{ATTEMPT, HOLD, Matrix, PAUSE, Row, Strike, TIMING};
+use super::{ATTEMPT, Beside, HOLD, Matrix, PAUSE, Row, Strike, TIMING};
 use crate::load::Cost;
+use crate::strangers::{Manner, Outsider};
 
 /// A row in which nothing is wrong but a time is repeated so often: the machine may have been slow in a way that nothing beside it has
 /// felt. What the service does wrong it does again.
@@ -52,6 +53,7 @@ pub(super) fn strike(scene: &mut Scene<'_>, row: &Row, seed: u64, report: &mut R
     if !scene.load.wait_for_acks(2 + seed % 16, PATIENCE) {
         return Err(io::Error::other("no write is acknowledged before the fault"));
     }
+    let mut strangers = strangers_at(scene, row)?;
     let old = scene.fixture.incumbent_pid()?;
     let epoch = scene.epoch();
     let mut armed = scene.trap.set(row)?;
@@ -72,10 +74,20 @@ pub(super) fn strike(scene: &mut Scene<'_>, row: &Row, seed: u64, report: &mut R
         .complain(row.expected.serving.contains(&who), || format!("{who} serves\n{}", screenful(&scene.fixture.log())));
     let stays = row.expected.epoch == Epoch::MayRise || scene.epoch() == epoch;
     report.complain(stays, || format!("the lock was let go: epoch {epoch}, then {}", scene.epoch()));
+    strangers.iter_mut().try_for_each(Outsider::is_out)?;
     // Of the very process that went through the undone handover, before the next one.
     report.leak(scene.leaks(serving)?);
     scene.cost += cost(scene.matrix, row, outage);
     Ok(())
+}
+
+fn strangers_at(scene: &Scene<'_>, row: &Row) -> io::Result<Vec<Outsider>> {
+    let manners: &[Manner] = match row.beside {
+        Beside::Nobody => &[],
+        Beside::Strangers => &[Manner::Queues, Manner::SecondDaemon],
+    };
+    let start = |manner: &Manner| Outsider::start(*manner, scene.fixture.data_dir(), scene.fixture.path());
+    manners.iter().map(start).collect()
 }
 
 /// Brings the process to the row's point.

@@ -162,7 +162,7 @@ struct Next {
 
 enum To {
     Known(u32),
-    New(u64, World),
+    New(u64, Box<World>),
 }
 
 impl Walk {
@@ -185,7 +185,7 @@ impl Walk {
         let next = |next: Move| {
             let after = world.after(next);
             let print = after.fingerprint();
-            let to = self.seen.get(&print).map_or_else(|| To::New(print, after), |at| To::Known(*at));
+            let to = self.seen.get(&print).map_or_else(|| To::New(print, Box::new(after)), |at| To::Known(*at));
             Next { is_progress: next.is_progress(), to }
         };
         let what = match world.broken() {
@@ -210,7 +210,7 @@ impl Walk {
                 for Next { is_progress, to } in on {
                     let to = match to {
                         To::Known(at) => at,
-                        To::New(print, world) => self.reach(from, print, world),
+                        To::New(print, world) => self.reach(from, print, *world),
                     };
                     self.edges += 1;
                     if is_progress && to != from {

@@ -1,7 +1,7 @@
 //! An incumbent's process: it performs the effects of its machine, and runs the daemon's hooks beside them.
 
-use handoff_proto::incumbent::{Drain, Effect, Input, LockTried, ResumeEnd, Seal, SessionId, Timer};
-use handoff_proto::{LeaseState, LeaseView, ProcessId};
+use handoff_proto::incumbent::{Directory, Drain, Effect, Input, LockTried, ResumeEnd, Seal, SessionId, Timer};
+use handoff_proto::{LeaseState, LeaseView, Message, ProcessId};
 
 use super::process::{
     Accepted, End, Hook, IncumbentRole, Memory, Parent, Process, Resume, Role, Service, Session, Slot, Store,
@@ -59,8 +59,9 @@ impl World {
         let is_heard = |id| process.session(id).is_some_and(|session| session.pipe.supervisor_end == End::Open);
         match effect {
             Effect::Send(id, ..) | Effect::Close(id, _) => seen_if(is_heard(*id)),
-            Effect::StampLease(_)
-            | Effect::ReleaseLock
+            Effect::PassDirectory(_)
+            | Effect::StampLease(_)
+            | Effect::ReleaseLock(_)
             | Effect::ReadLease
             | Effect::FindHolder
             | Effect::TryLock
@@ -143,9 +144,13 @@ impl World {
                 self.incumbent_role(slot)?.handover = Some(id);
                 return Some(Input::Stamped(Ok(())));
             }
-            Effect::ReleaseLock => {
+            Effect::PassDirectory(session) => return Some(Input::DirectoryPassed(self.pass_directory(slot, session))),
+            Effect::ReleaseLock(directory) => {
                 self.lease.state = LeaseState::Sealed;
                 self.unlock(slot);
+                if directory == Directory::Passed && self.sabotage == Some(Sabotage::UnlockWhatWasPassed) {
+                    self.directory.unlock_for_all();
+                }
                 return Some(Input::Released(Ok(())));
             }
             Effect::ReadLease => {
@@ -156,7 +161,7 @@ impl World {
                 return Some(Input::LeaseRead(Ok(Some(lease))));
             }
             Effect::FindHolder => {
-                return Some(Input::HolderFound(self.lock.map(|holder| self.processes[holder].id.pid)));
+                return Some(Input::HolderFound(self.lock_holder()));
             }
             Effect::TryLock => return Some(Input::LockTried(self.incumbent_tries_lock(slot))),
             Effect::ClaimLease => return Some(Input::Claimed(Ok(self.incumbent_claims(slot)))),
@@ -232,6 +237,19 @@ impl World {
     }
 
     // ---- the lock
+
+    /// The channel that the session has brought serves once. Its other end is closed when its process is dead.
+    fn pass_directory(&mut self, slot: Slot, session: SessionId) -> Result<(), String> {
+        let brought = self.process_mut(slot).session_mut(session).and_then(|session| session.channel_for.take());
+        let successor = brought.map(|id| usize::from(id.as_bytes()[0]));
+        match successor.filter(|successor| self.processes[*successor].is_alive()) {
+            Some(successor) => {
+                self.directory.pass(slot, successor);
+                Ok(())
+            }
+            None => Err(String::new()),
+        }
+    }
 
     fn incumbent_tries_lock(&mut self, slot: Slot) -> LockTried {
         if !self.try_lock(slot) {
@@ -354,6 +372,9 @@ fn session_news(session: &mut Session) -> Option<Input> {
         return Some(Input::Connected { session: session.id, peer_pid: Some(SUPERVISOR_PID) });
     }
     if let Some(message) = session.pipe.to_process.pop_front() {
+        if let Message::TransferChannel { handoff_id } = message {
+            session.channel_for = Some(handoff_id);
+        }
         return Some(Input::Received(session.id, 2, message));
     }
     session.pipe.supervisor_end = End::Noticed;
@@ -365,8 +386,9 @@ fn session_news(session: &mut Session) -> Option<Input> {
 pub(super) fn failure(effect: &Effect) -> Option<Input> {
     let failed = || "failed".to_owned();
     match effect {
+        Effect::PassDirectory(_) => Some(Input::DirectoryPassed(Err(failed()))),
         Effect::StampLease(_) => Some(Input::Stamped(Err(failed()))),
-        Effect::ReleaseLock => Some(Input::Released(Err(failed()))),
+        Effect::ReleaseLock(_) => Some(Input::Released(Err(failed()))),
         Effect::ReadLease => Some(Input::LeaseRead(Err(failed()))),
         Effect::TryLock => Some(Input::LockTried(LockTried::Failed)),
         Effect::ClaimLease => Some(Input::Claimed(Err(failed()))),

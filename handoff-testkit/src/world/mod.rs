@@ -13,12 +13,12 @@
 //! probation and builds are not in this world at all.
 //!
 //! What is left out, because it changes nothing that a promise speaks of, or is proven elsewhere: heartbeats (silence is
-//! that the peer stands still), progress and status messages, the contents of reports, the two inodes of the lock (they are
-//! one here), version 1, and the file systems' failures. A slow process is one that freezes and wakes up.
+//! that the peer stands still), progress and status messages, the contents of reports, a try of the lock that is half done, version 1, and the file systems' failures. A slow process is one that freezes and wakes up.
 //!
 //! Time is abstract. The deadline and the slack of a handover pass at any moment; a timer of silence runs out when the other
 //! side stands still. Input comes before time, as every driver does it.
 
+mod directory;
 mod drive;
 mod incumbent;
 mod ledger;
@@ -37,11 +37,13 @@ use std::sync::Arc;
 
 use handoff_proto::{HandoffId, LeaseState, LeaseView, ProcessId};
 
+pub use directory::{Outsider, Strangers};
 pub use moves::{Actor, Move};
 pub use process::Slot;
 pub use promises::Broken;
 pub use sabotage::Sabotage;
 
+use directory::Directory;
 use ledger::Ledger;
 use process::{Life, Memory, Process, Role, Store};
 use supervisor::{Job, Record, Supervisor};
@@ -61,6 +63,8 @@ pub struct Limits {
     pub faults: u8,
     /// What becomes of a supervisor that died or froze.
     pub init: Init,
+    /// Who is after the directory besides the service.
+    pub strangers: Strangers,
     /// A rule that is broken on purpose.
     pub sabotage: Option<Sabotage>,
 }
@@ -79,8 +83,9 @@ pub enum Init {
 pub struct World {
     supervisor: Arc<Supervisor>,
     processes: [Arc<Process>; SLOTS],
-    /// Who holds the lock, by the kernel's word.
+    /// Who holds the lock file, by the kernel's word. It decides between the processes of the service.
     lock: Option<Slot>,
+    directory: Directory,
     lease: LeaseView,
     journal: Option<Record>,
     /// The service's own record.
@@ -147,6 +152,7 @@ impl World {
             }),
             processes: processes.map(Arc::new),
             lock: Some(0),
+            directory: Directory::of_first(),
             lease: LeaseView { epoch: 1, owner: ids[0], state: LeaseState::Active, handoff_id: None },
             journal: None,
             ledger: ledger::FIRST,
@@ -166,9 +172,9 @@ impl World {
 
     /// One number for this state; texts do not count.
     pub fn fingerprint(&self) -> u64 {
-        let Self { supervisor, processes, lock, lease, journal, ledger, path, clocks, .. } = self;
+        let Self { supervisor, processes, lock, directory, lease, journal, ledger, path, clocks, .. } = self;
         let Self { handovers, faults, broken, .. } = self;
-        let first = (supervisor, processes, lock, lease, journal, ledger);
+        let first = (supervisor, processes, lock, directory, lease, journal, ledger);
         print::fingerprint(&(first, path, clocks, handovers, faults, broken))
     }
 
@@ -182,6 +188,7 @@ impl World {
             }
         }
         let LeaseView { epoch, owner, state, .. } = self.lease;
+        text += &format!(" | {:?}", self.directory);
         text + &format!(" | lease {epoch} {state:?} of P{}, {} faults", owner.pid - PID_BASE, self.faults)
     }
 
@@ -217,6 +224,7 @@ impl World {
         if self.lock == Some(slot) {
             self.lock = None;
         }
+        self.directory.closed_by(slot);
         self.process_mut(slot).dies();
     }
 
@@ -235,21 +243,6 @@ impl World {
             }
         }
         self.process_mut(slot).store = Store::Open;
-    }
-
-    /// Lets go of the lock.
-    fn unlock(&mut self, slot: Slot) {
-        if self.lock == Some(slot) {
-            self.lock = None;
-        }
-    }
-
-    /// flock(2) without waiting.
-    fn try_lock(&mut self, slot: Slot) -> bool {
-        if self.lock.is_none() {
-            self.lock = Some(slot);
-        }
-        self.lock == Some(slot)
     }
 
     /// Writes the next epoch as Opening.

@@ -7,7 +7,7 @@
 
 use super::process::{Daemon, Life, Process, Role, Slot};
 use super::supervisor::{self, Job};
-use super::{Class, Clock, Init, Limits, Performed, SLOTS, World, incumbent};
+use super::{Class, Clock, Init, Limits, Outsider, Performed, SLOTS, Strangers, World, incumbent};
 
 /// Who does something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -51,6 +51,8 @@ pub enum Move {
     InitEnds,
     /// The dead supervisor is started again.
     InitRestarts,
+    /// Somebody who is not of the service does something.
+    Outsider(Outsider),
     /// A frozen actor wakes up.
     Thaw(Actor),
     /// A fault: the actor is dead at once.
@@ -100,6 +102,9 @@ impl World {
         }
         let ticking = (1..=self.handovers).filter(|handover| self.is_timed(*handover));
         moves.extend(ticking.filter(|handover| self.clock(*handover) != Clock::VeryLate).map(Move::Tick));
+        if limits.strangers == Strangers::Around {
+            moves.extend(self.outsider_moves().map(Move::Outsider));
+        }
         if may_fault {
             actors().for_each(|actor| self.faults_of(actor, &mut moves));
         }
@@ -196,7 +201,8 @@ impl World {
                 let fires = |timer: &&_| match timer {
                     // Whoever takes that long for its next step is frozen, and that costs a fault.
                     handoff_proto::recovery::Timer::Patience => {
-                        self.lock.is_some_and(|slot| !self.processes[slot].runs()) && self.nobody_is_at_work()
+                        let holder = self.lock.or(self.directory.holder());
+                        holder.is_some_and(|slot| !self.processes[slot].runs()) && self.nobody_is_at_work()
                     }
                     _ => true,
                 };
@@ -225,7 +231,9 @@ impl World {
             // Whoever told it to stand still is about to decide.
             Some(_) => {}
             // While the lock is held it would leave at once and be started again.
-            None if self.lock.is_none() => moves.extend(self.free_place().map(Move::StartCold)),
+            None if self.lock.is_none() && self.directory.is_free() => {
+                moves.extend(self.free_place().map(Move::StartCold))
+            }
             None => {}
         }
     }
@@ -285,7 +293,7 @@ impl World {
                 if let Daemon::OpensStore { .. } = role.daemon {
                     moves.push(Move::StoreOpened(slot));
                 }
-                let fires = |timer: &&_| self.may_fire_in_successor(role, **timer);
+                let fires = |timer: &&_| self.may_fire_in_successor(slot, role, **timer);
                 moves.extend(role.drive.armed().iter().filter(fires).map(|timer| Move::FiresInSuccessor(slot, *timer)));
             }
         }
@@ -305,11 +313,13 @@ impl World {
             Timer::Late => clock == Clock::VeryLate,
             // A look that would find everything as it was is left out.
             Timer::Poll => {
+                let slot = self.living(process.id);
                 let own_path = self.path.is_some_and(|slot| self.processes[slot].id == process.id);
                 let is_undecided = self.lease.owner == process.id
                     || (self.lease.handoff_id == role.handover
                         && self.lease.state == handoff_proto::LeaseState::Opening);
-                self.lock.is_none() || !role.drive.is_armed(Timer::Late) || !is_undecided || !own_path
+                let would_lock = slot.is_some_and(|slot| self.would_lock(slot));
+                would_lock || !role.drive.is_armed(Timer::Late) || !is_undecided || !own_path
             }
             _ => true,
         }
@@ -317,6 +327,7 @@ impl World {
 
     fn may_fire_in_successor(
         &self,
+        slot: Slot,
         role: &super::process::SuccessorRole,
         timer: handoff_proto::successor::Timer,
     ) -> bool {
@@ -325,7 +336,7 @@ impl World {
             Timer::Hello | Timer::Supervisor => self.supervisor.life == Life::Frozen,
             Timer::Deadline => self.clock(role.handover) != Clock::InTime,
             // A try that would find everything as it was is left out.
-            Timer::LockRetry => self.lock.is_none() || self.lease.epoch != role.begun_epoch,
+            Timer::LockRetry => self.would_lock(slot) || self.lease.epoch != role.begun_epoch,
             Timer::Heartbeat => false,
         }
     }
@@ -398,6 +409,7 @@ impl World {
                 let clock = &mut self.clocks[usize::from(handover) - 1];
                 *clock = if *clock == Clock::InTime { Clock::Late } else { Clock::VeryLate };
             }
+            Move::Outsider(outsider) => self.outsider_acts(outsider),
             Move::StartHandover => self.start_handover(),
             Move::StartCold(slot) => self.start_cold(slot),
             Move::Retire(slot) | Move::EndFrozenDaemon(slot) => self.kill(slot),

@@ -166,6 +166,8 @@ pub(super) enum End {
 pub(super) struct Session {
     pub(super) id: SessionId,
     pub(super) greeting: Accepted,
+    /// The handover to whose successor it has brought a channel.
+    pub(super) channel_for: Option<HandoffId>,
     pub(super) pipe: Pipe,
 }
 

@@ -32,6 +32,8 @@ pub enum Broken {
     NeverResumed,
     /// Two hooks ran at once (promise 9).
     HooksOverlap,
+    /// A second daemon on the same data got both locks while the owner lived (promise 8).
+    SlippedIn,
     /// A machine took a call of its daemon for a misuse: the world is at fault.
     Misuse,
 }
@@ -64,7 +66,7 @@ impl World {
             }
             if process.store == Store::Open {
                 writers += 1;
-                if self.lock != Some(slot) {
+                if !self.has_lock(slot) {
                     return Some(Broken::WritesWithoutLock);
                 }
             }
@@ -84,7 +86,7 @@ impl World {
         if !role.drive.results.is_empty() {
             return None;
         }
-        if role.drive.machine.believes_to_hold_lock() && self.lock != Some(slot) {
+        if role.drive.machine.believes_to_hold_lock() && !self.has_lock(slot) {
             return Some(Broken::BelievesWithoutLock);
         }
         let is_done = role.drive.machine.is_serving() && role.drive.is_waiting();
@@ -93,6 +95,7 @@ impl World {
 
     /// Whether the lease says that this process is the Active owner, and the kernel agrees.
     pub(super) fn is_active_owner(&self, slot: Slot) -> bool {
-        self.lock == Some(slot) && self.lease.owner == self.processes[slot].id && self.lease.state == LeaseState::Active
+        let is_named = self.lease.owner == self.processes[slot].id && self.lease.state == LeaseState::Active;
+        self.has_lock(slot) && is_named
     }
 }

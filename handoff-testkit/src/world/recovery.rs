@@ -116,6 +116,11 @@ impl World {
         record.incumbent.filter(|old| over && Some(*old) != serving).and_then(|old| self.living(old))
     }
 
+    /// The pid that the system shows for the lock: whoever has the file, else one that has the directory.
+    pub(super) fn lock_holder(&self) -> Option<u32> {
+        self.lock.or(self.directory.holder()).map(|slot| self.processes[slot].id.pid)
+    }
+
     fn findings(&self) -> Findings {
         let alive = |id: Option<ProcessId>| id.filter(|id| self.living(*id).is_some());
         let lease = Some(self.lease).filter(|lease| self.living(lease.owner).is_some());
@@ -130,7 +135,7 @@ impl World {
         };
         let daemon = self.written_down(Named::Daemon).next();
         let leaving = self.written_down(Named::Leaving).collect();
-        let lock_holder = self.lock.map(|slot| self.processes[slot].id.pid);
+        let lock_holder = self.lock_holder();
         Findings { journal, lease, daemon, leaving, answers, lock_holder }
     }
 }

@@ -13,6 +13,10 @@ pub enum Sabotage {
     SpareLeftovers,
     /// The same, and a successor takes whatever epoch it finds for the one that it was told.
     SpareLeftoversAndIgnoreEpoch,
+    /// No channel from the incumbent to the successor: the directory is let go with the lock file, as before there was one.
+    PassNothing,
+    /// The directory is let go with the lock file although the successor has a part in its lock.
+    UnlockWhatWasPassed,
     /// A resume after the lock was released says that nothing has changed.
     ResumeFromMemory,
 }

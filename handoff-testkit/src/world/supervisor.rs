@@ -230,8 +230,10 @@ impl World {
         let is_alive = |slot: Option<Slot>| slot.is_some_and(|slot| self.processes[slot].is_alive());
         match effect {
             Effect::ConnectIncumbent | Effect::ReadLease | Effect::AskControlPath => Class::Seen,
-            Effect::SpawnSuccessor | Effect::Record(_) | Effect::RecordUndone => Class::Own,
-            Effect::SendIncumbent(..) | Effect::CloseIncumbent => seen_if(self.incumbent_would_hear(job)),
+            Effect::SpawnSuccessor(_) | Effect::Record(_) | Effect::RecordUndone => Class::Own,
+            Effect::SendIncumbent(..) | Effect::PassTransfer(..) | Effect::CloseIncumbent => {
+                seen_if(self.incumbent_would_hear(job))
+            }
             Effect::SendSuccessor(..) | Effect::CloseSuccessor => seen_if(self.successor_would_hear(job)),
             Effect::Finish(_) => seen_if(self.incumbent_would_hear(job) || self.successor_would_hear(job)),
             Effect::StopSuccessor | Effect::ContinueSuccessor | Effect::KillSuccessor => {
@@ -293,13 +295,14 @@ impl World {
                 let result = self.connect(job);
                 job.drive.results.push_back(result);
             }
-            Effect::SpawnSuccessor => {
+            Effect::SpawnSuccessor(_) => {
                 let slot = self.spawn_successor();
                 job.successor = Some(slot);
                 job.record.successor = Some(self.processes[slot].id);
                 job.drive.results.push_back(Input::Spawned(self.processes[slot].id));
             }
-            Effect::SendIncumbent(_, message) => {
+            Effect::PassTransfer(..) if self.sabotage == Some(Sabotage::PassNothing) => {}
+            Effect::SendIncumbent(_, message) | Effect::PassTransfer(_, message) => {
                 if let Some(pipe) = self.incumbent_pipe(job) {
                     pipe.send_to_process(message);
                 }
@@ -364,7 +367,7 @@ impl World {
         let Some(slot) = listening else { return supervisor::Input::ConnectFailed("nobody listens".into()) };
         let process = self.process_mut(slot);
         let id = process.free_session();
-        process.sessions.push(Session { id, greeting: Accepted::NotYet, pipe: Pipe::default() });
+        process.sessions.push(Session { id, greeting: Accepted::NotYet, channel_for: None, pipe: Pipe::default() });
         let process = process.id;
         job.session = Some((slot, id));
         job.incumbent = Some(slot);
@@ -455,7 +458,7 @@ impl World {
     /// SIGKILL to one that may be taking over. Whoever serves is never ended so.
     pub(super) fn end_successor(&mut self, slot: Slot) {
         let id = self.processes[slot].id;
-        if self.lock == Some(slot) && self.lease.owner == id && self.lease.state == LeaseState::Active {
+        if self.has_lock(slot) && self.lease.owner == id && self.lease.state == LeaseState::Active {
             self.broken = Some(Broken::ActiveEnded);
         }
         self.kill(slot);
@@ -482,7 +485,7 @@ fn failure(effect: &supervisor::Effect) -> Option<supervisor::Input> {
     use supervisor::{Effect, Input};
     match effect {
         Effect::ConnectIncumbent => Some(Input::ConnectFailed("failed".into())),
-        Effect::SpawnSuccessor => Some(Input::SpawnFailed("failed".into())),
+        Effect::SpawnSuccessor(_) => Some(Input::SpawnFailed("failed".into())),
         Effect::Record(_) | Effect::RecordUndone => Some(Input::JournalFailed("failed".into())),
         Effect::ReadLease => Some(Input::Lease(LeaseReading::Unreadable("failed".into()))),
         _ => None,

@@ -154,7 +154,7 @@ impl World {
             && role.watched.is_none()
             && role.resume == Resume::NotOwed;
         let LeaseView { owner, state, .. } = self.lease;
-        let owns = self.lock == Some(slot) && owner == process.id && state == LeaseState::Active;
+        let owns = self.has_lock(slot) && owner == process.id && state == LeaseState::Active;
         serves && is_new && owns && process.channel.is_none() && process.sessions.is_empty() && self.path == Some(slot)
     }
 }

@@ -18,6 +18,7 @@ mod skip;
 mod stage;
 mod store_points;
 mod strace;
+mod strangers;
 mod syscalls;
 
 use std::process::ExitCode;
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
         robust::all(),
         skip::tests::all(),
         store_points::all(),
+        strangers::all(),
         syscalls::all(),
     ];
     let trials = trials.into_iter().flatten().collect();

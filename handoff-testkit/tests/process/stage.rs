@@ -60,13 +60,18 @@ impl Stage {
 
     /// Starts it, and hands over once, so that what is made only once is there.
     pub(crate) fn start(setup: Setup) -> Result<Self, Box<dyn std::error::Error>> {
+        let mut stage = Self::start_fresh(setup)?;
+        stage.hands_over()?;
+        Ok(stage)
+    }
+
+    /// Starts it: its first handover is the test's.
+    pub(crate) fn start_fresh(setup: Setup) -> Result<Self, Box<dyn std::error::Error>> {
         let fixture = setup.start()?;
         let spec =
             LoadSpec { clients: CLIENTS, ..LoadSpec::new(fixture.endpoint("http")?, &fixture.path().join("acks")) };
         let load = Load::start(&spec, StoreClient::new())?;
-        let mut stage = Self { fixture, load, cost: Cost::NOTHING, descriptors: None };
-        stage.hands_over()?;
-        Ok(stage)
+        Ok(Self { fixture, load, cost: Cost::NOTHING, descriptors: None })
     }
 
     /// `handoff upgrade --json`, and an error instead of a wait without an end.

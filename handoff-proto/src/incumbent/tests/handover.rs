@@ -31,7 +31,7 @@ fn both_versions_hand_over() {
         );
 
         let effects = rig.step(Input::SealEnded(Ok(seal())));
-        assert!(effects.contains(&Effect::ReleaseLock));
+        assert!(effects.contains(&Effect::ReleaseLock(Directory::Released)));
         assert!(messages(&effects).is_empty(), "nothing is said before the lock is released");
         let effects = rig.step(Input::Released(Ok(())));
         let complete = Message::SealComplete {
@@ -128,7 +128,7 @@ fn a_failed_seal_keeps_the_lock_and_is_told_once_the_daemon_serves() {
         let mut rig = Rig::sealing(version);
         let effects = rig.step(Input::SealEnded(Err("disk".into())));
         assert_eq!(resumes(&effects), [false]);
-        assert!(!effects.contains(&Effect::ReleaseLock) && messages(&effects).is_empty());
+        assert!(!effects.contains(&Effect::ReleaseLock(Directory::Released)) && messages(&effects).is_empty());
         let failed = Message::SealFailed { handoff_id: id(1), error: "disk".into(), partial_state: String::new() };
         assert_eq!(messages(&rig.resume()), [&failed]);
         assert!(rig.prepare(A, 2).contains(&Effect::StampLease(id(2))));
@@ -155,11 +155,11 @@ fn a_report_that_cant_travel_is_refused_before_the_lock_is_released() {
     let many = |shards| Seal { last_revision_per_shard: vec![u64::MAX; shards], data_dir_fingerprint: [0; 32] };
     let mut rig = Rig::sealing(1);
     let effects = rig.step(Input::SealEnded(Ok(many(200_000))));
-    assert!(!effects.contains(&Effect::ReleaseLock));
+    assert!(!effects.contains(&Effect::ReleaseLock(Directory::Released)));
     assert_eq!(resumes(&effects), [false]);
 
     let mut rig = Rig::sealing(2);
-    assert!(rig.step(Input::SealEnded(Ok(many(200_000)))).contains(&Effect::ReleaseLock));
+    assert!(rig.step(Input::SealEnded(Ok(many(200_000)))).contains(&Effect::ReleaseLock(Directory::Released)));
     let effects = rig.step(Input::Released(Ok(())));
     let messages = messages(&effects);
     assert_eq!(messages.len(), 4);
@@ -167,9 +167,12 @@ fn a_report_that_cant_travel_is_refused_before_the_lock_is_released() {
     assert!(messages.iter().all(|message| crate::revisions::fits_a_frame(2, message)));
 
     let mut rig = Rig::sealing(2);
-    assert!(!rig.step(Input::SealEnded(Ok(many(crate::revisions::SHARDS_MAX + 1)))).contains(&Effect::ReleaseLock));
+    assert!(
+        !rig.step(Input::SealEnded(Ok(many(crate::revisions::SHARDS_MAX + 1))))
+            .contains(&Effect::ReleaseLock(Directory::Released))
+    );
     let mut rig = Rig::sealing(1);
-    assert!(rig.step(Input::SealEnded(Ok(many(90_000)))).contains(&Effect::ReleaseLock));
+    assert!(rig.step(Input::SealEnded(Ok(many(90_000)))).contains(&Effect::ReleaseLock(Directory::Released)));
 }
 
 #[test]
@@ -193,7 +196,10 @@ fn an_abort_waits_for_the_hook_and_resumes_once() {
         assert!(resumes(&rig.abort()).is_empty(), "twice is as good as once");
         let effects = rig.step(end);
         assert_eq!(resumes(&effects), [false]);
-        assert!(!effects.contains(&Effect::ReleaseLock), "a seal that ends after an abort keeps the lock");
+        assert!(
+            !effects.contains(&Effect::ReleaseLock(Directory::Released)),
+            "a seal that ends after an abort keeps the lock"
+        );
         assert!(position(&effects, &Effect::RestoreListenerFlags) < effects.len() - 1);
         assert_eq!(messages(&rig.resume()), [&Message::Resumed { handoff_id: id(1) }]);
     }

@@ -4,6 +4,7 @@ mod handover;
 mod limbo;
 mod random;
 mod sessions;
+mod transfer;
 
 use super::*;
 use crate::lease::{LeaseState, LeaseView, ProcessId};

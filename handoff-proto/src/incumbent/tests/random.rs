@@ -20,6 +20,9 @@ struct Stage {
     open: Vec<SessionId>,
     prepared: u8,
     armed: BTreeSet<Timer>,
+    /// Whether the successor of the handover that is about to begin has a part in the directory's lock, and that of the last.
+    passing: bool,
+    passed: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -44,6 +47,8 @@ impl Stage {
             open: Vec::new(),
             prepared: 0,
             armed: BTreeSet::new(),
+            passing: false,
+            passed: false,
         }
     }
 
@@ -90,14 +95,26 @@ impl Stage {
                 assert_eq!((self.lease.state, self.lease.owner, self.lease.epoch), (LeaseState::Active, ME, epoch));
                 self.start(Hook::Resume);
             }
+            Effect::PassDirectory(session) => {
+                assert_eq!(self.lock, Some(ME.pid), "who does not hold the lock has nothing to pass");
+                assert!(self.open.contains(&session), "over the channel of a closed session");
+                self.passing = !Self::fails(luck, 3);
+                return Some(Input::DirectoryPassed(if self.passing { Ok(()) } else { Err(failure()) }));
+            }
             Effect::StampLease(handoff_id) => {
+                self.passed = std::mem::take(&mut self.passing);
                 if Self::fails(luck, 7) {
                     return Some(Input::Stamped(Err(failure())));
                 }
                 self.write(LeaseView { handoff_id: Some(handoff_id), ..self.lease });
                 return Some(Input::Stamped(Ok(())));
             }
-            Effect::ReleaseLock => {
+            Effect::ReleaseLock(directory) => {
+                assert_eq!(
+                    directory == Directory::Passed,
+                    self.passed,
+                    "the directory's lock is let go, or kept for nobody"
+                );
                 assert_eq!(self.hook, None, "released under a hook");
                 if Self::fails(luck, 5) {
                     return Some(Input::Released(Err(failure())));
@@ -201,6 +218,9 @@ impl Stage {
             }
             2..=4 => {
                 self.prepared = self.prepared.wrapping_add(1);
+                if detail.is_multiple_of(2) {
+                    self.say(session, Message::TransferChannel { handoff_id: id(self.prepared) }, luck);
+                }
                 let prepare = Message::PrepareHandoff {
                     handoff_id: id(self.prepared),
                     successor_pid: SUCCESSOR_PID,
@@ -322,6 +342,7 @@ fn any_message() -> impl Strategy<Value = Message> {
             deadline_ms: 1,
             drain_grace_ms: 1
         }),
+        (1u8..4).prop_map(|n| Message::TransferChannel { handoff_id: id(n) }),
         (1u8..4).prop_map(|n| Message::SealRequest { handoff_id: id(n) }),
         (1u8..4).prop_map(|n| Message::Commit { handoff_id: id(n) }),
         (1u8..4).prop_map(|n| Message::ResumeAfterAbort { handoff_id: id(n) }),

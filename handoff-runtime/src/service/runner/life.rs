@@ -78,7 +78,7 @@ impl Runner {
         }
         let sockets = self.listeners.for_a_child();
         let binary = self.core.shelf.to_start(self.core.lineage.serving());
-        match spawn::spawn(&binary, &self.config.args, &child_env(&self.config), &sockets, None) {
+        match spawn::spawn(&binary, &self.config.args, &child_env(&self.config), &sockets, &[]) {
             Ok(process) => {
                 info!(pid = process.pid(), binary = %binary.display(), "daemon started");
                 self.watch(process, Origin::Ours);
