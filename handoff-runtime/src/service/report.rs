@@ -239,7 +239,11 @@ pub struct Refusal {
     pub error: String,
 }
 
-/// A duration as people write it: `250ms`, `25s`, `5m`.
+/// A hundred years: several of them fit into the nanoseconds of a clock, and nobody means more than this.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+/// A duration as people write it, on the command line, in the configuration and in an order: `250ms`, `25s`, `5m`. One of more
+/// than a hundred years is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DurationText(pub Duration);
 
@@ -248,7 +252,11 @@ impl std::str::FromStr for DurationText {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = |reason| format!("\"{text}\" is no duration ({reason}); write 250ms, 25s or 5m");
-        humantime::parse_duration(text).map(Self).map_err(|error| wrong(error.to_string()))
+        match humantime::parse_duration(text) {
+            Ok(duration) if duration > LONGEST => Err(wrong("it is longer than a hundred years".to_owned())),
+            Ok(duration) => Ok(Self(duration)),
+            Err(error) => Err(wrong(error.to_string())),
+        }
     }
 }
 
@@ -380,6 +388,20 @@ mod tests {
         assert_eq!(build_id_text(b"v1.2"), "v1.2");
         assert_eq!(build_id_text(&[0xff, 0x01]), "ff01");
         assert_eq!(build_id_text(b"a\nb"), "610a62");
+    }
+
+    #[test]
+    fn a_duration_that_no_clock_can_count_to_is_refused_wherever_it_is_written() {
+        for text in ["18446744073709551615s", "101years", "99999999999999999999s"] {
+            let error = text.parse::<DurationText>().unwrap_err();
+            assert!(error.contains(text) && error.contains("write 250ms") && !error.contains('\n'), "{error}");
+            let order = json!({ "cmd": "upgrade", "drain_grace": text });
+            assert!(serde_json::from_value::<Request>(order).is_err());
+        }
+        assert_eq!(
+            "99years".parse::<DurationText>().unwrap().0.checked_mul(5),
+            Some(Duration::from_secs(5 * 99 * 31_557_600))
+        );
     }
 
     #[test]

@@ -113,9 +113,10 @@ extern "C" fn after_fork_in_child() {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, pipe};
+    use std::io::{Read, Write, pipe};
     use std::os::unix::net::{UnixListener, UnixStream};
     use std::path::Path;
+    use std::sync::{Mutex, MutexGuard, PoisonError};
 
     use rustix::event::{PollFd, PollFlags};
     use rustix::process::{Pid, WaitOptions, waitpid};
@@ -137,26 +138,41 @@ mod tests {
         Pid::from_raw(pid).expect("fork failed")
     }
 
+    /// A child of the other test has the socket until the handler runs in it.
+    fn one_at_a_time() -> MutexGuard<'static, ()> {
+        static FORKS: Mutex<()> = Mutex::new(());
+        FORKS.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn is_fine(child: Pid) -> bool {
         waitpid(Some(child), WaitOptions::empty()).unwrap().unwrap().1.exit_status() == Some(0)
     }
 
     fn listen_at(path: &Path) -> StaysHere {
-        StaysHere::open(|| UnixListener::bind(path).map(OwnedFd::from)).unwrap()
+        let listen = || {
+            let listener = UnixListener::bind(path)?;
+            listener.set_nonblocking(true)?;
+            Ok::<_, io::Error>(OwnedFd::from(listener))
+        };
+        StaysHere::open(listen).unwrap()
     }
 
     #[test]
     fn a_worker_that_lives_on_answers_for_no_dead_daemon() {
+        let _alone = one_at_a_time();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let socket = listen_at(&path);
         let (mut end_of_life, keep_alive) = pipe().unwrap();
+        let (mut lives, mut tell) = pipe().unwrap();
         let keep_alive_raw = keep_alive.as_raw_fd();
         let worker = fork(|| {
             // SAFETY: close(2); the child's copy of the parent's end, which the child does not use.
             unsafe { libc::close(keep_alive_raw) };
-            end_of_life.read(&mut [0]).is_ok()
+            tell.write_all(b"x").is_ok() && end_of_life.read(&mut [0]).is_ok()
         });
+        // The handler has run in it.
+        lives.read_exact(&mut [0]).unwrap();
         UnixStream::connect(&path).expect("the daemon itself is undisturbed");
         drop(socket);
         let refused = UnixStream::connect(&path).unwrap_err();
@@ -167,6 +183,7 @@ mod tests {
 
     #[test]
     fn a_child_may_use_and_drop_what_it_does_not_have() {
+        let _alone = one_at_a_time();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let mut socket = Some(listen_at(&path));
