@@ -249,6 +249,20 @@ fn threads_that_find_the_file_full_lose_no_entry() {
     }
 }
 
+/// The last byte is kept for the line feed that mends a torn line.
+#[test]
+fn a_file_is_filled_up_to_its_bound_and_moved_with_the_next_byte() {
+    for (short_of_full, is_moved) in [(1, false), (0, true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("history");
+        let there = FILE_BYTES_MAX - line(0).len() as u64 - short_of_full;
+        let file = File::create(&path).unwrap();
+        storage::write_all(&file, b"\n", there - 1).unwrap();
+        History::new(&path).append(&entry(0)).unwrap();
+        assert_eq!(dir.path().join("history.1").exists(), is_moved, "{short_of_full}");
+    }
+}
+
 #[test]
 fn every_text_and_list_has_a_bound() {
     let dir = tempfile::tempdir().unwrap();

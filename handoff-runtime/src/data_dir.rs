@@ -100,7 +100,9 @@ impl DataDir {
     /// # Errors
     /// [`Error::DataDirElsewhere`].
     pub(crate) fn check(&self) -> Result<()> {
-        self.check_name(&self.name)?;
+        if self.name != self.path {
+            self.check_name(&self.name)?;
+        }
         self.check_path()
     }
 

@@ -337,6 +337,18 @@ mod tests {
         assert!(is_about(control_fd(Some("successor"), None), HANDOFF_SOCK_FD));
     }
 
+    #[test]
+    fn a_successor_is_told_which_directory_it_is_about() {
+        let told = |id: Option<&str>| {
+            let data_dir = Some("/d".into());
+            Variables { data_dir_id: id.map(OsString::from), data_dir, ..Variables::default() }.data_dir()
+        };
+        assert!(told(None).unwrap().is_none());
+        let known = told(Some("2049:131")).unwrap().unwrap();
+        assert_eq!((known.identity.device, known.identity.inode, known.name), (2049, 131, Some("/d".into())));
+        assert!(is_about(told(Some("/d")), HANDOFF_DATA_DIR_ID));
+    }
+
     /// Runs the ignored test `path` as a supervisor starts a successor.
     fn run_as_successor(path: &str, listener: &TcpListener) -> [UnixStream; 2] {
         let (ours, theirs) = UnixStream::pair().unwrap();

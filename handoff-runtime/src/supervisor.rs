@@ -167,6 +167,7 @@ impl Supervisor {
     /// control socket; [`Error::NotTried`] for an incumbent that can't be talked to; [`Error::DataDirElsewhere`]. What fails later is an outcome that is
     /// not committed.
     pub fn perform_handoff(&self, spec: SpawnSpec) -> Result<HandoffOutcome> {
+        self.check_data_dir()?;
         let cancel = Cancel::new().map_err(|error| Error::io("prepare a handover", error))?;
         let outcome = self.perform_watched(
             HandoffId::new(),
@@ -189,7 +190,7 @@ impl Supervisor {
     /// Its end is in the journal and need not be on the disk: see [`make_end_durable`](Self::make_end_durable).
     ///
     /// # Errors
-    /// Another call runs, the data directory's name means another one, or the journal can't be opened.
+    /// Another call runs, or the journal can't be opened.
     pub(crate) fn perform_watched<T>(
         &self,
         handoff_id: HandoffId,
@@ -200,7 +201,6 @@ impl Supervisor {
         conclude: impl FnOnce(Result<HandoffOutcome>, Vec<Progress>) -> T,
     ) -> Result<T> {
         let mut desk = self.desk()?;
-        self.check_data_dir()?;
         let Desk { journal, lease, serving } = &mut *desk;
         let journal = self.open_journal(journal)?;
         let lease = self.data_dir.as_ref().map(|dir| lease.get_or_insert_with(|| WatchedLease::new(dir.path())));

@@ -300,10 +300,10 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The incumbent may be asked to drain once its successor has greeted, or is warm: until then the data directory can have
-    /// been switched.
+    /// The incumbent may be asked to drain once its successor is warm, or has greeted in version 1: until then the data directory
+    /// can have been switched.
     fn look_before(&mut self, who: Who, message: &Message) {
-        if let (Who::Successor, Message::Hello { .. } | Message::Warmed { .. }) = (who, message)
+        if let (Who::Successor, Message::Hello { proto_max: 1, .. } | Message::Warmed { .. }) = (who, message)
             && let Err(error) = self.supervisor.check_data_dir()
         {
             self.give(Input::Cancel(error.to_string()));

@@ -10,7 +10,7 @@ mod frozen;
 pub(crate) mod leftovers;
 mod probation;
 mod restart;
-mod scene;
+pub(crate) mod scene;
 
 use libtest_mimic::Trial;
 

@@ -19,7 +19,7 @@ const OPTIONS: [&str; 6] =
 const SYNCS_MAX: usize = 2;
 
 /// What the supervisor may ask of the system from the connect to the commit.
-const CALLS_MAX: usize = 44;
+const CALLS_MAX: usize = 45;
 
 fn no_sync_between_drained_and_ready() -> Outcome {
     let mut fixture = Setup::role("daemon-ours")?.listener("http", "127.0.0.1:0").start()?;

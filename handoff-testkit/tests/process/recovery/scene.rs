@@ -197,7 +197,7 @@ pub(super) fn run(fixture: &Fixture, env: &[(&str, &str)]) -> io::Result<Child> 
 }
 
 /// Whether it stands still, by the kernel's word.
-pub(super) fn is_frozen(pid: u32) -> bool {
+pub(crate) fn is_frozen(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
 }
@@ -214,7 +214,7 @@ pub(super) fn ended(child: &mut Child) -> Result<ExitStatus> {
     }
 }
 
-pub(super) fn signal(pid: u32, signal: Signal) -> Outcome {
+pub(crate) fn signal(pid: u32, signal: Signal) -> Outcome {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or("a pid")?;
     Ok(kill_process(pid, signal)?)
 }

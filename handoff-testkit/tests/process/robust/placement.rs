@@ -2,12 +2,17 @@
 //! and the daemon serves on with the directory that it holds.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 
 use handoff_testkit::fixture::Upgrade;
 use handoff_testkit::load::Cost;
 
+use rustix::process::Signal;
+
+use crate::recovery::scene::{is_frozen, signal};
 use crate::stage::{CLIENTS, Stage, within_patience};
 use crate::{Outcome, check, trials};
 
@@ -17,6 +22,8 @@ trials![
     a_copy_is_put_in_its_place,
     a_copy_is_in_its_place_when_the_daemon_dies,
     the_name_is_gone,
+    the_link_is_switched_while_the_successor_warms,
+    the_successor_means_another_directory,
 ];
 
 /// A link as the data directory's name, and two directories that it may lead to.
@@ -129,8 +136,7 @@ fn a_copy_is_in_its_place_when_the_daemon_dies() -> Outcome {
     let seen = stage.counts();
     let (copy, away) = put_a_copy_in_place_of(&data)?;
     stage.serves()?;
-    let pid = i32::try_from(daemon).ok().and_then(rustix::process::Pid::from_raw).ok_or("a pid")?;
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+    signal(daemon, Signal::KILL)?;
     let said = || stage.fixture.log().contains("is another directory now");
     check(within_patience(said), format!("the service says why it starts nothing:\n{}", stage.fixture.log()))?;
     fs::rename(&data, &copy)?;
@@ -150,6 +156,61 @@ fn the_name_is_gone() -> Outcome {
     let upgrade = stage.upgrade(&[])?;
     refused(&mut stage, before, &upgrade, &["/link", "is gone"])?;
     link.lead_to("a")?;
+    stage.hands_over()?;
+    stage.finish()
+}
+
+/// It was undone before the incumbent was asked to drain.
+fn undone_before_the_drain(stage: &mut Stage, pid_before: u32, upgrade: &Upgrade) -> Outcome {
+    check(upgrade.code == Some(2), format!("exit code 2 was expected: {upgrade:?}"))?;
+    let drained = upgrade.outcome.as_ref().and_then(|report| report["timings_ms"]["pause"].as_f64());
+    check(drained == Some(0.0), format!("nobody was asked to drain: {upgrade:?}"))?;
+    check(!stage.fixture.log().contains("resumed_received"), "the incumbent had nothing to resume")?;
+    stage.serves()?;
+    check(stage.fixture.incumbent_pid()? == pid_before, "the same process serves")
+}
+
+fn the_link_is_switched_while_the_successor_warms() -> Outcome {
+    let link = Link::new()?;
+    let plan = link.at("plan");
+    let setup = Stage::setup()?.data_dir(link.at("link")).env("HANDOFF_CRASH_PLAN", plan.to_string_lossy());
+    let mut stage = Stage::start(setup)?;
+    let before = stage.fixture.incumbent_pid()?;
+    fs::write(&plan, "HANDOFF_CRASH_AT=n-after-handshake\nHANDOFF_CRASH_HOW=stop\n")?;
+    let upgrade = thread::scope(|scope| -> Result<Upgrade, Box<dyn std::error::Error>> {
+        let upgrade = scope.spawn(|| stage.upgrade(&[]));
+        let frozen = || stage.family().into_iter().find(|pid| is_frozen(*pid));
+        check(within_patience(|| frozen().is_some()), "the successor stands still")?;
+        let successor = frozen().ok_or("the successor stands still")?;
+        link.lead_to("b")?;
+        signal(successor, Signal::CONT)?;
+        Ok(upgrade.join().map_err(|_| "the order was given")??)
+    })?;
+    fs::remove_file(&plan)?;
+    undone_before_the_drain(&mut stage, before, &upgrade)?;
+    check(upgrade.stderr.contains("/b now"), format!("the reason is named: {}", upgrade.stderr))?;
+    check(link.at("b").read_dir()?.count() == 0, "the other directory was not touched")?;
+    link.lead_to("a")?;
+    stage.hands_over()?;
+    stage.finish()
+}
+
+/// As one that has another root directory or other mounts.
+fn the_successor_means_another_directory() -> Outcome {
+    let room = tempfile::tempdir()?;
+    let (other, program) = (room.path().join("other"), room.path().join("program"));
+    fs::create_dir(&other)?;
+    let itself = std::env::current_exe()?;
+    let script = format!("#!/bin/sh\nexport HANDOFF_DATA_DIR={}\nexec {} \"$@\"\n", other.display(), itself.display());
+    fs::write(&program, script)?;
+    fs::set_permissions(&program, PermissionsExt::from_mode(0o755))?;
+    let mut stage = Stage::start(Stage::setup()?)?;
+    let before = stage.fixture.incumbent_pid()?;
+    let upgrade = stage.upgrade(&[&program.to_string_lossy()])?;
+    undone_before_the_drain(&mut stage, before, &upgrade)?;
+    let log = stage.fixture.log();
+    check(log.contains("not the directory that the supervisor hands over"), format!("it says why it left:\n{log}"))?;
+    check(other.read_dir()?.count() == 0, "the other directory was not touched")?;
     stage.hands_over()?;
     stage.finish()
 }
