@@ -402,10 +402,11 @@ const RESERVATION_SYNCS: u32 = 4;
 /// A lock of which a reservation is due.
 fn due_for_a_reservation(dir: &Path) -> DataDirLock {
     let mut lock = DataDirLock::acquire(dir).unwrap();
-    while lock.epoch() <= mark::RESERVED_AHEAD / 2 + 1 {
+    for _ in 0..=mark::RESERVED_AHEAD / 2 {
         drop(lock);
         lock = DataDirLock::acquire(dir).unwrap();
     }
+    assert!(lock.epoch() > mark::RESERVED_AHEAD / 2 + 1, "epoch {}", lock.epoch());
     lock
 }
 
