@@ -21,7 +21,7 @@ use crate::exposure::{self, Exposure};
 use crate::holder;
 use crate::lease::{BUILD_ID_BYTES_MAX, Lease, LeaseState, Owner};
 use crate::lock_file::{Contents, Found};
-use crate::mark::{self, Method, NextEpoch, NoEpoch};
+use crate::mark::{self, Marks, Method, NextEpoch, NoEpoch};
 use crate::pair::Pair;
 use crate::sys::{self, End};
 use crate::unlocked::{Attempt, Unlocked};
@@ -224,7 +224,7 @@ impl DataDirLock {
         self.pair.keep_in_place()?;
         let second_copy = mark::read_second_copy(self.pair.dir()?, self.data_dir())?;
         let left = self.mark.saturating_sub(self.lease.epoch);
-        if left >= mark::ahead() / 2 && mark::covers(second_copy, self.mark) {
+        if left >= mark::ahead() / 2 && mark::covers(second_copy, self.mark) && self.pair.marks() == Marks::Trusted {
             return Ok(());
         }
         let mark = self.mark.max(self.lease.epoch.saturating_add(mark::ahead()));
@@ -375,8 +375,19 @@ impl Claim {
     }
 }
 
-/// Makes a mark durable in both places: the second copy first, as who reads a mark in the lock file uses it at once.
+/// Makes a mark durable in both places. If that fails, neither of the marks that are there is one to fall back on.
 fn reserve(pair: &mut Pair, mark: u64, method: Method) -> Result<(), LockError> {
+    let method = match pair.marks() {
+        Marks::Trusted => method,
+        Marks::Doubtful => Method::Replace,
+    };
+    let reserved = write_both(pair, mark, method);
+    pair.set_marks(if reserved.is_ok() { Marks::Trusted } else { Marks::Doubtful });
+    reserved
+}
+
+/// The second copy first, as who reads a mark in the lock file uses it at once.
+fn write_both(pair: &mut Pair, mark: u64, method: Method) -> Result<(), LockError> {
     match method {
         Method::Overwrite => {
             pair.sync()?;

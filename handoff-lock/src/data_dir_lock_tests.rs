@@ -7,6 +7,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::*;
 use crate::LOCK_FILE;
+use crate::durable;
 
 const PIDFILE: &str = ".handoff.pidfile";
 
@@ -393,6 +394,74 @@ fn a_reservation_is_topped_up_and_both_copies_are_put_back() {
     assert_eq!(crate::read_lease(dir.path()).unwrap().as_ref(), Some(lock.lease()));
     lock.release().unwrap();
     assert_eq!(epochs(dir.path()), 2);
+}
+
+/// The syncs of a reservation that overwrites the second copy.
+const RESERVATION_SYNCS: u32 = 4;
+
+/// A lock of which a reservation is due.
+fn due_for_a_reservation(dir: &Path) -> DataDirLock {
+    let mut lock = DataDirLock::acquire(dir).unwrap();
+    for _ in 0..=mark::RESERVED_AHEAD / 2 {
+        drop(lock);
+        lock = DataDirLock::acquire(dir).unwrap();
+    }
+    assert!(lock.epoch() > mark::RESERVED_AHEAD / 2 + 1, "epoch {}", lock.epoch());
+    lock
+}
+
+#[test]
+fn after_a_failed_sync_the_second_copy_is_replaced_and_not_overwritten() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = scratch();
+    let second_copy = || fs::metadata(dir.path().join(mark::SECOND_COPY)).unwrap().ino();
+    let mut lock = due_for_a_reservation(dir.path());
+    let before = second_copy();
+    for fails_at in 0..RESERVATION_SYNCS {
+        let dir = scratch();
+        let second_copy = || fs::metadata(dir.path().join(mark::SECOND_COPY)).unwrap().ino();
+        let mut lock = due_for_a_reservation(dir.path());
+        let before = second_copy();
+        durable::tests::fail_after(fails_at);
+        assert!(matches!(lock.reserve_epochs(), Err(LockError::Io { .. })), "sync {fails_at}");
+        assert!(durable::tests::has_failed());
+        assert_eq!(second_copy(), before);
+        // It would succeed now, as the kernel takes what it could not write for clean.
+        lock.reserve_epochs().unwrap();
+        assert_ne!(second_copy(), before, "sync {fails_at}: a torn copy would leave none that is certain");
+    }
+    durable::tests::fail_after(RESERVATION_SYNCS);
+    lock.reserve_epochs().unwrap();
+    assert!(!durable::tests::has_failed(), "there are more syncs than were tried");
+    assert_eq!(second_copy(), before, "without a failure no new file is needed");
+}
+
+#[test]
+fn a_mark_whose_sync_failed_is_used_by_nobody() {
+    let dir = scratch();
+    let mut lock = due_for_a_reservation(dir.path());
+    let epoch = lock.epoch();
+    durable::tests::fail_after(RESERVATION_SYNCS - 1);
+    assert!(lock.reserve_epochs().is_err());
+    drop(lock);
+    // Another process knows nothing of the failure.
+    let next = epochs(dir.path());
+    assert_eq!(next, epoch + mark::RESERVED_AHEAD + 1, "it goes on above the second copy, which is durable");
+    assert_eq!(epochs(dir.path()), next + 1);
+}
+
+#[test]
+fn a_claim_whose_reservation_failed_leaves_no_mark_that_is_not_durable() {
+    // Of a first acquisition: second copy, its name, the lock file.
+    for fails_at in 0..3 {
+        let dir = scratch();
+        durable::tests::fail_after(fails_at);
+        assert!(matches!(DataDirLock::acquire(dir.path()), Err(LockError::Io { .. })), "sync {fails_at}");
+        assert!(durable::tests::has_failed());
+        let contents = crate::lock_file::parse(&fs::read(dir.path().join(LOCK_FILE)).unwrap()).unwrap();
+        assert!(!matches!(contents.mark, Found::Mark(_)), "sync {fails_at}");
+        assert!(epochs(dir.path()) > 0);
+    }
 }
 
 #[test]

@@ -122,6 +122,7 @@
 #![deny(unsafe_code)]
 
 mod data_dir_lock;
+mod durable;
 mod error;
 mod exposure;
 mod filesystem;

@@ -5,18 +5,18 @@
 //!
 //! Invariants: an epoch is used only up to the mark of the lock file, and a mark gets there only after the second copy has it
 //! durably, so the higher one of the readable marks bounds all epochs ever used; while one copy can be torn, the other one is
-//! durable, so one is always readable.
+//! durable, so one is always readable. A mark whose sync failed is written again before it counts, whatever a later sync says.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Mode, OFlags, fsync, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
 use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 
+use crate::durable::{sync_bytes, sync_names};
 use crate::error::LockError;
 use crate::lease::{Numbered, are_boots_known};
 use crate::lock_file::{Contents, Found, MARK_BYTES, encode_mark, parse_mark};
-use crate::sys;
 
 /// The second copy's name in the data dir.
 pub(crate) const SECOND_COPY: &str = ".handoff.epoch";
@@ -85,6 +85,14 @@ pub(crate) enum Method {
     Replace,
 }
 
+/// Whether the marks that are there may be fallen back on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Marks {
+    Trusted,
+    /// A write or a sync of one of them failed. A later sync that succeeds proves nothing.
+    Doubtful,
+}
+
 impl Method {
     /// By what the lock file and the second copy hold.
     pub(crate) fn of(first: Found, second: Found) -> Self {
@@ -117,34 +125,31 @@ pub(crate) fn read_second_copy(dir: BorrowedFd<'_>, data_dir: &Path) -> Result<F
 /// Writes the second copy in place; it is durable on return. It may be torn by a power failure, so the lock file's mark must be
 /// durable. Needs no new file.
 pub(crate) fn overwrite_second_copy(dir: BorrowedFd<'_>, data_dir: &Path, mark: u64) -> Result<(), LockError> {
-    write_mark_file(dir, SECOND_COPY, mark).map_err(|error| LockError::io(data_dir.join(SECOND_COPY), error))
+    let written = write_mark_file(dir, SECOND_COPY, mark).and_then(|file| sync_bytes(file.as_fd()));
+    written.map_err(|error| LockError::io(data_dir.join(SECOND_COPY), error))
 }
 
 /// Puts a new second copy in the place of what is there; it is durable on return, and a power failure leaves the old one or
 /// the new one.
 pub(crate) fn replace_second_copy(dir: BorrowedFd<'_>, data_dir: &Path, mark: u64) -> Result<(), LockError> {
-    let failed = |name: &str, error: Errno| LockError::io(data_dir.join(name), error);
-    let clear = || unlinkat(dir, STAGING, AtFlags::empty());
-    write_mark_file(dir, STAGING, mark)
-        // What is in the way may be no file at all.
-        .or_else(|_| clear().and_then(|()| write_mark_file(dir, STAGING, mark)))
-        .map_err(|error| {
-            let _ = clear();
-            failed(STAGING, error)
-        })?;
-    renameat(dir, STAGING, dir, SECOND_COPY).map_err(|error| {
-        let _ = clear();
-        failed(SECOND_COPY, error)
-    })?;
-    retry_on_intr(|| fsync(dir)).map_err(|error| failed(".", error))
+    let failed = |name: &str, error: Errno| {
+        let _ = unlinkat(dir, STAGING, AtFlags::empty());
+        LockError::io(data_dir.join(name), error)
+    };
+    let write = || write_mark_file(dir, STAGING, mark);
+    // What is in the way may be no file at all.
+    let file = write().or_else(|_| unlinkat(dir, STAGING, AtFlags::empty()).and_then(|()| write()));
+    file.and_then(|file| sync_bytes(file.as_fd())).map_err(|error| failed(STAGING, error))?;
+    renameat(dir, STAGING, dir, SECOND_COPY).map_err(|error| failed(SECOND_COPY, error))?;
+    sync_names(dir).map_err(|error| LockError::io(data_dir, error))
 }
 
-fn write_mark_file(dir: BorrowedFd<'_>, name: &str, mark: u64) -> Result<(), Errno> {
+fn write_mark_file(dir: BorrowedFd<'_>, name: &str, mark: u64) -> Result<OwnedFd, Errno> {
     // NONBLOCK: who opens a FIFO for writing would wait for a reader, open(2). It has no offset to write at, so that fails.
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = retry_on_intr(|| openat(dir, name, flags, Mode::RUSR | Mode::WUSR))?;
     match retry_on_intr(|| pwrite(&file, &encode_mark(mark), 0))? {
-        MARK_BYTES => retry_on_intr(|| sys::sync_bytes(&file)),
+        MARK_BYTES => Ok(file),
         _ => Err(Errno::NOSPC),
     }
 }

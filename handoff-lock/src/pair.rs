@@ -18,14 +18,16 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, fsync, openat, statat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, openat, statat};
 use rustix::io::{Errno, retry_on_intr};
 
+use crate::durable::{sync_bytes, sync_names};
 use crate::error::{Inode, LockError};
 use crate::filesystem;
 use crate::flock::{flock_within, is_no_lock_for_directories, try_flock, unflock};
 use crate::lease::{Lease, LeaseState, Numbered, Owner};
-use crate::lock_file::{self, Contents};
+use crate::lock_file::{self, Contents, MARK_BYTES, MARK_OFFSET};
+use crate::mark::Marks;
 use crate::opened_file::{LOCK_FILE, open_file, open_to_read, read_contents, settled_lease, write_all};
 use crate::pidfile;
 use crate::sys::{self, End, GuardedFd};
@@ -54,6 +56,7 @@ pub(crate) struct Pair {
     pidfile: Pidfile,
     sharing: Sharing,
     identity: Identity,
+    marks: Marks,
     end: End,
     dir: GuardedFd,
     dir_inode: Inode,
@@ -153,6 +156,7 @@ impl Pair {
             pidfile: Pidfile::MayBeThere,
             sharing: Sharing::Alone,
             identity: Identity::Name,
+            marks: Marks::Trusted,
             end: End::Close,
             dir,
             dir_inode,
@@ -360,26 +364,38 @@ impl Pair {
     }
 
     /// Writes the mark into the lock file; it is durable on return.
+    ///
+    /// # Errors
+    /// No mark is left there: who reads one uses it at once. The second copy, which is durable, tells the next one.
     pub(crate) fn write_mark(&mut self, mark: u64) -> Result<(), LockError> {
         self.keep_in_place()?;
-        self.write(&lock_file::encode_mark(mark), lock_file::MARK_OFFSET)?;
-        self.sync_bytes()?;
+        let written = self.write(&lock_file::encode_mark(mark), MARK_OFFSET).and_then(|()| self.sync_bytes());
+        if let Err(error) = written {
+            let _ = self.write(&[0; MARK_BYTES], MARK_OFFSET);
+            return Err(error);
+        }
         if let Holding::Ownership(record) = &mut self.holding {
             record.mark = mark;
         }
         Ok(())
     }
 
+    pub(crate) fn marks(&self) -> Marks {
+        self.marks
+    }
+
+    pub(crate) fn set_marks(&mut self, marks: Marks) {
+        self.marks = marks;
+    }
+
     /// Makes the lock file's bytes durable, and its name, which may be new.
     pub(crate) fn sync(&self) -> Result<(), LockError> {
         self.sync_bytes()?;
-        let dir = self.dir()?;
-        retry_on_intr(|| fsync(dir)).map_err(|error| LockError::io(&self.data_dir, error))
+        sync_names(self.dir()?).map_err(|error| LockError::io(&self.data_dir, error))
     }
 
     fn sync_bytes(&self) -> Result<(), LockError> {
-        let file = self.file()?;
-        retry_on_intr(|| sys::sync_bytes(file)).map_err(|error| LockError::io(self.lock_path(), error))
+        sync_bytes(self.file()?).map_err(|error| LockError::io(self.lock_path(), error))
     }
 
     /// An owner whose lock file was removed or replaced creates, locks and fills the new one: a peer that locks only the file
