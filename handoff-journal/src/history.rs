@@ -56,6 +56,8 @@ pub struct HistoryEntry {
     /// The phase in which it was given up: `negotiating`, `spawning`, `warming`, `draining`, `sealing`, `awaiting_ready` or
     /// `committed`.
     pub aborted_in: Option<String>,
+    /// What is known of the old process: `replaced`, `serves`, `not_heard` or `dead`.
+    pub incumbent: Option<String>,
     /// The process that served when the order came.
     pub old_pid: Option<u32>,
     /// The successor, if one was started.
@@ -280,8 +282,14 @@ fn checked(line: &[u8]) -> Option<&[u8]> {
 }
 
 fn bounded(mut entry: HistoryEntry) -> HistoryEntry {
-    let texts =
-        [&mut entry.abort_reason, &mut entry.aborted_in, &mut entry.old_build, &mut entry.new_build, &mut entry.binary];
+    let texts = [
+        &mut entry.abort_reason,
+        &mut entry.aborted_in,
+        &mut entry.incumbent,
+        &mut entry.old_build,
+        &mut entry.new_build,
+        &mut entry.binary,
+    ];
     for text in texts.into_iter().flatten() {
         if text.len() > TEXT_BYTES_MAX {
             let end = (0..=TEXT_BYTES_MAX).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);

@@ -34,6 +34,8 @@ fn hand_over() -> usize {
         deadline: Duration::from_secs(300),
         drain_grace: Duration::from_secs(60),
         warm: Duration::from_secs(60),
+        open: Duration::from_secs(60),
+        resume: Duration::from_secs(60),
         ownership: Ownership::ByLease,
         watchdog: Watchdog::Ends,
     };

@@ -1,7 +1,7 @@
 //! The wire messages, byte for byte.
 //!
 //! postcard writes a variant's index and then its fields in order, so **the order of variants and of fields is the format**:
-//! never reorder, never insert, only append. Messages 0 to 13 are version 1, as `beyond-handoff` 0.1 speaks it; 14 to 22 are
+//! never reorder, never insert, only append. Messages 0 to 13 are version 1, as `beyond-handoff` 0.1 speaks it; those from 14 on are
 //! version 2 and travel only when both sides announced it. `tests/golden.rs` holds the bytes of version 1.
 //!
 //! O is the incumbent, N the successor, S the supervisor.
@@ -238,6 +238,8 @@ pub enum Message {
         epoch: u64,
         /// When N must be Active, in nanoseconds of CLOCK_MONOTONIC (clock_gettime(2)).
         deadline_ns: u64,
+        /// How long N may go on opening without a word of progress, in milliseconds.
+        open_ms: u64,
     },
     /// O→S (version 2): the rollback is complete (promise 6).
     Resumed {
@@ -271,6 +273,18 @@ pub enum Message {
         #[serde(deserialize_with = "bounded::revisions")]
         revisions: Vec<u64>,
     },
+    /// N→S (version 2): nothing will come of me, and I leave.
+    NotReady {
+        /// The handover.
+        handoff_id: HandoffId,
+        /// Why, in its own words.
+        reason: String,
+    },
+    /// N→S (version 2): I am still opening, and get on: the bound on the opening begins anew.
+    OpenProgress {
+        /// The handover.
+        handoff_id: HandoffId,
+    },
 }
 
 impl Message {
@@ -299,7 +313,9 @@ impl Message {
             | Self::Listeners { .. }
             | Self::Status
             | Self::StatusReport(_)
-            | Self::Revisions { .. } => 2,
+            | Self::Revisions { .. }
+            | Self::NotReady { .. }
+            | Self::OpenProgress { .. } => 2,
         }
     }
 }
@@ -330,6 +346,8 @@ pub const fn short_name(message: &Message) -> &'static str {
         Message::Status => "Status",
         Message::StatusReport(_) => "StatusReport",
         Message::Revisions { .. } => "Revisions",
+        Message::NotReady { .. } => "NotReady",
+        Message::OpenProgress { .. } => "OpenProgress",
     }
 }
 

@@ -196,6 +196,7 @@ impl World {
             data_dir_fingerprint: [0; 32],
             epoch: self.epoch,
             deadline_ns: u64::MAX,
+            open_ms: 10_000,
         }
     }
 

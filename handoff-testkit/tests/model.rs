@@ -136,6 +136,21 @@ fn two_handovers_with_any_two_faults() {
 }
 
 #[test]
+fn saying_that_it_serves_before_it_has_said_so_is_noticed() {
+    notices(Sabotage::TakeResumeForGranted, 1, 0, Broken::SaidToServe);
+}
+
+#[test]
+fn sparing_an_incumbent_that_counts_as_dead_is_noticed() {
+    notices(Sabotage::SpareSilentIncumbent, 1, 1, Broken::NotWaitedFor);
+}
+
+#[test]
+fn ending_a_warm_successor_while_the_incumbent_is_silent_is_noticed() {
+    notices(Sabotage::TakeDeadlineForLife, 1, 1, Broken::EndedForSilence);
+}
+
+#[test]
 fn resuming_from_memory_is_noticed() {
     notices(Sabotage::ResumeFromMemory, 1, 1, Broken::WritesLost);
 }

@@ -17,7 +17,7 @@ use rustix::event::{PollFd, PollFlags};
 use crate::channel::{Channel, Received};
 use crate::control;
 use crate::error::{Error, Result};
-use crate::outcome::{HandoffOutcome, SpawnSpec};
+use crate::outcome::{HandoffOutcome, OldProcess, SpawnSpec};
 use crate::ownership;
 use crate::process::Process;
 use crate::progress::{Cancel, Onlooker, Progress, Sealed, Step};
@@ -171,6 +171,8 @@ impl<'a> Run<'a> {
             deadline: self.spec.deadline,
             drain_grace: self.spec.drain_grace,
             warm: self.spec.warm,
+            open: self.spec.open,
+            resume: self.spec.resume,
             ownership: match self.supervisor.data_dir {
                 Some(_) => Ownership::ByLease,
                 None => Ownership::ByControlPath,
@@ -180,18 +182,20 @@ impl<'a> Run<'a> {
     }
 
     fn conclude(mut self) -> Result<HandoffOutcome> {
-        let (committed, abort_reason, epoch) = match self.outcome.take() {
-            Some(Outcome::Committed { epoch }) => (true, None, epoch),
-            Some(Outcome::Aborted { reason }) => (false, Some(reason), None),
+        let (incumbent, abort_reason, epoch) = match self.outcome.take() {
+            Some(Outcome::Committed { epoch }) => (OldProcess::Replaced, None, epoch),
+            Some(Outcome::Aborted { reason, incumbent }) => (incumbent.into(), Some(reason), None),
             Some(Outcome::Refused { reason }) => return Err(self.failure.unwrap_or(Error::NotTried { reason })),
-            None => (false, None, None),
+            None => (OldProcess::NotHeard, None, None),
         };
+        let committed = incumbent == OldProcess::Replaced;
         let serving = if committed { &self.successor } else { &self.incumbent };
         *self.tools.serving = serving.as_ref().and_then(|peer| peer.process.if_alive());
         let alive_or_serving = |peer: &Peer| committed || peer.life == Life::Watched;
         Ok(HandoffOutcome {
             handoff_id: self.handoff_id,
             committed,
+            incumbent,
             abort_reason,
             child: self.successor.take().filter(alive_or_serving).map(|peer| peer.process),
             timings: self.stopwatch.timings(),

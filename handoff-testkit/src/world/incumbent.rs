@@ -1,7 +1,7 @@
 //! An incumbent's process: it performs the effects of its machine, and runs the daemon's hooks beside them.
 
 use handoff_proto::incumbent::{Drain, Effect, Input, LockTried, ResumeEnd, Seal, SessionId, Timer};
-use handoff_proto::{LeaseState, LeaseView, ProcessId};
+use handoff_proto::{LeaseState, LeaseView, Message, ProcessId};
 
 use super::process::{
     Accepted, End, Hook, IncumbentRole, Memory, Parent, Process, Resume, Role, Service, Session, Slot, Store,
@@ -58,7 +58,7 @@ impl World {
         let seen_if = |is_seen: bool| if is_seen { Class::Seen } else { Class::Unseen };
         let is_heard = |id| process.session(id).is_some_and(|session| session.pipe.supervisor_end == End::Open);
         match effect {
-            Effect::Send(id, ..) | Effect::Close(id, _) => seen_if(is_heard(*id)),
+            Effect::Send(id, ..) | Effect::SendHeartbeat(id, _) | Effect::Close(id, _) => seen_if(is_heard(*id)),
             Effect::StampLease(_)
             | Effect::ReleaseLock
             | Effect::ReadLease
@@ -73,7 +73,6 @@ impl World {
                 seen_if(role.watched.is_some_and(|id| self.living(id).is_some()))
             }
             Effect::SendWithNext(..)
-            | Effect::SendHeartbeat(..)
             | Effect::SendStatus { .. }
             | Effect::SendListeners(_)
             | Effect::RunDrain { .. }
@@ -200,8 +199,13 @@ impl World {
                 self.supervisor_mut().retiring[slot] = false;
                 self.kill(slot);
             }
-            Effect::SendHeartbeat(..)
-            | Effect::SendStatus { .. }
+            // It is asked for one only when it is late: what it beats by itself is that it does not stand still.
+            Effect::SendHeartbeat(id, _) => {
+                if let Some(session) = self.process_mut(slot).session_mut(id) {
+                    session.pipe.send_to_supervisor(Message::Heartbeat { ts_ms: 0 });
+                }
+            }
+            Effect::SendStatus { .. }
             | Effect::SendListeners(_)
             | Effect::CancelHook
             | Effect::RememberListenerFlags

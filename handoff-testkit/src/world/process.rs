@@ -205,6 +205,11 @@ impl Process {
         self.life == Life::Running
     }
 
+    /// Whether a drain was begun in it that no resume has answered yet.
+    pub(super) fn owes_its_resume(&self) -> bool {
+        matches!(&self.role, Role::Incumbent(role) if role.resume == Resume::Owed)
+    }
+
     pub(super) fn session_mut(&mut self, id: SessionId) -> Option<&mut Session> {
         self.sessions.iter_mut().find(|session| session.id == id)
     }
@@ -316,7 +321,8 @@ fn without_text(mut message: Message) -> Message {
     match &mut message {
         Message::Abort { reason: text, .. }
         | Message::DrainFailed { error: text, .. }
-        | Message::SealFailed { error: text, .. } => text.clear(),
+        | Message::SealFailed { error: text, .. }
+        | Message::NotReady { reason: text, .. } => text.clear(),
         _ => {}
     }
     message

@@ -30,6 +30,12 @@ pub enum Broken {
     ResumedTwice,
     /// A handover was undone without a resume (promise 9).
     NeverResumed,
+    /// An incumbent was said to serve that still owed its resume.
+    SaidToServe,
+    /// A handover was undone, and an incumbent that could still have said whether it serves was not waited for.
+    NotWaitedFor,
+    /// A deadline passed while the incumbent stood still, and the successor that could have served was ended for it (promise 8).
+    EndedForSilence,
     /// Two hooks ran at once (promise 9).
     HooksOverlap,
     /// A machine took a call of its daemon for a misuse: the world is at fault.

@@ -9,7 +9,7 @@
 
 use handoff_proto::incumbent::SessionId;
 use handoff_proto::recovery;
-use handoff_proto::supervisor::{self, LeaseReading, Outcome, Ownership, Plan, Stopped, Watchdog};
+use handoff_proto::supervisor::{self, LeaseReading, Outcome, Ownership, Plan, Standing, Stopped, Watchdog};
 use handoff_proto::{LeaseState, Message, Phase, ProcessId, Timing};
 
 use super::drive::Drive;
@@ -21,16 +21,18 @@ use super::{Broken, Class, Performed, SLOTS, World, handoff_id};
 pub(super) type HandoverDrive = Drive<supervisor::Supervisor, supervisor::Input, supervisor::Effect, supervisor::Timer>;
 
 /// The timers that run out in this world. The others only repeat a heartbeat or a look, or bound what takes no time here.
-pub(super) const TIMERS: [supervisor::Timer; 10] = [
+pub(super) const TIMERS: [supervisor::Timer; 12] = [
     supervisor::Timer::Hello,
     supervisor::Timer::Warm,
     supervisor::Timer::Deadline,
     supervisor::Timer::Late,
+    supervisor::Timer::Open,
     supervisor::Timer::IncumbentSilent,
     supervisor::Timer::SuccessorSilent,
     supervisor::Timer::IncumbentClosed,
     supervisor::Timer::SuccessorClosed,
     supervisor::Timer::Look,
+    supervisor::Timer::Ended,
     supervisor::Timer::Resumed,
 ];
 
@@ -83,6 +85,8 @@ impl World {
             deadline: std::time::Duration::from_secs(300),
             drain_grace: std::time::Duration::from_secs(60),
             warm: std::time::Duration::from_secs(60),
+            open: std::time::Duration::from_secs(10),
+            resume: std::time::Duration::from_secs(30),
             ownership: Ownership::ByLease,
             watchdog: Watchdog::Ends,
         };
@@ -300,6 +304,11 @@ impl World {
                 job.drive.results.push_back(Input::Spawned(self.processes[slot].id));
             }
             Effect::SendIncumbent(_, message) => {
+                if let (Message::ResumeAfterAbort { handoff_id }, Some(Sabotage::TakeResumeForGranted)) =
+                    (&message, self.sabotage)
+                {
+                    job.drive.results.push_back(Input::FromIncumbent(Message::Resumed { handoff_id: *handoff_id }));
+                }
                 if let Some(pipe) = self.incumbent_pipe(job) {
                     pipe.send_to_process(message);
                 }
@@ -342,7 +351,9 @@ impl World {
                 }
             }
             Effect::KillIncumbent => {
-                if let Some(slot) = job.incumbent {
+                if let Some(slot) = job.incumbent
+                    && self.sabotage != Some(Sabotage::SpareSilentIncumbent)
+                {
                     self.kill(slot);
                 }
             }
@@ -408,6 +419,7 @@ impl World {
 
     /// The handover is over: its connections end, and the service goes on with whoever serves.
     fn finish(&mut self, job: &mut HandingOver, outcome: &Outcome) -> Job {
+        self.hold_to_its_word(job, outcome);
         let committed = job.record.successor.and_then(|id| self.living(id));
         self.close_incumbent(job);
         // It is also closed for a successor whose death was told.
@@ -424,6 +436,33 @@ impl World {
             return Job::Settling;
         }
         Job::Idle
+    }
+
+    /// What is said of the incumbent is so, and what could be known is waited for.
+    fn hold_to_its_word(&mut self, job: &HandingOver, outcome: &Outcome) {
+        let Outcome::Aborted { incumbent, .. } = outcome else { return };
+        let owes = |id| self.living(id).is_some_and(|slot| self.processes[slot].owes_its_resume());
+        let owes = job.record.incumbent.is_some_and(owes);
+        let is_broken = match incumbent {
+            Standing::Serves => owes.then_some(Broken::SaidToServe),
+            Standing::NotHeard => (owes && self.incumbent_would_hear(job)).then_some(Broken::NotWaitedFor),
+            Standing::Dead => None,
+        };
+        self.broken = self.broken.or(is_broken);
+    }
+
+    /// A deadline has passed; whether that ends a successor whose turn has not come, while the incumbent stands still.
+    pub(super) fn deadline_fired(&mut self) {
+        let sabotage = self.sabotage;
+        let Job::HandingOver(job) = &mut self.supervisor_mut().job else { return };
+        if sabotage == Some(Sabotage::TakeDeadlineForLife) {
+            job.drive.feed(supervisor::Input::FromIncumbent(Message::Heartbeat { ts_ms: 0 }));
+        }
+        let ends = job.drive.todo.contains(&supervisor::Effect::KillSuccessor);
+        let incumbent = job.incumbent;
+        if ends && incumbent.is_some_and(|slot| self.processes[slot].life == Life::Frozen) {
+            self.broken = Some(Broken::EndedForSilence);
+        }
     }
 
     // ---- what the kernel does for it
