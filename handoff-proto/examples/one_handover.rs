@@ -38,6 +38,7 @@ fn hand_over() -> usize {
         resume: Duration::from_secs(60),
         ownership: Ownership::ByLease,
         watchdog: Watchdog::Ends,
+        unheard: None,
     };
     world.inputs.push_back(Input::Supervisor(supervisor::Input::Start(plan)));
     while let Some(input) = world.inputs.pop_front() {

@@ -25,6 +25,7 @@ fn plan(ownership: Ownership, watchdog: Watchdog) -> Plan {
         warm: second,
         open: second,
         resume: second,
+        unheard: None,
         ownership,
         watchdog,
     }

@@ -246,10 +246,11 @@ impl Run {
         Some(())
     }
 
-    /// What its Ready says, unless it ends without one.
+    /// Whether it is ready, unless it ends without a word.
     fn hear_ready(&mut self) -> Option<bool> {
         match self.hear()? {
             Message::Ready { handoff_id: ID, healthz_ok, .. } => Some(healthz_ok),
+            Message::NotReady { handoff_id: ID, .. } => Some(false),
             other => panic!("{other:?}"),
         }
     }

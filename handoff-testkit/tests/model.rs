@@ -48,12 +48,12 @@ fn two_handovers_with_any_fault() {
     holds(limits(2, 1), "two handovers, any fault");
 }
 
-/// The one thing that nobody else can mend: the supervisor ends between SIGSTOP and SIGCONT.
+/// What nobody else can mend: the supervisor ends between SIGSTOP and SIGCONT, or after it has ended an incumbent that counts as dead.
 #[test]
 fn without_anybody_who_restarts_the_supervisor() {
     let graph = Graph::explore(HandoverModel(Limits { init: Init::LeavesAlone, ..limits(1, 1) }));
     assert!(graph.summary().broken.is_empty(), "{}", graph.traces());
-    assert!(graph.dead_ends().all(|world| world.is_left_standing_still()), "{}", graph.traces());
+    assert!(graph.dead_ends().all(|world| world.is_left_standing_still() || world.is_empty()), "{}", graph.traces());
 }
 
 #[test]

@@ -71,6 +71,8 @@ pub struct Plan {
     pub ownership: Ownership,
     /// What becomes of a frozen incumbent.
     pub watchdog: Watchdog,
+    /// The incumbent of an earlier handover that ended with [`Standing::NotHeard`], until a later one ends otherwise.
+    pub unheard: Option<ProcessId>,
 }
 
 impl Plan {
@@ -348,7 +350,7 @@ pub enum Outcome {
 /// What is known of the incumbent of a handover that was undone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Standing {
-    /// It serves: it said so, or was never asked to stop.
+    /// It serves: it said so, or was not asked to stop.
     Serves,
     /// It lives, takes its data back by itself, and was not heard to serve again. One of version 1 never says so.
     NotHeard,

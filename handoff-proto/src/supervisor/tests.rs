@@ -31,6 +31,7 @@ fn plan() -> Plan {
         resume: Duration::from_secs(30),
         ownership: Ownership::ByLease,
         watchdog: Watchdog::Ends,
+        unheard: None,
     }
 }
 

@@ -329,6 +329,7 @@ impl Handover {
     }
 
     pub(super) fn resumed(&mut self, effects: &mut Vec<Effect>) {
+        self.plan.unheard = None;
         effects.push(Effect::Reached(Milestone::ResumedReceived));
         self.await_no_resume(Resuming::Over, effects);
     }
@@ -410,13 +411,19 @@ impl Handover {
     fn close_undone(&mut self, record: Effect, effects: &mut Vec<Effect>) {
         if let Step::Undoing(undoing) = &mut self.step {
             let (reason, resuming) = (std::mem::take(&mut undoing.reason), undoing.resuming);
-            let incumbent = match (self.incumbent_link(), resuming) {
-                (Link::Gone, _) => Standing::Dead,
-                (_, Resuming::Over) => Standing::Serves,
-                (_, Resuming::Later | Resuming::Awaited | Resuming::Alone) => Standing::NotHeard,
-            };
+            let incumbent = self.standing(resuming);
             effects.push(record);
             self.finish(Outcome::Aborted { reason, incumbent }, effects);
+        }
+    }
+
+    /// What is known of the incumbent. One that was not asked for anything may still be on its way back from the handover before.
+    fn standing(&self, resuming: Resuming) -> Standing {
+        let in_doubt = self.incumbent.as_ref().is_some_and(|peer| self.plan.unheard == Some(peer.process));
+        match (self.incumbent_link(), resuming) {
+            (Link::Gone, _) => Standing::Dead,
+            (_, Resuming::Over) if !in_doubt => Standing::Serves,
+            (_, Resuming::Over | Resuming::Later | Resuming::Awaited | Resuming::Alone) => Standing::NotHeard,
         }
     }
 

@@ -11,7 +11,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use handoff_journal::{Details, Journal, JournalError, StateJournal};
 use handoff_lock::{Lease, LockError, WatchedLease};
 use handoff_proto::supervisor::{Effect, Input, LeaseReading, Milestone, Outcome, Ownership, Plan, Stopped, Timer};
-use handoff_proto::{HandoffId, Machine, Message, Phase, ProtoVersion, WireError, short_name, supervisor as machine};
+use handoff_proto::{
+    HandoffId, Machine, Message, Phase, ProcessId, ProtoVersion, WireError, short_name, supervisor as machine,
+};
 use rustix::event::{PollFd, PollFlags};
 
 use crate::channel::{Channel, Received};
@@ -69,6 +71,8 @@ pub(super) struct Tools<'a> {
     pub(super) journal: Option<&'a mut Journal>,
     /// Of the daemon's data directory, if that is known.
     pub(super) lease: Option<&'a mut WatchedLease>,
+    /// The incumbent that was not heard to serve again: of the handover before, then of this one.
+    pub(super) unheard: &'a mut Option<ProcessId>,
     /// Gets who serves after this one.
     pub(super) serving: &'a mut Option<Process>,
 }
@@ -178,6 +182,7 @@ impl<'a> Run<'a> {
                 None => Ownership::ByControlPath,
             },
             watchdog: self.supervisor.watchdog,
+            unheard: *self.tools.unheard,
         }
     }
 
@@ -189,6 +194,8 @@ impl<'a> Run<'a> {
             None => (OldProcess::NotHeard, None, None),
         };
         let committed = incumbent == OldProcess::Replaced;
+        let in_doubt = self.incumbent.as_ref().filter(|_| incumbent == OldProcess::NotHeard);
+        *self.tools.unheard = in_doubt.map(|peer| peer.process.id());
         let serving = if committed { &self.successor } else { &self.incumbent };
         *self.tools.serving = serving.as_ref().and_then(|peer| peer.process.if_alive());
         let alive_or_serving = |peer: &Peer| committed || peer.life == Life::Watched;

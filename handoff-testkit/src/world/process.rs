@@ -210,6 +210,11 @@ impl Process {
         matches!(&self.role, Role::Incumbent(role) if role.resume == Resume::Owed)
     }
 
+    /// Whether this is the handover that it last agreed to.
+    pub(super) fn agreed_to(&self, id: HandoffId) -> bool {
+        matches!(&self.role, Role::Incumbent(role) if role.handover == Some(id))
+    }
+
     pub(super) fn session_mut(&mut self, id: SessionId) -> Option<&mut Session> {
         self.sessions.iter_mut().find(|session| session.id == id)
     }

@@ -62,6 +62,11 @@ impl World {
         is_stopped && self.supervisor.life != Life::Running
     }
 
+    /// Whether nobody is left who could start or serve anything: no process, and no supervisor that does anything more.
+    pub fn is_empty(&self) -> bool {
+        self.supervisor.life != Life::Running && self.processes.iter().all(|process| !process.is_alive())
+    }
+
     fn broken_by_state(&self) -> Option<Broken> {
         let mut writers = 0;
         for (slot, process) in self.processes.iter().enumerate() {

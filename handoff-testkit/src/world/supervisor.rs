@@ -43,6 +43,8 @@ pub(super) struct Supervisor {
     pub(super) job: Job,
     /// The process that it takes for the daemon.
     pub(super) daemon: Option<Slot>,
+    /// The incumbent that the handover before has not heard to serve again.
+    pub(super) unheard: Option<ProcessId>,
     /// Those on their way out.
     pub(super) retiring: [bool; SLOTS],
 }
@@ -89,6 +91,7 @@ impl World {
             resume: std::time::Duration::from_secs(30),
             ownership: Ownership::ByLease,
             watchdog: Watchdog::Ends,
+            unheard: self.supervisor.unheard,
         };
         let mut drive = Drive::new(supervisor::Supervisor::new(Timing::default()));
         drive.feed(supervisor::Input::Start(plan));
@@ -107,7 +110,7 @@ impl World {
 
     pub(super) fn supervisor_dies(&mut self) {
         *self.supervisor_mut() =
-            Supervisor { life: Life::Dead, job: Job::Nothing, daemon: None, retiring: [false; SLOTS] };
+            Supervisor { life: Life::Dead, job: Job::Nothing, daemon: None, unheard: None, retiring: [false; SLOTS] };
         for slot in 0..SLOTS {
             self.process_mut(slot).supervisor_dies();
         }
@@ -420,6 +423,10 @@ impl World {
     /// The handover is over: its connections end, and the service goes on with whoever serves.
     fn finish(&mut self, job: &mut HandingOver, outcome: &Outcome) -> Job {
         self.hold_to_its_word(job, outcome);
+        let in_doubt = matches!(outcome, Outcome::Aborted { incumbent: Standing::NotHeard, .. });
+        if !matches!(outcome, Outcome::Refused { .. }) {
+            self.supervisor_mut().unheard = job.record.incumbent.filter(|_| in_doubt);
+        }
         let committed = job.record.successor.and_then(|id| self.living(id));
         self.close_incumbent(job);
         // It is also closed for a successor whose death was told.
@@ -441,11 +448,14 @@ impl World {
     /// What is said of the incumbent is so, and what could be known is waited for.
     fn hold_to_its_word(&mut self, job: &HandingOver, outcome: &Outcome) {
         let Outcome::Aborted { incumbent, .. } = outcome else { return };
+        let asked = job.incumbent.is_some_and(|slot| self.processes[slot].agreed_to(handoff_id(self.handovers)));
         let owes = |id| self.living(id).is_some_and(|slot| self.processes[slot].owes_its_resume());
         let owes = job.record.incumbent.is_some_and(owes);
+        // One that was started again knows nothing of a resume that it did not ask for.
+        let is_known = asked || self.supervisor.unheard == job.record.incumbent;
         let is_broken = match incumbent {
-            Standing::Serves => owes.then_some(Broken::SaidToServe),
-            Standing::NotHeard => (owes && self.incumbent_would_hear(job)).then_some(Broken::NotWaitedFor),
+            Standing::Serves => (owes && is_known).then_some(Broken::SaidToServe),
+            Standing::NotHeard => (owes && asked && self.incumbent_would_hear(job)).then_some(Broken::NotWaitedFor),
             Standing::Dead => None,
         };
         self.broken = self.broken.or(is_broken);

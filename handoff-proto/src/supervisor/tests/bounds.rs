@@ -131,6 +131,19 @@ fn it_is_said_what_is_known_of_the_incumbent() {
 }
 
 #[test]
+fn one_that_was_not_heard_does_not_serve_because_the_next_handover_asked_it_for_nothing() {
+    let in_doubt = || Plan { unheard: Some(O), ..plan() };
+    let mut desk = Desk::new(in_doubt());
+    desk.greeted(2, 2).give(Input::SuccessorGone("was killed".into()));
+    assert!(matches!(desk.outcome(), Some(Outcome::Aborted { incumbent: Standing::NotHeard, .. })), "{:?}", desk.done);
+    let mut desk = Desk::new(in_doubt());
+    desk.greeted(2, 2).give(Input::FromSuccessor(Message::Warmed { handoff_id: ID }));
+    desk.give(Input::SuccessorGone("was killed".into()))
+        .give(Input::FromIncumbent(Message::Resumed { handoff_id: ID }));
+    assert!(matches!(desk.outcome(), Some(Outcome::Aborted { incumbent: Standing::Serves, .. })));
+}
+
+#[test]
 fn a_successor_whose_incumbent_is_dead_has_a_short_time_to_warm_up() {
     let promotion = Timing::default().promotion;
     let mut desk = warming();
