@@ -65,6 +65,8 @@ pub struct HistoryEntry {
     /// The phase in which it was given up: `negotiating`, `spawning`, `warming`, `draining`, `sealing`, `awaiting_ready` or
     /// `committed`.
     pub aborted_in: Option<String>,
+    /// What is known of the old process: `replaced`, `serves`, `not_heard` or `dead`.
+    pub incumbent: Option<String>,
     /// The process that served when the order came.
     pub old_pid: Option<u32>,
     /// The successor, if one was started.
@@ -309,6 +311,7 @@ fn bounded(entry: HistoryEntry) -> HistoryEntry {
         committed,
         abort_reason,
         aborted_in,
+        incumbent,
         old_pid,
         new_pid,
         epoch,
@@ -325,6 +328,7 @@ fn bounded(entry: HistoryEntry) -> HistoryEntry {
         committed,
         abort_reason: text(abort_reason),
         aborted_in: aborted_in.map(|name| cut(name, NAME_BYTES_MAX)),
+        incumbent: incumbent.map(|name| cut(name, NAME_BYTES_MAX)),
         old_pid,
         new_pid,
         epoch,

@@ -20,6 +20,7 @@ fn entry(number: u64) -> HistoryEntry {
     HistoryEntry {
         handoff_id: Some(id(number)),
         committed: number.is_multiple_of(2),
+        incumbent: Some("serves".into()),
         abort_reason: Some(format!("seal: no space for {number}\nin \"two\" lines")),
         aborted_in: Some("sealing".into()),
         old_pid: Some(1),

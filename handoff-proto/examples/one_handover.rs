@@ -34,8 +34,11 @@ fn hand_over() -> usize {
         deadline: Duration::from_secs(300),
         drain_grace: Duration::from_secs(60),
         warm: Duration::from_secs(60),
+        open: Duration::from_secs(60),
+        resume: Duration::from_secs(60),
         ownership: Ownership::ByLease,
         watchdog: Watchdog::Ends,
+        unheard: None,
     };
     world.inputs.push_back(Input::Supervisor(supervisor::Input::Start(plan)));
     while let Some(input) = world.inputs.pop_front() {

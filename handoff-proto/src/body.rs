@@ -34,11 +34,12 @@ pub(crate) fn append(out: &mut Vec<u8>, message: &Message) -> postcard::Result<(
             data_dir_fingerprint,
             epoch,
             deadline_ns,
+            open_ms,
         } => {
             append_part(out, &(15u32, handoff_id, mode))?;
             append_list(out, sealed_revision_per_shard);
             out.extend_from_slice(data_dir_fingerprint);
-            append_varints(out, &[*epoch, *deadline_ns]);
+            append_varints(out, &[*epoch, *deadline_ns, *open_ms]);
             Ok(())
         }
         Message::StatusReport(StatusReport { phase, shard_count, open_conns, last_revision_per_shard, epoch }) => {

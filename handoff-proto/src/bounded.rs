@@ -15,6 +15,8 @@ use crate::revisions::SHARDS_MAX;
 pub(crate) const NAMES_MAX: usize = 253;
 /// The most addresses that a report may name.
 pub(crate) const ADDRESSES_MAX: usize = 4096;
+/// The longest error text that travels, in bytes.
+const TEXT_BYTES_MAX: usize = 4096;
 /// So many elements are made room for on the word of the length alone.
 const AHEAD: usize = 1024;
 
@@ -71,4 +73,16 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for AtMost<T> {
         }
         Ok(kept)
     }
+}
+
+/// A text that surely fits a frame.
+pub(crate) fn brief(mut text: String) -> String {
+    if text.len() > TEXT_BYTES_MAX {
+        let mut end = TEXT_BYTES_MAX;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+    }
+    text
 }

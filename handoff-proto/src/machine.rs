@@ -47,8 +47,12 @@ pub struct Timing {
     pub limbo_poll: Duration,
     /// The longest handover that an incumbent agrees to, whatever it was asked for.
     pub deadline_max: Duration,
-    /// How long the supervisor waits for `Resumed`, and for an ended process to be gone.
+    /// How long the supervisor waits for an ended process to be gone.
     pub settle: Duration,
+    /// How long a successor may still warm up once its incumbent is dead: to start the last good build takes no longer.
+    pub promotion: Duration,
+    /// How long a successor that has given up may take to leave by itself, with its last words.
+    pub parting: Duration,
 }
 
 impl Default for Timing {
@@ -63,6 +67,8 @@ impl Default for Timing {
             limbo_poll: Duration::from_millis(50),
             deadline_max: Duration::from_secs(3600),
             settle: Duration::from_secs(10),
+            promotion: Duration::from_secs(2),
+            parting: Duration::from_secs(1),
         }
     }
 }

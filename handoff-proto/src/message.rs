@@ -251,6 +251,8 @@ pub enum Message {
         epoch: u64,
         /// When N must be Active, in nanoseconds of CLOCK_MONOTONIC (clock_gettime(2)).
         deadline_ns: u64,
+        /// How long N may go on opening without a word of progress, in milliseconds.
+        open_ms: u64,
     },
     /// O→S (version 2): the rollback is complete (promise 6).
     Resumed {
@@ -284,10 +286,22 @@ pub enum Message {
         #[serde(deserialize_with = "bounded::revisions")]
         revisions: Vec<u64>,
     },
+    /// N→S (version 2): nothing will come of me, and I leave.
+    NotReady {
+        /// The handover.
+        handoff_id: HandoffId,
+        /// Why, in its own words.
+        reason: String,
+    },
     /// S→O (version 2), before its `PrepareHandoff` and with one descriptor as SCM_RIGHTS (unix(7)): the incumbent's end of
     /// a channel to the successor, which has inherited the other end. Only between peers that both announced
     /// [`Capabilities::TRANSFER`].
     TransferChannel {
+        /// The handover.
+        handoff_id: HandoffId,
+    },
+    /// N→S (version 2): I am still opening, and get on: the bound on the opening begins anew.
+    OpenProgress {
         /// The handover.
         handoff_id: HandoffId,
     },
@@ -320,7 +334,9 @@ impl Message {
             | Self::Status
             | Self::StatusReport(_)
             | Self::Revisions { .. }
-            | Self::TransferChannel { .. } => 2,
+            | Self::TransferChannel { .. }
+            | Self::NotReady { .. }
+            | Self::OpenProgress { .. } => 2,
         }
     }
 }
@@ -351,7 +367,9 @@ pub const fn short_name(message: &Message) -> &'static str {
         Message::Status => "Status",
         Message::StatusReport(_) => "StatusReport",
         Message::Revisions { .. } => "Revisions",
+        Message::NotReady { .. } => "NotReady",
         Message::TransferChannel { .. } => "TransferChannel",
+        Message::OpenProgress { .. } => "OpenProgress",
     }
 }
 

@@ -70,7 +70,7 @@ enum State {
     Called { turn: Turn },
     Begun { turn: Turn },
     Locking { turn: Turn, attempt: Attempt },
-    Opening { turn: Turn, epoch: u64 },
+    Opening { turn: Turn, epoch: u64, pace: Pace },
     Announcing { turn: Turn, report: Report, stage: Stage },
     Active,
     Over,
@@ -90,6 +90,15 @@ enum Attempt {
     Trying { pause: Duration },
     Pausing { pause: Duration },
     Claiming { mode: BeginMode },
+}
+
+/// When the next word of progress may go out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Pace {
+    AtOnce,
+    OnTimer,
+    /// On the timer, and there is one.
+    Waiting,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -119,7 +128,7 @@ impl Machine for Successor {
             State::Called { turn } => self.when_called(turn, input, &mut out),
             State::Begun { turn } => self.when_begun(turn, input, &mut out),
             State::Locking { turn, attempt } => self.when_locking(turn, attempt, input, &mut out),
-            State::Opening { turn, epoch } => self.when_opening(turn, epoch, input, &mut out),
+            State::Opening { turn, epoch, pace } => self.when_opening(turn, epoch, pace, input, &mut out),
             State::Announcing { turn, report, stage } => self.when_announcing(turn, report, stage, input, &mut out),
             State::Active => self.when_active(input, &mut out),
             State::Over => when_over(input, &mut out),
@@ -153,9 +162,11 @@ impl Successor {
                 out.push(Effect::Arm(Timer::Hello, self.timing.hello));
                 State::Greeting
             }
-            Input::Daemon(Call::Dropped) => self.leave(None, GaveUp::Dropped, out),
-            Input::Daemon(_) => misuse(State::New, out),
-            Input::Wire(_) | Input::Did(_) | Input::Fired(_) | Input::WokeLate => State::New,
+            Input::Daemon(call) => match call.parting() {
+                Some(why) => self.leave(None, why, out),
+                None => misuse(State::New, out),
+            },
+            Input::Wire(_) | Input::Did(_) | Input::Fired(_) | Input::WokeLate | Input::Progressed => State::New,
         }
     }
 
@@ -188,9 +199,11 @@ impl Successor {
                 out.push(Effect::Arm(Timer::Hello, self.timing.hello));
                 return State::Greeting;
             }
-            Input::Daemon(Call::Dropped) => GaveUp::Dropped,
-            Input::Daemon(_) => return misuse(State::Greeting, out),
-            Input::Fired(_) | Input::Did(_) => return State::Greeting,
+            Input::Daemon(call) => match call.parting() {
+                Some(why) => why,
+                None => return misuse(State::Greeting, out),
+            },
+            Input::Fired(_) | Input::Did(_) | Input::Progressed => return State::Greeting,
         };
         self.leave_call(None, why, out)
     }
@@ -224,7 +237,6 @@ impl Successor {
             Input::Wire(Wire::Garbage) => GaveUp::Garbage,
             Input::Wire(Wire::Closed) => GaveUp::SupervisorGone,
             Input::Fired(Timer::Supervisor) => GaveUp::SupervisorSilent,
-            Input::Daemon(Call::Dropped) => GaveUp::Dropped,
             Input::Fired(Timer::Heartbeat) => {
                 self.beat(session, out);
                 return State::Waiting { session, daemon, parts };
@@ -233,15 +245,20 @@ impl Successor {
                 out.push(Effect::Arm(Timer::Supervisor, self.timing.deadline_max));
                 return State::Waiting { session, daemon, parts };
             }
-            Input::Daemon(call) => {
-                daemon = self.called_waiting(session, daemon, &call, out);
-                return State::Waiting { session, daemon, parts };
-            }
-            Input::Fired(_) | Input::Did(_) => return State::Waiting { session, daemon, parts },
+            Input::Daemon(call) => match call.parting() {
+                Some(why) => why,
+                None => {
+                    daemon = self.called_waiting(session, daemon, &call, out);
+                    return State::Waiting { session, daemon, parts };
+                }
+            },
+            Input::Fired(_) | Input::Did(_) | Input::Progressed => return State::Waiting { session, daemon, parts },
         };
+        // Before its turn a closed channel says enough; the daemon's own words are worth a message.
+        let told = matches!(why, GaveUp::Daemon { .. }).then_some(session);
         match daemon {
-            Daemon::Asked => self.leave_call(None, why, out),
-            Daemon::Warming | Daemon::Warmed => self.leave(None, why, out),
+            Daemon::Asked => self.leave_call(told, why, out),
+            Daemon::Warming | Daemon::Warmed => self.leave(told, why, out),
         }
     }
 
@@ -274,9 +291,10 @@ impl Successor {
                 data_dir_fingerprint,
                 epoch,
                 deadline_ns,
+                open_ms,
             } if handoff_id == session.handoff_id => {
                 let sealed = Sealed { last_revision_per_shard: parts.complete(&rest), data_dir_fingerprint };
-                Some(Order::BeginWith { mode, sealed, epoch, deadline_ns })
+                Some(Order::BeginWith { mode, sealed, epoch, deadline_ns, open_ms })
             }
             _ => return Err(unexpected),
         };
@@ -338,7 +356,7 @@ impl Successor {
             Input::Daemon(Call::Handshake | Call::Lock | Call::Announce { .. }) => misuse(State::Called { turn }, out),
             other => match self.on_the_way(turn.session, other, out) {
                 Verdict::Stay => State::Called { turn },
-                Verdict::Leave(why) => self.leave(Some((&turn, None)), why, out),
+                Verdict::Leave(why) => self.leave(Some(turn.session), why, out),
             },
         }
     }
@@ -349,11 +367,11 @@ impl Successor {
                 out.push(Effect::Do(Errand::TryLock));
                 State::Locking { turn, attempt: Attempt::Trying { pause: LOCK_PAUSE_FIRST } }
             }
-            Input::Daemon(Call::Announce { .. }) => self.leave_call(Some((&turn, None)), GaveUp::WrongLock, out),
+            Input::Daemon(Call::Announce { .. }) => self.leave_call(Some(turn.session), GaveUp::WrongLock, out),
             Input::Daemon(Call::Handshake | Call::Warmed | Call::WaitForBegin) => misuse(State::Begun { turn }, out),
             other => match self.on_the_way(turn.session, other, out) {
                 Verdict::Stay => State::Begun { turn },
-                Verdict::Leave(why) => self.leave(Some((&turn, None)), why, out),
+                Verdict::Leave(why) => self.leave(Some(turn.session), why, out),
             },
         }
     }
@@ -378,17 +396,20 @@ impl Successor {
                     let mode = turn.mode_under_the_lock(&found);
                     return State::Locking { turn, attempt: Attempt::Claiming { mode } };
                 }
-                let left = self.leave_call(Some((&turn, None)), turn.not_its_turn(&found), out);
+                let left = self.leave_call(Some(turn.session), turn.not_its_turn(&found), out);
                 out.push(Effect::Do(Errand::Unlock));
                 return left;
             }
             (Attempt::Claiming { mode }, Input::Did(Outcome::Claimed { epoch })) => {
                 out.push(Effect::Reached(Milestone::Locked { epoch }));
                 out.push(Effect::Answer(Answer::Locked { mode }));
-                return State::Opening { turn, epoch };
+                return State::Opening { turn, epoch, pace: Pace::AtOnce };
             }
-            (Attempt::Trying { .. } | Attempt::Claiming { .. }, Input::Did(Outcome::Failed)) => GaveUp::StepFailed,
-            (attempt, Input::Daemon(call)) if call != Call::Dropped => {
+            (Attempt::Trying { .. } | Attempt::Claiming { .. }, Input::Did(Outcome::Failed { reason })) => {
+                GaveUp::StepFailed { reason }
+            }
+            (Attempt::Trying { .. } | Attempt::Pausing { .. }, Input::Fired(Timer::Deadline)) => GaveUp::LockHeld,
+            (attempt, Input::Daemon(call)) if call.parting().is_none() => {
                 return misuse(State::Locking { turn, attempt }, out);
             }
             (attempt, other) => match self.on_the_way(turn.session, other, out) {
@@ -396,29 +417,49 @@ impl Successor {
                 Verdict::Leave(why) => why,
             },
         };
-        self.leave_call(Some((&turn, None)), why, out)
+        self.leave_call(Some(turn.session), why, out)
     }
 
-    fn when_opening(&mut self, turn: Turn, epoch: u64, input: Input, out: &mut Vec<Effect>) -> State {
+    fn when_opening(&mut self, turn: Turn, epoch: u64, pace: Pace, input: Input, out: &mut Vec<Effect>) -> State {
         match input {
+            Input::Progressed | Input::Fired(Timer::Progress) => {
+                let pace = self.report_progress(&turn, pace, &input, out);
+                State::Opening { turn, epoch, pace }
+            }
             Input::Daemon(Call::Announce { report, lock }) => {
                 out.push(Effect::Reached(Milestone::Announcing));
                 let claimed = LockShown { epoch, handoff_id: Some(turn.session.handoff_id) };
                 let why =
                     if lock == claimed { turn.unfit(&report).map(GaveUp::Unfit) } else { Some(GaveUp::WrongLock) };
                 if let Some(why) = why {
-                    return self.leave_call(Some((&turn, Some(report))), why, out);
+                    return self.leave_call(Some(turn.session), why, out);
                 }
                 out.push(Effect::Do(Errand::StageControl));
                 State::Announcing { turn, report, stage: Stage::Staging }
             }
             Input::Daemon(Call::Handshake | Call::Warmed | Call::WaitForBegin | Call::Lock) => {
-                misuse(State::Opening { turn, epoch }, out)
+                misuse(State::Opening { turn, epoch, pace }, out)
             }
             other => match self.on_the_way(turn.session, other, out) {
-                Verdict::Stay => State::Opening { turn, epoch },
-                Verdict::Leave(why) => self.leave(Some((&turn, None)), why, out),
+                Verdict::Stay => State::Opening { turn, epoch, pace },
+                Verdict::Leave(why) => self.leave(Some(turn.session), why, out),
             },
+        }
+    }
+
+    /// It gets on with its opening: the supervisor hears so, at most once in an interval.
+    fn report_progress(&self, turn: &Turn, pace: Pace, input: &Input, out: &mut Vec<Effect>) -> Pace {
+        let Some(interval) = turn.progress_interval().filter(|_| self.link == Link::Up) else { return pace };
+        match (pace, input) {
+            (Pace::OnTimer | Pace::Waiting, Input::Progressed) => Pace::Waiting,
+            (Pace::AtOnce | Pace::OnTimer, Input::Fired(_)) => Pace::AtOnce,
+            (Pace::AtOnce | Pace::Waiting, _) => {
+                let progress = Message::OpenProgress { handoff_id: turn.session.handoff_id };
+                out.push(Effect::Send(turn.session.version, progress));
+                out.push(Effect::Arm(Timer::Progress, interval));
+                Pace::OnTimer
+            }
+            (Pace::OnTimer, _) => pace,
         }
     }
 
@@ -441,8 +482,8 @@ impl Successor {
             }
             (Stage::Activating, Input::Did(Outcome::Done)) => return self.activated(&turn, report, out),
             (Stage::Activating, Input::Did(Outcome::TooLate)) => GaveUp::Late,
-            (_, Input::Did(Outcome::Failed)) => GaveUp::StepFailed,
-            (stage, Input::Daemon(call)) if call != Call::Dropped => {
+            (_, Input::Did(Outcome::Failed { reason })) => GaveUp::StepFailed { reason },
+            (stage, Input::Daemon(call)) if call.parting().is_none() => {
                 return misuse(State::Announcing { turn, report, stage }, out);
             }
             (stage, other) => match (stage, self.on_the_way(turn.session, other, out)) {
@@ -453,7 +494,7 @@ impl Successor {
                 (_, Verdict::Leave(why)) => why,
             },
         };
-        self.leave_call(Some((&turn, Some(report))), why, out)
+        self.leave_call(Some(turn.session), why, out)
     }
 
     fn activated(&mut self, turn: &Turn, report: Report, out: &mut Vec<Effect>) -> State {
@@ -480,10 +521,13 @@ impl Successor {
                 self.hang_up(out);
                 State::Over
             }
-            Input::Daemon(call) if call != Call::Dropped => misuse(State::Active, out),
-            Input::Wire(Wire::Message(_)) | Input::Daemon(_) | Input::Did(_) | Input::Fired(_) | Input::WokeLate => {
-                State::Active
-            }
+            Input::Daemon(call) if call.parting().is_none() => misuse(State::Active, out),
+            Input::Wire(Wire::Message(_))
+            | Input::Daemon(_)
+            | Input::Did(_)
+            | Input::Fired(_)
+            | Input::WokeLate
+            | Input::Progressed => State::Active,
         }
     }
 
@@ -497,8 +541,8 @@ impl Successor {
             Input::Wire(_) => self.hang_up(out),
             Input::Fired(Timer::Heartbeat) => self.beat(session, out),
             Input::Fired(Timer::Deadline) => return Verdict::Leave(GaveUp::Late),
-            Input::Daemon(Call::Dropped) => return Verdict::Leave(GaveUp::Dropped),
-            Input::Fired(_) | Input::Daemon(_) | Input::Did(_) | Input::WokeLate => {}
+            Input::Daemon(call) => return call.parting().map_or(Verdict::Stay, Verdict::Leave),
+            Input::Fired(_) | Input::Did(_) | Input::WokeLate | Input::Progressed => {}
         }
         Verdict::Stay
     }
@@ -518,19 +562,19 @@ impl Successor {
     }
 
     /// Leaves while the daemon waits for an answer.
-    fn leave_call(&mut self, turn: Option<(&Turn, Option<Report>)>, why: GaveUp, out: &mut Vec<Effect>) -> State {
-        let left = self.leave(turn, why.clone(), out);
+    fn leave_call(&mut self, session: Option<Session>, why: GaveUp, out: &mut Vec<Effect>) -> State {
+        let left = self.leave(session, why.clone(), out);
         out.push(Effect::Answer(Answer::GaveUp(why)));
         left
     }
 
-    /// Leaves. Once its turn has come, the supervisor hears at once that nothing will come of it.
-    fn leave(&mut self, turn: Option<(&Turn, Option<Report>)>, why: GaveUp, out: &mut Vec<Effect>) -> State {
-        if let Some((turn, report)) = turn
+    /// Leaves. Once its turn has come, the supervisor hears at once that nothing will come of it, and why.
+    fn leave(&mut self, session: Option<Session>, why: GaveUp, out: &mut Vec<Effect>) -> State {
+        if let Some(session) = session
             && self.link == Link::Up
-            && turn.tells(&why)
+            && session.tells(&why)
         {
-            out.push(Effect::Send(turn.session.version, turn.not_ready(report)));
+            out.push(Effect::Send(session.version, session.not_ready(&why)));
         }
         self.hang_up(out);
         out.push(Effect::Reached(Milestone::Left(why.clone())));
@@ -546,7 +590,7 @@ fn misuse(state: State, out: &mut Vec<Effect>) -> State {
 
 fn when_over(input: Input, out: &mut Vec<Effect>) -> State {
     match input {
-        Input::Daemon(call) if call != Call::Dropped => misuse(State::Over, out),
+        Input::Daemon(call) if call.parting().is_none() => misuse(State::Over, out),
         _ => State::Over,
     }
 }
@@ -555,8 +599,8 @@ fn when_over(input: Input, out: &mut Vec<Effect>) -> State {
 fn when_left(why: GaveUp, input: Input, out: &mut Vec<Effect>) -> State {
     match input {
         Input::Did(Outcome::Locked(_) | Outcome::Claimed { .. }) => out.push(Effect::Do(Errand::Unlock)),
-        Input::Daemon(call) if call != Call::Dropped => out.push(Effect::Answer(Answer::GaveUp(why.clone()))),
-        Input::Daemon(_) | Input::Wire(_) | Input::Did(_) | Input::Fired(_) | Input::WokeLate => {}
+        Input::Daemon(call) if call.parting().is_none() => out.push(Effect::Answer(Answer::GaveUp(why.clone()))),
+        Input::Daemon(_) | Input::Wire(_) | Input::Did(_) | Input::Fired(_) | Input::WokeLate | Input::Progressed => {}
     }
     State::Left { why }
 }

@@ -46,6 +46,7 @@ fn small_with_lists() -> Vec<Message> {
             data_dir_fingerprint: [7; 32],
             epoch: u64::MAX,
             deadline_ns: u64::MAX,
+            open_ms: 10_000,
         },
         Message::Ready {
             handoff_id: ID,

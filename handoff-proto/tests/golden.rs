@@ -119,8 +119,8 @@ fn version_2() -> Vec<(&'static str, Message)> {
     vec![
         ("14000000 0200 0e 100123456789ab4def8011223344556677", Message::Warmed { handoff_id }),
         (
-            "4b000000 0200 0f 100123456789ab4def8011223344556677 00 03 01 ac02 ffffffffffffffffff01 \
-             e0e1e2e3e4e5e6e7e8e9eaebecedeeeff0f1f2f3f4f5f6f7f8f9fafbfcfdfeff 8101 808080808020",
+            "4d000000 0200 0f 100123456789ab4def8011223344556677 00 03 01 ac02 ffffffffffffffffff01 \
+             e0e1e2e3e4e5e6e7e8e9eaebecedeeeff0f1f2f3f4f5f6f7f8f9fafbfcfdfeff 8101 808080808020 904e",
             Message::BeginWith {
                 handoff_id,
                 mode: BeginMode::Sealed,
@@ -128,11 +128,12 @@ fn version_2() -> Vec<(&'static str, Message)> {
                 data_dir_fingerprint: fingerprint(),
                 epoch: 129,
                 deadline_ns: 1 << 40,
+                open_ms: 10_000,
             },
         ),
         (
-            "38000000 0200 0f 100123456789ab4def8011223344556677 01 00 \
-             0000000000000000000000000000000000000000000000000000000000000000 01 00",
+            "3a000000 0200 0f 100123456789ab4def8011223344556677 01 00 \
+             0000000000000000000000000000000000000000000000000000000000000000 01 00 904e",
             Message::BeginWith {
                 handoff_id,
                 mode: BeginMode::Recover,
@@ -140,6 +141,7 @@ fn version_2() -> Vec<(&'static str, Message)> {
                 data_dir_fingerprint: [0; 32],
                 epoch: 1,
                 deadline_ns: 0,
+                open_ms: 10_000,
             },
         ),
         ("14000000 0200 10 100123456789ab4def8011223344556677", Message::Resumed { handoff_id }),
@@ -168,7 +170,12 @@ fn version_2() -> Vec<(&'static str, Message)> {
             "0b000000 0200 16 808004 03 00 01 ac02",
             Message::Revisions { first_shard: 65_536, revisions: vec![0, 1, 300] },
         ),
-        ("14000000 0200 17 100123456789ab4def8011223344556677", Message::TransferChannel { handoff_id }),
+        (
+            "19000000 0200 17 100123456789ab4def8011223344556677 04 66756c6c",
+            Message::NotReady { handoff_id, reason: "full".into() },
+        ),
+        ("14000000 0200 18 100123456789ab4def8011223344556677", Message::TransferChannel { handoff_id }),
+        ("14000000 0200 19 100123456789ab4def8011223344556677", Message::OpenProgress { handoff_id }),
     ]
 }
 
@@ -214,5 +221,5 @@ fn every_message_has_golden_bytes_under_the_version_that_knows_it() {
             numbers.push(number);
         }
     }
-    assert_eq!(numbers, Vec::from_iter(0..=23));
+    assert_eq!(numbers, Vec::from_iter(0..=25));
 }

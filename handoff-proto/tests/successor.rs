@@ -1,5 +1,7 @@
 //! The successor's machine: each rule of section 6 of `docs/protocol.md`, and what must hold for any input.
 
+use std::time::Duration;
+
 use handoff_proto::successor::{
     Age, Answer, Call, Effect, Errand, Found, GaveUp, Input, LockShown, Milestone, Outcome, Report, Successor, Timer,
     Unfit, Wire,
@@ -28,6 +30,7 @@ fn begin_with(mode: BeginMode, sealed: &[u64]) -> Input {
         data_dir_fingerprint: [3; 32],
         epoch: EPOCH,
         deadline_ns: DEADLINE_NS,
+        open_ms: 10_000,
     })
 }
 
@@ -108,10 +111,11 @@ fn errands(effects: &[Effect]) -> Vec<&Errand> {
     effects.iter().filter_map(|effect| if let Effect::Do(errand) = effect { Some(errand) } else { None }).collect()
 }
 
-/// The `Ready` among the effects: its health.
+/// What the supervisor is told at last: whether it is ready.
 fn ready(effects: &[Effect]) -> Option<bool> {
     effects.iter().find_map(|effect| match effect {
         Effect::Send(_, Message::Ready { healthz_ok, .. }) => Some(*healthz_ok),
+        Effect::Send(2, Message::NotReady { .. }) => Some(false),
         _ => None,
     })
 }
@@ -231,7 +235,7 @@ fn the_lock_is_tried_at_once_and_again_after_a_growing_pause() {
     }
     assert_eq!(pauses, [200, 400, 800, 1600, 2000, 2000]);
     let effects = machine.step(Input::Fired(Timer::Deadline));
-    assert_eq!(answers(&effects), [&Answer::GaveUp(GaveUp::Late)]);
+    assert_eq!(answers(&effects), [&Answer::GaveUp(GaveUp::LockHeld)]);
     assert_eq!(errands(&machine.step(did(Outcome::Locked(sealed_lease())))), [&Errand::Unlock], "late, so given back");
 }
 
@@ -446,6 +450,59 @@ fn a_late_or_failed_successor_says_so_and_later_calls_return_the_reason() {
     assert_eq!((gave_up(&effects), ready(&effects)), (Some(&GaveUp::Late), Some(false)));
 }
 
+/// What the supervisor is told of a successor that gives up.
+fn told(effects: &[Effect]) -> Option<&str> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Send(2, Message::NotReady { handoff_id: OWN, reason }) => Some(reason.as_str()),
+        _ => None,
+    })
+}
+
+#[test]
+fn the_supervisor_hears_the_reason_itself() {
+    let failed = || did(Outcome::Failed { reason: "/d/.handoff.lock: EIO".into() });
+    let gives_up = || call(Call::GiveUp("the store is torn".into()));
+    let mut trying = begun(2);
+    trying.push(call(Call::Lock));
+    let sick = Report { healthz_ok: false, ..report(&[5, 6]) };
+    for (before, end, reason) in [
+        (trying.clone(), failed(), "/d/.handoff.lock: EIO"),
+        (trying, Input::Fired(Timer::Deadline), "another process held the data directory's lock until the deadline"),
+        (opening(2), gives_up(), "the store is torn"),
+        (waiting(2), gives_up(), "the store is torn"),
+        (opening(2), announce(sick), "it reports itself unhealthy"),
+        (opening(2), announce(report(&[9, 5])), "it opened shard 1 at revision 5, sealed was 6"),
+        (activating(2), did(Outcome::TooLate), "the handover's deadline has passed"),
+    ] {
+        let effects = after(before).step(end);
+        assert!(told(&effects).is_some_and(|told| told.starts_with(reason)), "{reason}: {effects:?}");
+        let hang_up = effects.iter().position(|effect| *effect == Effect::HangUp);
+        let sent = effects.iter().position(|effect| matches!(effect, Effect::Send(..)));
+        assert!(sent < hang_up);
+    }
+    let effects = after(opening(2)).step(call(Call::GiveUp("x".repeat(1 << 20))));
+    assert!(told(&effects).is_some_and(|told| told.len() < 1 << 16), "a reason fits a frame");
+    let effects = after(opening(1)).step(gives_up());
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Send(..))), "version 1 hears a closed channel");
+}
+
+#[test]
+fn an_opening_tells_its_progress_at_once_and_then_at_most_once_in_an_interval() {
+    let progress = Effect::Send(2, Message::OpenProgress { handoff_id: OWN });
+    let interval = Effect::Arm(Timer::Progress, Duration::from_millis(10_000 / 8));
+    let said = [progress, interval];
+    let mut machine = after(opening(2));
+    assert_eq!(machine.step(Input::Progressed), said);
+    assert_eq!(machine.step(Input::Progressed), []);
+    assert_eq!(machine.step(Input::Progressed), []);
+    assert_eq!(machine.step(Input::Fired(Timer::Progress)), said, "what waited");
+    assert_eq!(machine.step(Input::Fired(Timer::Progress)), []);
+    assert_eq!(machine.step(Input::Progressed), said);
+    for silent in [begun(2), opening(1)] {
+        assert_eq!(after(silent).step(Input::Progressed), [], "nobody waits for it");
+    }
+}
+
 #[test]
 fn a_lock_that_comes_after_the_end_is_given_back() {
     let mut inputs = begun(2);
@@ -487,6 +544,7 @@ fn any_message() -> impl Strategy<Value = Message> {
             data_dir_fingerprint: [0; 32],
             epoch: EPOCH,
             deadline_ns: DEADLINE_NS,
+            open_ms: 10_000,
         }),
         (0u32..3).prop_map(|first_shard| Message::Revisions { first_shard, revisions: vec![1] }),
         Just(Message::Heartbeat { ts_ms: 0 }),
@@ -520,7 +578,7 @@ fn any_input() -> impl Strategy<Value = Input> {
             call(Call::Dropped),
             announce(report(&[4])),
             did(Outcome::TooLate),
-            did(Outcome::Failed),
+            did(Outcome::Failed { reason: "EIO".into() }),
             Input::Fired(Timer::Hello),
             Input::Fired(Timer::Supervisor),
             Input::Fired(Timer::Heartbeat),
@@ -550,14 +608,18 @@ impl Witness {
         let Input::Did(outcome) = input else { return true };
         match self.errand {
             None => false,
-            Some(Errand::TryLock) => matches!(outcome, Outcome::Held(_) | Outcome::Locked(_) | Outcome::Failed),
-            Some(Errand::ClaimLease { .. }) => matches!(outcome, Outcome::Claimed { .. } | Outcome::Failed),
+            Some(Errand::TryLock) => {
+                matches!(outcome, Outcome::Held(_) | Outcome::Locked(_) | Outcome::Failed { .. })
+            }
+            Some(Errand::ClaimLease { .. }) => {
+                matches!(outcome, Outcome::Claimed { .. } | Outcome::Failed { .. })
+            }
             Some(Errand::Unlock) => *outcome == Outcome::Done,
             Some(Errand::StageControl | Errand::PublishControl) => {
-                matches!(outcome, Outcome::Done | Outcome::Failed)
+                matches!(outcome, Outcome::Done | Outcome::Failed { .. })
             }
             Some(Errand::ActivateLease { .. }) => {
-                matches!(outcome, Outcome::Done | Outcome::TooLate | Outcome::Failed)
+                matches!(outcome, Outcome::Done | Outcome::TooLate | Outcome::Failed { .. })
             }
         }
     }

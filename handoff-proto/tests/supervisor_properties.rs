@@ -18,7 +18,17 @@ const SEALED: u64 = 5;
 
 fn plan(ownership: Ownership, watchdog: Watchdog) -> Plan {
     let second = Duration::from_secs(1);
-    Plan { handoff_id: ID, deadline: second, drain_grace: second, warm: second, ownership, watchdog }
+    Plan {
+        handoff_id: ID,
+        deadline: second,
+        drain_grace: second,
+        warm: second,
+        open: second,
+        resume: second,
+        unheard: None,
+        ownership,
+        watchdog,
+    }
 }
 
 fn hello(role: Side, pid: u32, proto_max: u16) -> Message {
@@ -79,6 +89,8 @@ fn message() -> impl Strategy<Value = Message> {
         Just(seal_complete()),
         Just(Message::SealFailed { handoff_id: ID, error: "seal".into(), partial_state: String::new() }),
         (any::<bool>(), 4u64..7).prop_map(|(ok, revision)| ready(ok, revision)),
+        Just(Message::NotReady { handoff_id: ID, reason: "sick".into() }),
+        Just(Message::OpenProgress { handoff_id: ID }),
         (0u32..2).prop_map(|first_shard| Message::Revisions { first_shard, revisions: vec![1] }),
         Just(Message::Resumed { handoff_id: ID }),
         Just(Message::Resumed { handoff_id: OTHER_ID }),
@@ -172,6 +184,7 @@ impl Observer {
                     self.unfit = true;
                 }
             }
+            Input::FromSuccessor(Message::NotReady { .. }) => self.unfit = true,
             Input::Lease(LeaseReading::Found(lease)) if self.looking => {
                 self.active_when_stopped = lease.owner == N && lease.state == LeaseState::Active;
                 self.looking = false;

@@ -95,8 +95,8 @@ fn any_version_2() -> impl Strategy<Value = Message> {
     let mode = prop::sample::select(vec![BeginMode::Sealed, BeginMode::Recover]);
     prop_oneof![
         any_id().prop_map(|handoff_id| Message::Warmed { handoff_id }),
-        (any_id(), mode, any_revisions(), any::<[u8; 32]>(), any::<u64>(), any::<u64>()).prop_map(
-            |(handoff_id, mode, sealed_revision_per_shard, data_dir_fingerprint, epoch, deadline_ns)| {
+        (any_id(), mode, any_revisions(), any::<[u8; 32]>(), any::<u64>(), any::<u64>(), any::<u64>()).prop_map(
+            |(handoff_id, mode, sealed_revision_per_shard, data_dir_fingerprint, epoch, deadline_ns, open_ms)| {
                 Message::BeginWith {
                     handoff_id,
                     mode,
@@ -104,6 +104,7 @@ fn any_version_2() -> impl Strategy<Value = Message> {
                     data_dir_fingerprint,
                     epoch,
                     deadline_ns,
+                    open_ms,
                 }
             }
         ),
@@ -119,7 +120,9 @@ fn any_version_2() -> impl Strategy<Value = Message> {
         ),
         (any::<u32>(), any_revisions())
             .prop_map(|(first_shard, revisions)| Message::Revisions { first_shard, revisions }),
+        (any_id(), any_text()).prop_map(|(handoff_id, reason)| Message::NotReady { handoff_id, reason }),
         any_id().prop_map(|handoff_id| Message::TransferChannel { handoff_id }),
+        any_id().prop_map(|handoff_id| Message::OpenProgress { handoff_id }),
     ]
 }
 

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | 0 | done; for `upgrade` and `rollback`: committed |
 //! | 1 | `run`: the daemon ended and is not to be started again |
-//! | 2 | `upgrade`, `rollback`: aborted after the successor was started; the old process serves on |
+//! | 2 | `upgrade`, `rollback`: aborted after the successor was started; the line says what is known of the old process |
 //! | 3 | nothing was done: bad arguments, nobody answers, refused; one line on stderr says why |
 //! | 4 | `upgrade`, `rollback`: another handover is under way |
 //! | 6 | `upgrade`, `rollback`: the supervisor went away, and what is left does not say who serves |

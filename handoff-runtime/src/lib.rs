@@ -102,9 +102,10 @@ pub use handoff_proto::supervisor::Watchdog;
 pub use handoff_proto::{BeginMode, HandoffId, Timing};
 pub use incumbent::{Incumbent, Served};
 pub use listeners::{InheritedListeners, pass_listener_fds_on_spawn};
-pub use outcome::{GivenBack, HandoffOutcome, Recovery, SpawnSpec, Timings};
+pub use outcome::{GivenBack, HandoffOutcome, OldProcess, Recovery, SpawnSpec, Timings};
 pub use process::Process;
 pub use role::{BegunSuccessor, HandshookSuccessor, Role, Successor, detect_role};
+pub use successor::OpenProgress;
 pub use supervisor::Supervisor;
 
 #[cfg(doctest)]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use handoff_journal::StateJournal;
 use handoff_proto::HandoffId;
+use handoff_proto::supervisor::Standing;
 
 use crate::process::Process;
 
@@ -24,10 +25,16 @@ pub struct SpawnSpec {
     pub drain_grace: Duration,
     /// How long the successor may load what it can without the data. The incumbent serves meanwhile.
     pub warm: Duration,
+    /// How long the successor may go on opening its data without a word of progress
+    /// ([`OpenProgress`](crate::OpenProgress)). Nobody serves meanwhile.
+    pub open: Duration,
+    /// How long the incumbent may take to serve again after an abort. One that needs longer counts as dead and is ended, unless the
+    /// watchdog spares it.
+    pub resume: Duration,
 }
 
 impl SpawnSpec {
-    /// A program without arguments: deadline 300 s, drain 60 s, warm-up 60 s.
+    /// A program without arguments: deadline 300 s, drain 60 s, warm-up 60 s, opening 10 s, resume 30 s.
     pub fn new(binary: impl Into<PathBuf>) -> Self {
         Self {
             binary: binary.into(),
@@ -36,6 +43,8 @@ impl SpawnSpec {
             deadline: Duration::from_secs(300),
             drain_grace: Duration::from_secs(60),
             warm: Duration::from_secs(60),
+            open: Duration::from_secs(10),
+            resume: Duration::from_secs(30),
         }
     }
 }
@@ -46,9 +55,11 @@ impl SpawnSpec {
 pub struct HandoffOutcome {
     /// The handover.
     pub handoff_id: HandoffId,
-    /// Whether the successor serves now. If not, the incumbent does (promise 6).
+    /// Whether the successor serves now.
     pub committed: bool,
-    /// Why it was not committed; the text of a failed hook is kept in it.
+    /// What is known of the process that was the incumbent (promise 6).
+    pub incumbent: OldProcess,
+    /// Why it was not committed; the text of a failed hook is kept in it, and a successor's own words.
     pub abort_reason: Option<String>,
     /// The successor after a commit. After an abort it is gone and reaped, except when the kernel still held it.
     pub child: Option<Process>,
@@ -58,6 +69,43 @@ pub struct HandoffOutcome {
     pub old_pid: u32,
     /// The epoch under which the successor writes, after a commit and where a lease says it.
     pub epoch: Option<u64>,
+}
+
+/// What is known of the old process at the end of a handover.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "service", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum OldProcess {
+    /// The successor has taken its place.
+    Replaced,
+    /// It serves: it said so, or was never asked to stop.
+    Serves,
+    /// It lives, takes its data back by itself, and was not heard to serve again. One of version 1 never says so.
+    NotHeard,
+    /// It is dead.
+    Dead,
+}
+
+impl OldProcess {
+    /// As in the JSON and in the history.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Replaced => "replaced",
+            Self::Serves => "serves",
+            Self::NotHeard => "not_heard",
+            Self::Dead => "dead",
+        }
+    }
+}
+
+impl From<Standing> for OldProcess {
+    fn from(standing: Standing) -> Self {
+        match standing {
+            Standing::Serves => Self::Serves,
+            Standing::NotHeard => Self::NotHeard,
+            Standing::Dead => Self::Dead,
+        }
+    }
 }
 
 /// How long the parts of a handover took; zero for those that it did not come to.

@@ -18,7 +18,7 @@ use crate::environment::{self, StartedAs};
 use crate::error::{Error, Result};
 use crate::incumbent::Incumbent;
 use crate::listeners::InheritedListeners;
-use crate::successor::Driver;
+use crate::successor::{Driver, OpenProgress};
 
 /// The longest build id that a successor may greet with, in bytes. A lease keeps its first 64.
 const BUILD_ID_BYTES_MAX: usize = 64 * 1024;
@@ -294,6 +294,18 @@ impl BegunSuccessor {
         injected(fail_here!(points::N_AFTER_LOCK))?;
         self.mode = mode;
         Ok(lock)
+    }
+
+    /// What to tell the supervisor while the opening takes long, from any thread. A successor that opens for longer than `open` of
+    /// the configuration (10 s) without such a word is ended, and the old process serves again.
+    pub fn open_progress(&self) -> OpenProgress {
+        self.driver.open_progress()
+    }
+
+    /// Gives the handover up. The reason reaches whoever ordered it; then exit: the old process resumes. The lock, if it was taken, is
+    /// for the caller to keep until then.
+    pub fn give_up(self, reason: impl std::fmt::Display) {
+        self.driver.give_up(reason.to_string());
     }
 
     /// Becomes the incumbent: binds the control socket beside `control_socket`, renames it into place, turns the lease

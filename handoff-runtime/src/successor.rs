@@ -57,6 +57,19 @@ pub(crate) struct Announced {
     pub(crate) parting: Option<Channel>,
 }
 
+/// Tells the supervisor that a successor gets on with opening its data; see
+/// [`BegunSuccessor::open_progress`](crate::BegunSuccessor::open_progress).
+#[derive(Debug, Clone)]
+pub struct OpenProgress(Arc<Shared>);
+
+impl OpenProgress {
+    /// The opening has got on. It costs little, never waits, and may be said as often as you like: what is sent is a few messages
+    /// within the bound. After the opening it does nothing.
+    pub fn report(&self) {
+        self.0.act_from_outside(|core| core.step(Input::Progressed));
+    }
+}
+
 impl Driver {
     /// Greets the supervisor, and starts the library thread while it answers.
     ///
@@ -153,6 +166,16 @@ impl Driver {
         }
     }
 
+    /// Gives the handover up, and has the supervisor told why.
+    pub(crate) fn give_up(self, reason: String) {
+        self.shared.lock().step(Input::Daemon(Call::GiveUp(reason)));
+    }
+
+    /// What tells the supervisor that the opening gets on, from any thread.
+    pub(crate) fn open_progress(&self) -> OpenProgress {
+        OpenProgress(Arc::clone(&self.shared))
+    }
+
     /// Becomes the incumbent; `serve` is called as soon as that can't be undone. On an error the lock stays held until the
     /// process exits.
     pub(crate) fn announce(
@@ -204,7 +227,7 @@ impl Driver {
 
     fn accepted(&mut self, answer: Answer) -> Result<Answer> {
         match answer {
-            Answer::GaveUp(GaveUp::StepFailed) => Err(self.hands.take_error()),
+            Answer::GaveUp(GaveUp::StepFailed { .. }) => Err(self.hands.take_error()),
             Answer::GaveUp(why) => Err(error_of(&why)),
             Answer::Misuse => Err(Error::Usage("lock() was called before: a successor takes the lock once".into())),
             answer => Ok(answer),
@@ -215,7 +238,8 @@ impl Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         let Some(helper) = self.helper.take() else { return };
-        self.shared.lock().step(Input::Daemon(Call::Dropped));
+        let call = if std::thread::panicking() { Call::GiveUp("the daemon panicked".into()) } else { Call::Dropped };
+        self.shared.lock().step(Input::Daemon(call));
         self.shared.end();
         // It blocks on nothing but its own wait, which has just ended.
         helper.join();
@@ -234,7 +258,9 @@ fn error_of(why: &GaveUp) -> Error {
         | GaveUp::SupervisorSilent
         | GaveUp::Late
         | GaveUp::NotItsTurn { .. }
-        | GaveUp::StepFailed
+        | GaveUp::LockHeld
+        | GaveUp::StepFailed { .. }
+        | GaveUp::Daemon { .. }
         | GaveUp::Dropped => Error::Aborted { reason: why.to_string() },
         GaveUp::Version { .. } | GaveUp::Unexpected { .. } | GaveUp::Garbage => Error::Protocol(why.to_string()),
         GaveUp::Unfit(unfit) => Error::Unfit { reason: unfit.to_string() },

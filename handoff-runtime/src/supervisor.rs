@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use handoff_journal::Journal;
 use handoff_lock::WatchedLease;
 use handoff_proto::supervisor::Watchdog;
-use handoff_proto::{HandoffId, Timing};
+use handoff_proto::{HandoffId, ProcessId, Timing};
 
 use crate::channel::Channel;
 use crate::control::check_socket_path;
@@ -60,6 +60,8 @@ struct Desk {
     journal: Option<Journal>,
     /// Kept, so that a look in the pause opens no file.
     lease: Option<WatchedLease>,
+    /// The incumbent that the handover before has not heard to serve again.
+    unheard: Option<ProcessId>,
     /// Who served after the handover before, so that its place in `/proc` need not be looked at again.
     serving: Option<Process>,
 }
@@ -201,11 +203,11 @@ impl Supervisor {
         conclude: impl FnOnce(Result<HandoffOutcome>, Vec<Progress>) -> T,
     ) -> Result<T> {
         let mut desk = self.desk()?;
-        let Desk { journal, lease, serving } = &mut *desk;
+        let Desk { journal, lease, unheard, serving } = &mut *desk;
         let journal = self.open_journal(journal)?;
         let lease = self.data_dir.as_ref().map(|dir| lease.get_or_insert_with(|| WatchedLease::new(dir.path())));
         let at_hand = AtHand { process: at_hand.process.or_else(|| serving.take()), ..at_hand };
-        let tools = handover::Tools { handoff_id, at_hand, journal, lease, serving };
+        let tools = handover::Tools { handoff_id, at_hand, journal, lease, unheard, serving };
         let performed = handover::Run::new(self, tools, spec, onlooker, cancel).perform();
         let handover::Performed { outcome, unseen, channels } = performed;
         let concluded = conclude(outcome, unseen);

@@ -193,6 +193,7 @@ impl World {
             data_dir_fingerprint: [0; 32],
             epoch: self.epoch,
             deadline_ns: u64::MAX,
+            open_ms: 10_000,
         }
     }
 
@@ -242,10 +243,11 @@ impl Run {
         Some(())
     }
 
-    /// What its Ready says, unless it ends without one.
+    /// Whether it is ready, unless it ends without a word.
     fn hear_ready(&mut self) -> Option<bool> {
         match self.hear()? {
             Message::Ready { handoff_id: ID, healthz_ok, .. } => Some(healthz_ok),
+            Message::NotReady { handoff_id: ID, .. } => Some(false),
             other => panic!("{other:?}"),
         }
     }

@@ -446,6 +446,8 @@ const TIMING: Timing = Timing {
     limbo_poll: Duration::from_millis(20),
     deadline_max: Duration::from_secs(3600),
     settle: Duration::from_secs(3),
+    promotion: Duration::from_millis(600),
+    parting: Duration::from_millis(300),
 };
 
 /// How long a frozen daemon sleeps before it is woken, and a slow process dawdles: well within what its peers wait.

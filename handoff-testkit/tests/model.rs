@@ -54,12 +54,12 @@ fn two_handovers_with_any_fault() {
     holds(among_strangers(2, 1), "two handovers, any fault");
 }
 
-/// The one thing that nobody else can mend: the supervisor ends between SIGSTOP and SIGCONT.
+/// What nobody else can mend: the supervisor ends between SIGSTOP and SIGCONT, or after it has ended an incumbent that counts as dead.
 #[test]
 fn without_anybody_who_restarts_the_supervisor() {
     let graph = Graph::explore(HandoverModel(Limits { init: Init::LeavesAlone, ..limits(1, 1) }));
     assert!(graph.summary().broken.is_empty(), "{}", graph.traces());
-    assert!(graph.dead_ends().all(|world| world.is_left_standing_still()), "{}", graph.traces());
+    assert!(graph.dead_ends().all(|world| world.is_left_standing_still() || world.is_empty()), "{}", graph.traces());
 }
 
 #[test]
@@ -160,6 +160,21 @@ fn leftovers_that_nobody_ends_find_another_epoch() {
 #[ignore = "a quarter of an hour and several GiB"]
 fn two_handovers_with_any_two_faults() {
     holds(among_strangers(2, 2), "two handovers, any two faults");
+}
+
+#[test]
+fn saying_that_it_serves_before_it_has_said_so_is_noticed() {
+    notices(Sabotage::TakeResumeForGranted, 1, 0, Broken::SaidToServe);
+}
+
+#[test]
+fn sparing_an_incumbent_that_counts_as_dead_is_noticed() {
+    notices(Sabotage::SpareSilentIncumbent, 1, 1, Broken::NotWaitedFor);
+}
+
+#[test]
+fn ending_a_warm_successor_while_the_incumbent_is_silent_is_noticed() {
+    notices(Sabotage::TakeDeadlineForLife, 1, 1, Broken::EndedForSilence);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use super::{
     Channel, Clock, Daemon, Directory, Drain, Effect, Effects, Handover, Incumbent, Judging, Leaving, Memory,
     Milestone, Prepare, Progress, Reply, ResumeEnd, Seal, State, Successor, Timer, Undo, Why, backoff,
 };
+use crate::bounded::brief;
 use crate::message::Message;
 use crate::revisions::{self, SHARDS_MAX};
 
@@ -16,9 +17,6 @@ use std::time::Duration;
 
 /// The least time between two reports of a seal's progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
-
-/// The longest error text that travels, in bytes.
-const TEXT_BYTES_MAX: usize = 4096;
 
 /// A list of revisions of this length fits a frame whatever they are.
 const FITS_SURELY: usize = 64 * 1024;
@@ -450,16 +448,4 @@ fn send_sealed(handover: &Handover, seal: Seal, out: &mut Effects) {
 
 fn complete(handover: &Handover, last_revision_per_shard: Vec<u64>, data_dir_fingerprint: [u8; 32]) -> Message {
     Message::SealComplete { handoff_id: handover.id, last_revision_per_shard, data_dir_fingerprint }
-}
-
-/// A text that surely fits a frame.
-fn brief(mut text: String) -> String {
-    if text.len() > TEXT_BYTES_MAX {
-        let mut end = TEXT_BYTES_MAX;
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        text.truncate(end);
-    }
-    text
 }

@@ -230,7 +230,9 @@ impl Incumbent {
             | Message::DrainFailed { .. }
             | Message::Listeners { .. }
             | Message::StatusReport(_)
-            | Message::Revisions { .. } => self.dismiss(link.session, Why::Violation, out),
+            | Message::Revisions { .. }
+            | Message::NotReady { .. }
+            | Message::OpenProgress { .. } => self.dismiss(link.session, Why::Violation, out),
         }
     }
 

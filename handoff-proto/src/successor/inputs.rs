@@ -12,8 +12,10 @@ use crate::version::ProtoVersion;
 pub enum Input {
     /// The channel to the supervisor.
     Wire(Wire),
-    /// The daemon. Every call but [`Call::Dropped`] blocks until its one [`Answer`].
+    /// The daemon. Every call but [`Call::GiveUp`] and [`Call::Dropped`] blocks until its one [`Answer`].
     Daemon(Call),
+    /// The daemon gets on with opening its data.
+    Progressed,
     /// What came of the [`Errand`] under way.
     Did(Outcome),
     /// A timer has run out.
@@ -51,8 +53,21 @@ pub enum Call {
         /// The lock that it presents.
         lock: LockShown,
     },
-    /// The daemon gives up.
+    /// The daemon gives up, and says why.
+    GiveUp(String),
+    /// The daemon lets go of its handle without a word.
     Dropped,
+}
+
+impl Call {
+    /// Why the daemon gives up, if that is what it does.
+    pub(super) fn parting(&self) -> Option<GaveUp> {
+        match self {
+            Self::GiveUp(reason) => Some(GaveUp::Daemon { reason: reason.clone() }),
+            Self::Dropped => Some(GaveUp::Dropped),
+            Self::Handshake | Self::Warmed | Self::WaitForBegin | Self::Lock | Self::Announce { .. } => None,
+        }
+    }
 }
 
 /// How a daemon stands that has opened its data.
@@ -78,7 +93,7 @@ pub struct LockShown {
 }
 
 /// What came of an errand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// [`Errand::TryLock`]: somebody else has the lock; the lease as read without it.
     Held(Found),
@@ -93,8 +108,11 @@ pub enum Outcome {
     Done,
     /// [`Errand::ActivateLease`]: it was too late, nothing was written.
     TooLate,
-    /// The errand failed; the driver keeps the reason. A failed claim has unlocked.
-    Failed,
+    /// The errand failed. A failed claim has unlocked.
+    Failed {
+        /// Why.
+        reason: String,
+    },
 }
 
 /// The lease as an errand found it.
@@ -143,6 +161,8 @@ pub enum Timer {
     Deadline,
     /// The lock is worth another try.
     LockRetry,
+    /// Another word of progress may go out.
+    Progress,
 }
 
 /// How far it has come; for crash points, events and time stamps.

@@ -1,12 +1,17 @@
 //! The turn of one successor: what it was sent for, and the pure checks on the lease and on the daemon's report.
 
+use std::time::Duration;
+
 use super::inputs::{Age, Answer, Found, Report, Sealed};
 use super::why::{GaveUp, Unfit};
-use crate::bounded::ADDRESSES_MAX;
+use crate::bounded::{ADDRESSES_MAX, brief};
 use crate::lease::{LeaseState, LeaseView};
 use crate::message::{BeginMode, HandoffId, Message};
 use crate::revisions::{self, SHARDS_MAX};
 use crate::version::ProtoVersion;
+
+/// A word of progress costs little, and a tight loop of them must not fill the channel.
+const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(20);
 
 /// What the greeting settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -27,7 +32,7 @@ pub(super) enum Order {
     /// Version 1: nothing but the word.
     Begin,
     /// Version 2.
-    BeginWith { mode: BeginMode, sealed: Sealed, epoch: u64, deadline_ns: u64 },
+    BeginWith { mode: BeginMode, sealed: Sealed, epoch: u64, deadline_ns: u64, open_ms: u64 },
 }
 
 impl Turn {
@@ -138,18 +143,23 @@ impl Turn {
         (split.ahead, ready)
     }
 
+    /// How often a supervisor hears that the opening gets on: several times within its bound. It has one in version 2 only.
+    pub(super) fn progress_interval(&self) -> Option<Duration> {
+        match &self.order {
+            Order::Begin => None,
+            Order::BeginWith { open_ms, .. } => Some(Duration::from_millis(*open_ms / 8).max(PROGRESS_INTERVAL_MIN)),
+        }
+    }
+}
+
+impl Session {
     /// Whether the supervisor is told. One of version 1 takes every `Ready` for a success and lets the incumbent leave;
     /// to it a closed channel is the only way to say no. One that aborted, or is not of this time any more, knows.
-    pub(super) fn tells(&self, why: &GaveUp) -> bool {
-        self.session.version >= 2 && !matches!(why, GaveUp::Aborted { .. } | GaveUp::NotItsTurn { .. })
+    pub(super) fn tells(self, why: &GaveUp) -> bool {
+        self.version >= 2 && !matches!(why, GaveUp::Aborted { .. } | GaveUp::NotItsTurn { .. })
     }
 
-    pub(super) fn not_ready(&self, report: Option<Report>) -> Message {
-        let empty = Report { healthz_ok: false, ..Report::default() };
-        let report = Report { healthz_ok: false, ..report.unwrap_or_default() };
-        match self.ready(report) {
-            (ahead, ready) if ahead.is_empty() && revisions::fits_a_frame(self.session.version, &ready) => ready,
-            _ => self.ready(empty).1,
-        }
+    pub(super) fn not_ready(self, why: &GaveUp) -> Message {
+        Message::NotReady { handoff_id: self.handoff_id, reason: brief(why.to_string()) }
     }
 }

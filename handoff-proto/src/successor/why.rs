@@ -49,9 +49,21 @@ pub enum GaveUp {
     /// The daemon announced itself with a lock that did not come through this handover.
     #[error("the lock did not come from this handover's lock(): a successor has no other way to it")]
     WrongLock,
-    /// The lock, the lease or the control socket failed; the driver knows how.
-    #[error("a step of the takeover failed")]
-    StepFailed,
+    /// The lock, the lease or the control socket failed.
+    #[error("{reason}")]
+    StepFailed {
+        /// How.
+        reason: String,
+    },
+    /// Another process had the lock until the deadline.
+    #[error("another process held the data directory's lock until the deadline; `handoff lock` names it")]
+    LockHeld,
+    /// The daemon gave up, and said why.
+    #[error("{reason}")]
+    Daemon {
+        /// In its own words.
+        reason: String,
+    },
     /// The daemon let go of its handle.
     #[error("the daemon gave up")]
     Dropped,

@@ -82,6 +82,11 @@ pub(super) fn unfit(healthz_ok: bool, advertised: &[u64], sealed: Option<&Seal>)
     )
 }
 
+/// What a successor said that will not take over.
+pub(super) fn not_ready(reason: &str) -> String {
+    format!("the successor can't take over: {reason}")
+}
+
 fn describe(lease: &LeaseView) -> String {
     let state = match lease.state {
         LeaseState::Opening => "opening",

@@ -21,6 +21,17 @@ pub(super) struct Handover {
     pub(super) incumbent: Option<Peer>,
     pub(super) successor: Option<Peer>,
     pub(super) step: Step,
+    /// A bound has passed, and whether the incumbent lives is not known yet: why it is undone once that is heard.
+    pub(super) overdue: Option<String>,
+    pub(super) watchdog: Watched,
+}
+
+/// What the watchdog has made of the incumbent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Watched {
+    Spared,
+    /// It was sent SIGKILL.
+    Ended,
 }
 
 /// How far it is.
@@ -81,7 +92,15 @@ impl Handover {
     pub(super) fn start(plan: Plan, timing: Timing, effects: &mut Vec<Effect>) -> Self {
         effects.push(Effect::ConnectIncumbent);
         let plan = plan.within(timing.deadline_max);
-        Self { plan, timing, incumbent: None, successor: None, step: Step::Connecting }
+        Self {
+            plan,
+            timing,
+            incumbent: None,
+            successor: None,
+            step: Step::Connecting,
+            overdue: None,
+            watchdog: Watched::Spared,
+        }
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -198,7 +217,7 @@ impl Handover {
         if version < 2 {
             return Warmth::Warm;
         }
-        effects.push(Effect::Arm(Timer::Warm, self.plan.warm));
+        effects.push(Effect::Arm(Timer::Warm, self.warm_bound()));
         effects.push(Effect::Arm(Timer::SuccessorSilent, self.timing.liveness));
         Warmth::Warming
     }
@@ -308,8 +327,11 @@ impl Handover {
             let error = format!("{} in version {}", short_name(&message), peer.version_or_min());
             return self.incumbent_misbehaved(&error, effects);
         }
-        if matches!(self.step, Step::Draining | Step::Sealing { .. }) {
+        if self.incumbent_must_beat() {
             effects.push(Effect::Arm(Timer::IncumbentSilent, self.timing.liveness));
+        }
+        if let Some(reason) = self.overdue.take_if(|_| !is_failure(&message)) {
+            return self.undo(reason, effects);
         }
         let id = self.plan.handoff_id;
         match (&mut self.step, message) {
@@ -339,7 +361,7 @@ impl Handover {
                 self.seal_failed(&error, &partial_state, effects);
             }
             (Step::Undoing(undoing), message) => {
-                if undoing.take_answer(&message, id) {
+                if self.watchdog == Watched::Spared && undoing.take_answer(&message, id) {
                     self.resumed(effects);
                 }
             }
@@ -396,6 +418,7 @@ impl Handover {
 
     /// The incumbent died before it could seal.
     pub(super) fn promote(&mut self, effects: &mut Vec<Effect>) {
+        self.overdue = None;
         effects.push(Effect::Disarm(Timer::DrainGrace));
         effects.push(Effect::Disarm(Timer::IncumbentSilent));
         effects.push(Effect::Reached(Milestone::Promoted));
@@ -459,6 +482,7 @@ impl Handover {
         effects.push(Effect::Reached(Milestone::BeginSent));
         effects.push(Effect::Record(Phase::AwaitingReady));
         effects.push(Effect::Arm(Timer::SuccessorSilent, self.timing.liveness));
+        effects.push(Effect::Arm(Timer::Open, self.plan.open));
         self.step = Step::AwaitingReady(Begun { seal, epoch, report: Parts::default() });
     }
 
@@ -475,6 +499,7 @@ impl Handover {
             data_dir_fingerprint: seal.map_or([0; 32], |seal| seal.fingerprint),
             epoch,
             deadline_ns: 0,
+            open_ms: millis(self.plan.open),
         };
         self.tell_successor(begin, effects);
     }
@@ -516,6 +541,11 @@ impl Handover {
         }
         self.end(Outcome::Refused { reason }, effects);
     }
+}
+
+/// A word that undoes the handover by itself, and says why.
+fn is_failure(message: &Message) -> bool {
+    matches!(message, Message::DrainFailed { .. } | Message::SealFailed { .. })
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -69,7 +69,10 @@ impl Handover {
             Step::Draining | Step::Sealing { .. } => self.promote(effects),
             Step::Undoing(_) => self.incumbent_died(effects),
             Step::Preparing { intent: Intent::Durable, warmth: Warmth::Warm } => self.promote(effects),
-            // Its successor goes on, and is promoted when it is warmed.
+            // Its successor goes on, and is promoted if it is soon warmed: nobody serves meanwhile.
+            Step::Preparing { warmth: Warmth::Warming, .. } => {
+                effects.push(Effect::Arm(Timer::Warm, self.warm_bound()));
+            }
             Step::Spawning | Step::GreetingSuccessor | Step::Preparing { .. } => {}
             // Its data are sealed.
             Step::Looking { .. } | Step::AwaitingReady(_) | Step::AwaitingPath(_) => {}

@@ -63,17 +63,29 @@ pub struct Plan {
     pub drain_grace: Duration,
     /// How long a successor of version 2 may take from its greeting until it is warmed; at most [`Timing::deadline_max`].
     pub warm: Duration,
+    /// How long a successor may go on opening its data without a word of progress.
+    pub open: Duration,
+    /// How long an incumbent may take to serve again once it was told to. One that needs longer counts as dead.
+    pub resume: Duration,
     /// Whether the lease can be looked at.
     pub ownership: Ownership,
     /// What becomes of a frozen incumbent.
     pub watchdog: Watchdog,
+    /// The incumbent of an earlier handover that ended with [`Standing::NotHeard`], until a later one ends otherwise.
+    pub unheard: Option<ProcessId>,
 }
 
 impl Plan {
     /// No longer than what an incumbent agrees to; more would only let the two count differently.
     fn within(self, max: Duration) -> Self {
         let deadline = self.deadline.min(max);
-        Self { deadline, drain_grace: self.drain_grace.min(deadline), warm: self.warm.min(max), ..self }
+        Self {
+            deadline,
+            drain_grace: self.drain_grace.min(deadline),
+            warm: self.warm.min(max),
+            open: self.open.min(deadline),
+            ..self
+        }
     }
 }
 
@@ -235,6 +247,8 @@ pub enum Timer {
     Deadline,
     /// The successor is late and has had its slack.
     Late,
+    /// The successor has opened for long enough without a word of progress.
+    Open,
     /// The incumbent has been silent where heartbeats are due.
     IncumbentSilent,
     /// The successor has been silent where heartbeats are due.
@@ -257,12 +271,13 @@ pub enum Timer {
 
 impl Timer {
     /// Every one: none of them runs when a handover is over.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Hello,
         Self::Warm,
         Self::DrainGrace,
         Self::Deadline,
         Self::Late,
+        Self::Open,
         Self::IncumbentSilent,
         Self::SuccessorSilent,
         Self::Heartbeat,
@@ -304,7 +319,7 @@ pub enum Milestone {
     JournalClosed,
     /// The incumbent died before it had sealed; the successor is promoted.
     Promoted,
-    /// The incumbent was silent and is ended.
+    /// The incumbent was silent, or did not serve again in time, and is ended.
     WatchdogFired,
     /// The handover is being undone.
     UndoStarted,
@@ -330,16 +345,29 @@ pub enum Outcome {
         /// Why.
         reason: String,
     },
-    /// The successor is gone; the incumbent, if it lives, serves.
+    /// The successor is gone.
     Aborted {
         /// Why.
         reason: String,
+        /// What is known of the incumbent.
+        incumbent: Standing,
     },
     /// The successor serves.
     Committed {
         /// The epoch under which it writes, if a lease says it.
         epoch: Option<u64>,
     },
+}
+
+/// What is known of the incumbent of a handover that was undone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Standing {
+    /// It serves: it said so, or was not asked to stop.
+    Serves,
+    /// It lives, takes its data back by itself, and was not heard to serve again. One of version 1 never says so.
+    NotHeard,
+    /// It is dead.
+    Dead,
 }
 
 /// The machine. One can run any number of handovers, one after the other.

@@ -1,5 +1,6 @@
 //! One test for each way that a handover can go.
 
+mod bounds;
 mod transfer;
 mod undoing;
 mod version_1;
@@ -27,8 +28,11 @@ fn plan() -> Plan {
         deadline: Duration::from_secs(300),
         drain_grace: Duration::from_secs(60),
         warm: Duration::from_secs(50),
+        open: Duration::from_secs(10),
+        resume: Duration::from_secs(30),
         ownership: Ownership::ByLease,
         watchdog: Watchdog::Ends,
+        unheard: None,
     }
 }
 
@@ -121,7 +125,7 @@ impl Desk {
 
     fn reason(&self) -> &str {
         match self.outcome() {
-            Some(Outcome::Aborted { reason } | Outcome::Refused { reason }) => reason,
+            Some(Outcome::Aborted { reason, .. } | Outcome::Refused { reason }) => reason,
             other => panic!("{other:?}"),
         }
     }
@@ -174,6 +178,7 @@ fn tells_the_successor_what_was_sealed() {
         data_dir_fingerprint: [9; 32],
         epoch: EPOCH,
         deadline_ns: 0,
+        open_ms: 10_000,
     };
     assert!(desk.did(&Effect::SendSuccessor(2, begin)));
 }
@@ -351,6 +356,7 @@ fn a_successor_is_promoted_when_the_incumbent_dies_before_it_sealed() {
             data_dir_fingerprint: [0; 32],
             epoch: EPOCH,
             deadline_ns: 0,
+            open_ms: 10_000,
         };
         let armed = desk.done.iter().rposition(|e| *e == Effect::Arm(Timer::Deadline, plan().deadline)).unwrap();
         let sent = desk.done.iter().position(|e| *e == Effect::SendSuccessor(2, begin.clone())).unwrap();
@@ -475,7 +481,7 @@ fn an_incumbent_of_version_2_hears_from_us_while_it_waits() {
 #[test]
 fn the_deadline_ends_a_slow_incumbents_handover_without_killing_it() {
     let mut desk = Desk::sealing();
-    desk.give(Input::Fired(Timer::Deadline));
+    desk.give(Input::Fired(Timer::Deadline)).give(Input::FromIncumbent(Message::Heartbeat { ts_ms: 1 }));
     assert!(!desk.did(&Effect::KillIncumbent));
     desk.killed_and_resumed();
 }
@@ -520,7 +526,9 @@ fn whoever_is_awaited_gets_a_fresh_interval_when_we_were_late() {
     }
     let mut desk = Desk::begun();
     desk.give(Input::WokeLate);
-    assert_eq!(desk.done, [Effect::Arm(Timer::SuccessorSilent, Timing::default().liveness)]);
+    let fresh =
+        [Effect::Arm(Timer::Open, plan().open), Effect::Arm(Timer::SuccessorSilent, Timing::default().liveness)];
+    assert_eq!(desk.done, fresh);
 }
 
 #[test]

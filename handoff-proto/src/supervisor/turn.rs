@@ -4,7 +4,7 @@ use std::mem;
 
 use crate::message::{Message, short_name};
 
-use super::checks::unfit;
+use super::checks::{not_ready, unfit};
 use super::handover::{Begun, Handover, Step, Warmth};
 use super::peer::{Greeting, Link};
 use super::{Effect, Milestone, Timer};
@@ -49,6 +49,18 @@ impl Handover {
                 let begun = mem::take(begun);
                 self.ready(begun, verdict, effects);
             }
+            (Step::AwaitingReady(_), Message::OpenProgress { handoff_id }) if handoff_id == id => {
+                effects.push(Effect::Arm(Timer::Open, self.plan.open));
+            }
+            (
+                Step::Preparing { .. }
+                | Step::Draining
+                | Step::Sealing { .. }
+                | Step::Looking { .. }
+                | Step::AwaitingReady(_)
+                | Step::AwaitingPath(_),
+                Message::NotReady { handoff_id, reason },
+            ) if handoff_id == id => self.undo_given_up(not_ready(&reason), effects),
             (Step::Undoing(undoing), message) => {
                 if let Some(reason) = undoing.take_late_ready(message, id) {
                     self.condemn(reason, effects);
@@ -76,6 +88,7 @@ impl Handover {
 
     fn ready(&mut self, begun: Begun, verdict: Option<String>, effects: &mut Vec<Effect>) {
         effects.push(Effect::Disarm(Timer::SuccessorSilent));
+        effects.push(Effect::Disarm(Timer::Open));
         effects.push(Effect::Reached(Milestone::ReadyReceived));
         if let Some(reason) = verdict {
             return self.undo_unfit(reason, begun, effects);

@@ -14,19 +14,17 @@
 
 use std::time::Duration;
 
+use crate::bounded::brief;
 use crate::machine::Timing;
 use crate::message::{HandoffId, Message, Phase};
 
-use super::checks::{is_active, unfit};
+use super::checks::{is_active, not_ready, unfit};
 use super::handover::{Begun, Handover, Step};
 use super::peer::Link;
-use super::{Effect, LeaseReading, Milestone, Outcome, Ownership, Stopped, Timer};
+use super::{Effect, LeaseReading, Milestone, Outcome, Ownership, Standing, Stopped, Timer};
 
 /// How soon a process that was sent SIGSTOP is looked at again. Most have stopped at the first look.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
-
-/// So much of a reason travels to the successor; the outcome keeps all of it.
-const REASON_BYTES_MAX: usize = 4096;
 
 /// A handover that is being undone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -43,6 +41,8 @@ pub(super) struct Undoing {
 enum Ending {
     /// Who listens on the control path? A successor of version 1 leaves no trace in the lease.
     Asking,
+    /// It said that it leaves: it has a moment for its last words.
+    Leaving,
     /// It was sent SIGSTOP: what is decided next must not be overtaken by it.
     Stopping,
     /// It stands still; the lease tells whether it serves.
@@ -70,7 +70,7 @@ enum Resuming {
 
 impl Undoing {
     /// Whether this message ends the wait for the incumbent. What crossed our own message on its way is dropped.
-    pub(super) fn take_answer(&mut self, message: &Message, id: HandoffId) -> bool {
+    pub(super) fn take_answer(&self, message: &Message, id: HandoffId) -> bool {
         matches!(message, Message::Resumed { handoff_id } if *handoff_id == id && self.resuming == Resuming::Awaited)
     }
 
@@ -81,6 +81,7 @@ impl Undoing {
             Message::Revisions { first_shard, revisions } => {
                 begun.report.push(first_shard, &revisions).err().map(|error| error.to_string())
             }
+            Message::NotReady { handoff_id, reason } if handoff_id == id => Some(not_ready(&reason)),
             Message::Ready { handoff_id, healthz_ok, advertised_revision_per_shard, .. } if handoff_id == id => {
                 let advertised = begun.report.complete(&advertised_revision_per_shard);
                 unfit(healthz_ok, &advertised, begun.seal.as_ref())
@@ -89,15 +90,19 @@ impl Undoing {
         }
     }
 
-    pub(super) fn fresh_intervals(&self, timing: &Timing, effects: &mut Vec<Effect>) {
+    pub(super) fn fresh_intervals(&self, timing: &Timing, resume: Duration, effects: &mut Vec<Effect>) {
         match self.ending {
+            Ending::Leaving => effects.push(Effect::Arm(Timer::Ended, timing.parting)),
             Ending::Stopping | Ending::Looking | Ending::Killed => {
                 effects.push(Effect::Arm(Timer::Ended, timing.settle));
             }
             Ending::Asking | Ending::Gone | Ending::Lingers => {}
         }
         match self.resuming {
-            Resuming::Awaited => effects.push(Effect::Arm(Timer::Resumed, timing.settle)),
+            Resuming::Awaited => {
+                effects.push(Effect::Arm(Timer::Resumed, resume));
+                effects.push(Effect::Arm(Timer::IncumbentSilent, timing.liveness));
+            }
             Resuming::Later | Resuming::Alone | Resuming::Over => {}
         }
     }
@@ -123,6 +128,22 @@ impl Handover {
         }
     }
 
+    /// The same for a successor that says itself that nothing will come of it, and is on its way out.
+    pub(super) fn undo_given_up(&mut self, reason: String, effects: &mut Vec<Effect>) {
+        self.undo_started(effects);
+        let (begun, resuming) = match &mut self.step {
+            Step::AwaitingReady(begun) | Step::AwaitingPath(begun) => (Some(std::mem::take(begun)), Resuming::Later),
+            Step::Draining | Step::Sealing { .. } | Step::Looking { .. } => (None, self.tell_resume(effects)),
+            _ => (None, Resuming::Over),
+        };
+        self.step = Step::Undoing(Undoing { reason, begun, ending: Ending::Gone, resuming });
+        if self.successor_link() == Link::Gone {
+            return self.go_on_undoing(effects);
+        }
+        self.set_ending(Ending::Leaving);
+        effects.push(Effect::Arm(Timer::Ended, self.timing.parting));
+    }
+
     /// The same for an incumbent that needs not be told: it was never asked to drain, or has resumed by itself.
     pub(super) fn undo_untold(&mut self, reason: String, effects: &mut Vec<Effect>) {
         self.undo_started(effects);
@@ -137,13 +158,15 @@ impl Handover {
         self.kill_or_go_on(effects);
     }
 
-    fn undo_started(&self, effects: &mut Vec<Effect>) {
+    fn undo_started(&mut self, effects: &mut Vec<Effect>) {
+        self.overdue = None;
         let timers = [
             Timer::Hello,
             Timer::Warm,
             Timer::DrainGrace,
             Timer::Deadline,
             Timer::Late,
+            Timer::Open,
             Timer::IncumbentSilent,
             Timer::SuccessorSilent,
             Timer::AskPath,
@@ -153,7 +176,7 @@ impl Handover {
     }
 
     fn end_before_begin(&mut self, reason: String, resuming: Resuming, effects: &mut Vec<Effect>) {
-        let told = Message::Abort { handoff_id: self.plan.handoff_id, reason: shortened(&reason) };
+        let told = Message::Abort { handoff_id: self.plan.handoff_id, reason: brief(reason.clone()) };
         self.tell_successor(told, effects);
         self.step = Step::Undoing(Undoing { reason, begun: None, ending: Ending::Gone, resuming });
         self.kill_or_go_on(effects);
@@ -200,7 +223,7 @@ impl Handover {
                     undoing.reason = reason;
                     self.kill(effects);
                 }
-                Ending::Killed | Ending::Gone | Ending::Lingers => {}
+                Ending::Leaving | Ending::Killed | Ending::Gone | Ending::Lingers => {}
             }
         }
     }
@@ -265,7 +288,7 @@ impl Handover {
         match self.ending() {
             Some(Ending::Stopping) => effects.push(Effect::LookIfStopped),
             Some(Ending::Looking) => effects.push(Effect::ReadLease),
-            Some(Ending::Asking | Ending::Killed | Ending::Gone | Ending::Lingers) | None => {}
+            Some(Ending::Asking | Ending::Leaving | Ending::Killed | Ending::Gone | Ending::Lingers) | None => {}
         }
     }
 
@@ -277,7 +300,7 @@ impl Handover {
                 effects.push(Effect::Arm(Timer::Ended, self.timing.settle));
                 self.look_at_stopped(effects);
             }
-            Some(Ending::Looking) => self.kill(effects),
+            Some(Ending::Looking | Ending::Leaving) => self.kill(effects),
             Some(Ending::Killed) => self.leave_lingering(effects),
             Some(Ending::Asking | Ending::Gone | Ending::Lingers) | None => {}
         }
@@ -306,15 +329,19 @@ impl Handover {
     }
 
     pub(super) fn resumed(&mut self, effects: &mut Vec<Effect>) {
+        self.plan.unheard = None;
         effects.push(Effect::Reached(Milestone::ResumedReceived));
         self.await_no_resume(Resuming::Over, effects);
     }
 
-    pub(super) fn resume_overdue(&mut self, effects: &mut Vec<Effect>) {
-        if let Step::Undoing(Undoing { resuming: Resuming::Awaited, .. }) = self.step {
-            effects.push(Effect::Reached(Milestone::ResumeUnanswered));
-            self.await_no_resume(Resuming::Alone, effects);
-        }
+    /// Nobody has heard that it serves again, and it can't be ended.
+    pub(super) fn resume_unanswered(&mut self, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Reached(Milestone::ResumeUnanswered));
+        self.await_no_resume(Resuming::Alone, effects);
+    }
+
+    pub(super) fn is_resume_awaited(&self) -> bool {
+        matches!(&self.step, Step::Undoing(undoing) if undoing.resuming == Resuming::Awaited)
     }
 
     /// The incumbent can't answer any more.
@@ -334,6 +361,7 @@ impl Handover {
                 undoing.resuming = resuming;
             }
             effects.push(Effect::Disarm(Timer::Resumed));
+            effects.push(Effect::Disarm(Timer::IncumbentSilent));
             self.go_on_undoing(effects);
         }
     }
@@ -355,7 +383,7 @@ impl Handover {
             (Ending::Gone | Ending::Lingers, Resuming::Alone) | (Ending::Lingers, Resuming::Over) => {
                 self.close_undone(Effect::Record(Phase::ResumingAfterAbort), effects);
             }
-            (Ending::Asking | Ending::Stopping | Ending::Looking | Ending::Killed, _)
+            (Ending::Asking | Ending::Leaving | Ending::Stopping | Ending::Looking | Ending::Killed, _)
             | (Ending::Gone | Ending::Lingers, Resuming::Awaited)
             | (Ending::Lingers, Resuming::Later) => {}
         }
@@ -371,7 +399,8 @@ impl Handover {
                 if self.incumbent_version() < 2 {
                     return Resuming::Alone;
                 }
-                effects.push(Effect::Arm(Timer::Resumed, self.timing.settle));
+                effects.push(Effect::Arm(Timer::Resumed, self.plan.resume));
+                effects.push(Effect::Arm(Timer::IncumbentSilent, self.timing.liveness));
                 Resuming::Awaited
             }
             Link::Closing | Link::Cut => Resuming::Alone,
@@ -381,9 +410,20 @@ impl Handover {
 
     fn close_undone(&mut self, record: Effect, effects: &mut Vec<Effect>) {
         if let Step::Undoing(undoing) = &mut self.step {
-            let reason = std::mem::take(&mut undoing.reason);
+            let (reason, resuming) = (std::mem::take(&mut undoing.reason), undoing.resuming);
+            let incumbent = self.standing(resuming);
             effects.push(record);
-            self.finish(Outcome::Aborted { reason }, effects);
+            self.finish(Outcome::Aborted { reason, incumbent }, effects);
+        }
+    }
+
+    /// What is known of the incumbent. One that was not asked for anything may still be on its way back from the handover before.
+    fn standing(&self, resuming: Resuming) -> Standing {
+        let in_doubt = self.incumbent.as_ref().is_some_and(|peer| self.plan.unheard == Some(peer.process));
+        match (self.incumbent_link(), resuming) {
+            (Link::Gone, _) => Standing::Dead,
+            (_, Resuming::Over) if !in_doubt => Standing::Serves,
+            (_, Resuming::Over | Resuming::Later | Resuming::Awaited | Resuming::Alone) => Standing::NotHeard,
         }
     }
 
@@ -409,12 +449,4 @@ impl Handover {
             undoing.ending = ending;
         }
     }
-}
-
-fn shortened(reason: &str) -> String {
-    let mut end = reason.len().min(REASON_BYTES_MAX);
-    while !reason.is_char_boundary(end) {
-        end -= 1;
-    }
-    reason[..end].to_owned()
 }

@@ -71,7 +71,7 @@ pub(super) enum LogFormat {
 
 /// Hand the running daemon over to a new process.
 ///
-/// Exit status: 0 committed, the new process serves; 2 aborted after the new process was started, the old one serves on; 3 not
+/// Exit status: 0 committed, the new process serves; 2 aborted after the new process was started, the line says whether the old one serves on; 3 not
 /// tried, the old one serves on; 4 another handover is under way; 6 the supervisor went away in the middle, and who serves is not
 /// known. Where it went away and who serves is known, that is the status: 0, 2 or 3.
 #[derive(Debug, Args)]

@@ -28,6 +28,8 @@ struct File {
     drain_grace: Option<DurationText>,
     deadline: Option<DurationText>,
     warm: Option<DurationText>,
+    open: Option<DurationText>,
+    resume: Option<DurationText>,
     retire: Option<DurationText>,
     probation: Option<DurationText>,
     watchdog: Option<WatchdogText>,
@@ -115,6 +117,8 @@ pub(super) fn service_config(args: &RunArgs, place: &Place) -> Result<ServiceCon
     set(&mut config.drain_grace, file.drain_grace);
     set(&mut config.deadline, file.deadline);
     set(&mut config.warm, file.warm);
+    set(&mut config.open, file.open);
+    set(&mut config.resume, file.resume);
     set(&mut config.retire, file.retire);
     set(&mut config.probation, file.probation);
     config.watchdog = file.watchdog.map_or_else(Watchdog::default, |WatchdogText(watchdog)| watchdog);
@@ -268,6 +272,8 @@ mod tests {
         drain_grace = "25s"
         deadline = "5m"
         warm = "250ms"
+        open = "7s"
+        resume = "8s"
         retire = "1s"
         probation = "2s"
         watchdog = "3s"
@@ -291,6 +297,7 @@ mod tests {
         assert_eq!(config.state_dir, Path::new("/var/s"));
         assert_eq!((config.drain_grace, config.deadline), (Duration::from_secs(25), Duration::from_secs(300)));
         assert_eq!((config.warm, config.retire), (Duration::from_millis(250), Duration::from_secs(1)));
+        assert_eq!((config.open, config.resume), (Duration::from_secs(7), Duration::from_secs(8)));
         assert_eq!(config.probation, Duration::from_secs(2));
         assert_eq!(config.watchdog, Watchdog::After(Duration::from_secs(3)));
         assert_eq!(config.restart, Restart::Always);

@@ -9,6 +9,7 @@ use super::client::{self, Client, Line};
 use super::config::Place;
 use super::progress::Show;
 use super::{ABORTED, COMMITTED, NOT_DONE, NOT_KNOWN, output};
+use crate::outcome::OldProcess;
 use crate::service::{Event, HandoverReport, Request};
 
 pub(super) fn upgrade(args: &UpgradeArgs) -> Result<ExitCode, String> {
@@ -180,12 +181,23 @@ fn success(outcome: &Outcome) -> String {
 
 fn failure(reason: &str, outcome: &Outcome) -> String {
     match (outcome.exit_code, outcome.report.old_pid) {
-        (ABORTED, Some(old)) => format!("aborted: {reason}; pid {old} serves on"),
+        (ABORTED, Some(old)) => format!("aborted: {reason}; {}", old_process(old, outcome.report.incumbent)),
         (ABORTED, None) => format!("aborted: {reason}"),
         (NOT_DONE, Some(old)) if outcome.by_what_is_left => {
             format!("{reason}, before a new process was started; pid {old} serves on")
         }
         _ => reason.to_owned(),
+    }
+}
+
+/// Without a word of the supervisor the lease has said that it serves.
+fn old_process(pid: u32, known: Option<OldProcess>) -> String {
+    match known {
+        Some(OldProcess::NotHeard) => {
+            format!("pid {pid} lives and has not said yet that it serves again: see `handoff status`")
+        }
+        Some(OldProcess::Dead) => format!("pid {pid} is dead: the last good build is started in its place"),
+        Some(OldProcess::Serves | OldProcess::Replaced) | None => format!("pid {pid} serves on"),
     }
 }
 
@@ -233,6 +245,18 @@ mod tests {
         assert_eq!(line(Came::Undone), format!("aborted: {GONE}; pid 7 serves on"));
         assert_eq!(line(Came::NotTried), format!("{GONE}, before a new process was started; pid 7 serves on"));
         assert_eq!(line(Came::NotKnown), format!("{GONE}; {ASK}"));
+    }
+
+    #[test]
+    fn only_one_that_serves_is_said_to_serve_on() {
+        let line = |incumbent| {
+            let report = HandoverReport { old_pid: Some(7), incumbent: Some(incumbent), ..HandoverReport::default() };
+            failure("why", &Outcome { exit_code: ABORTED, report, by_what_is_left: false })
+        };
+        assert_eq!(line(OldProcess::Serves), "aborted: why; pid 7 serves on");
+        for incumbent in [OldProcess::NotHeard, OldProcess::Dead] {
+            assert!(!line(incumbent).contains("serves on"), "{}", line(incumbent));
+        }
     }
 
     #[test]

@@ -48,7 +48,7 @@ mod armed {
         (VARIABLE, entries.join(","))
     }
 
-    const NAMES: [&str; 9] = [
+    const NAMES: [&str; 11] = [
         "heartbeat",
         "liveness",
         "hello",
@@ -58,6 +58,8 @@ mod armed {
         "limbo_poll",
         "deadline_max",
         "settle",
+        "promotion",
+        "parting",
     ];
 
     fn field<'a>(timing: &'a mut Timing, name: &str) -> Option<&'a mut Duration> {
@@ -72,9 +74,22 @@ mod armed {
             limbo_poll,
             deadline_max,
             settle,
+            promotion,
+            parting,
         } = timing;
-        let fields =
-            [heartbeat, liveness, hello, successor_slack, limbo_slack, closed_grace, limbo_poll, deadline_max, settle];
+        let fields = [
+            heartbeat,
+            liveness,
+            hello,
+            successor_slack,
+            limbo_slack,
+            closed_grace,
+            limbo_poll,
+            deadline_max,
+            settle,
+            promotion,
+            parting,
+        ];
         NAMES.into_iter().zip(fields).find(|(known, _)| *known == name).map(|(_, field)| field)
     }
 
@@ -89,7 +104,7 @@ mod armed {
                 *field(&mut timing, name).unwrap() = Duration::from_millis(ms);
             }
             let text = "heartbeat=1,liveness=2,hello=3,successor_slack=4,limbo_slack=5,closed_grace=6,limbo_poll=7,\
-                        deadline_max=8,settle=9";
+                        deadline_max=8,settle=9,promotion=10,parting=11";
             assert_eq!(variable(&timing), ("HANDOFF_TIMING", text.to_owned()));
             assert_eq!(initial(), Timing::default(), "nobody set it here");
         }

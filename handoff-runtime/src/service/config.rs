@@ -57,6 +57,10 @@ pub struct ServiceConfig {
     pub drain_grace: Duration,
     /// The bound on a successor's start-up before the drain.
     pub warm: Duration,
+    /// The bound on a successor's opening of its data, from its turn or its last word of progress on.
+    pub open: Duration,
+    /// The bound on an incumbent's way back to serving after an abort.
+    pub resume: Duration,
     /// How long a daemon that was told to leave may take before SIGTERM and again before SIGKILL.
     pub retire: Duration,
     /// How long a new daemon is on probation after a commit.
@@ -86,6 +90,8 @@ impl ServiceConfig {
             deadline: Duration::from_secs(300),
             drain_grace: Duration::from_secs(60),
             warm: Duration::from_secs(60),
+            open: Duration::from_secs(10),
+            resume: Duration::from_secs(30),
             retire: Duration::from_secs(30),
             probation: Duration::from_secs(10),
             watchdog: Watchdog::default(),

@@ -81,6 +81,13 @@ impl Daemon {
         }
     }
 
+    /// It was told to serve again, and nobody has heard that it does.
+    pub(super) fn has_to_be_heard(&mut self) {
+        if let Some(living) = self.take() {
+            *self = Self::Starting(Living { origin: Origin::Adopted, ..living });
+        }
+    }
+
     /// The process on the control path has said who it is; false if it is another one than ours.
     pub(super) fn heard(&mut self, pid: u32, build: Vec<u8>) -> bool {
         if self.living().is_none_or(|living| living.process.pid() != pid) {

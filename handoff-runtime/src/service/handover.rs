@@ -238,6 +238,7 @@ impl Handover {
             handoff_id: self.handoff_id,
             committed: report.committed,
             abort_reason: report.abort_reason.clone(),
+            incumbent: report.incumbent.map(|incumbent| incumbent.name().to_owned()),
             aborted_in: (!report.committed).then(|| aborted_in.to_owned()),
             old_pid: report.old_pid,
             new_pid: report.new_pid,
@@ -271,6 +272,7 @@ impl Handover {
                     handoff_id: Some(outcome.handoff_id.to_string()),
                     committed: outcome.committed,
                     abort_reason: outcome.abort_reason.clone(),
+                    incumbent: Some(outcome.incumbent),
                     new_pid: outcome.child.as_ref().map(|child| child.pid()).or(self.successor_pid),
                     timings_ms: timings(&outcome.timings),
                     ..unknown

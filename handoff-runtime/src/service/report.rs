@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::outcome::OldProcess;
 use handoff_proto::HandoffId;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -16,6 +17,9 @@ pub struct HandoverReport {
     pub committed: bool,
     /// Why not, in one line.
     pub abort_reason: Option<String>,
+    /// What is known of the process that served when the order came; none if nothing was tried, or nobody was there to see it.
+    #[serde(default)]
+    pub incumbent: Option<OldProcess>,
     /// The process that served when the order came.
     pub old_pid: Option<u32>,
     /// The successor, if one was started.
@@ -284,6 +288,7 @@ mod tests {
             handoff_id: Some("67e55044-10b1-426f-9247-bb680e5fe0c8".into()),
             committed: true,
             abort_reason: None,
+            incumbent: Some(OldProcess::Replaced),
             old_pid: Some(10),
             new_pid: Some(11),
             epoch: Some(7),
@@ -294,7 +299,7 @@ mod tests {
     fn report_json() -> serde_json::Value {
         json!({
             "handoff_id": "67e55044-10b1-426f-9247-bb680e5fe0c8", "committed": true, "abort_reason": null,
-            "old_pid": 10, "new_pid": 11, "epoch": 7,
+            "incumbent": "replaced", "old_pid": 10, "new_pid": 11, "epoch": 7,
             "timings_ms": {"spawn": 1.5, "warm": 0.0, "drain": 0.0, "seal": 0.0, "begin_to_ready": 0.0, "total": 0.0,
                 "pause": 0.25},
         })
@@ -304,7 +309,10 @@ mod tests {
     fn a_handover_is_reported_with_exactly_these_fields() {
         assert_eq!(to_value(report()).unwrap(), report_json());
         let order = serde_json::to_string(&HandoverReport::default()).unwrap();
-        assert!(order.starts_with(r#"{"handoff_id":null,"committed":false,"abort_reason":null,"old_pid""#), "{order}");
+        assert!(
+            order.starts_with(r#"{"handoff_id":null,"committed":false,"abort_reason":null,"incumbent":null,"old_pid""#),
+            "{order}"
+        );
     }
 
     #[test]

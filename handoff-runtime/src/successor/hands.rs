@@ -115,10 +115,10 @@ impl Hands {
             Errand::ActivateLease { not_after_ns } => self.activate_lease(not_after_ns),
         };
         done.unwrap_or_else(|error| {
-            // The supervisor hears no reason, and may end this process before the daemon has told it.
             tracing::error!(%error, "the successor can't take over");
+            let reason = error.to_string();
             self.error = Some(error);
-            Outcome::Failed
+            Outcome::Failed { reason }
         })
     }
 

@@ -105,6 +105,17 @@ impl Shared {
         }
     }
 
+    /// For a thread that is neither of the two. Whoever waits may have something new to wait for then.
+    pub(super) fn act_from_outside(&self, act: impl FnOnce(&mut Core)) {
+        let mut core = self.lock();
+        act(&mut core);
+        let wakes = std::mem::take(&mut core.wake_due);
+        drop(core);
+        if wakes {
+            self.waker.wake();
+        }
+    }
+
     /// The library thread waits for the supervisor and for time again, unless the daemon's is back in a moment.
     fn give_back(&self) {
         let mut core = self.lock();

@@ -92,6 +92,7 @@ impl Supervisor {
             data_dir_fingerprint: [1; 32],
             epoch,
             deadline_ns,
+            open_ms: 10_000,
         });
     }
 
@@ -171,7 +172,10 @@ fn never() {
 
 fn assert_not_ready(supervisor: &mut Supervisor) {
     match supervisor.hear() {
-        Message::Ready { handoff_id: ID, healthz_ok: false, .. } => supervisor.hear_the_end(),
+        Message::NotReady { handoff_id: ID, reason } => {
+            assert!(!reason.is_empty());
+            supervisor.hear_the_end();
+        }
         other => panic!("{other:?}"),
     }
 }

@@ -13,14 +13,16 @@ use handoff_lock::{Lease, LockError, WatchedLease};
 use handoff_proto::supervisor::{
     Effect, Input, LeaseReading, Milestone, Outcome, Ownership, Plan, Stopped, Timer, Transfer,
 };
-use handoff_proto::{HandoffId, Machine, Message, Phase, ProtoVersion, WireError, short_name, supervisor as machine};
+use handoff_proto::{
+    HandoffId, Machine, Message, Phase, ProcessId, ProtoVersion, WireError, short_name, supervisor as machine,
+};
 use rustix::event::{PollFd, PollFlags};
 
 use crate::channel::{Channel, Received};
 use crate::control;
 use crate::environment::{HANDOFF_DATA_DIR_ID, HANDOFF_SOCK_FD, HANDOFF_TRANSFER_FD};
 use crate::error::{Error, Result};
-use crate::outcome::{HandoffOutcome, SpawnSpec};
+use crate::outcome::{HandoffOutcome, OldProcess, SpawnSpec};
 use crate::ownership;
 use crate::process::Process;
 use crate::progress::{Cancel, Onlooker, Progress, Sealed, Step};
@@ -75,6 +77,8 @@ pub(super) struct Tools<'a> {
     pub(super) journal: Option<&'a mut Journal>,
     /// Of the daemon's data directory, if that is known.
     pub(super) lease: Option<&'a mut WatchedLease>,
+    /// The incumbent that was not heard to serve again: of the handover before, then of this one.
+    pub(super) unheard: &'a mut Option<ProcessId>,
     /// Gets who serves after this one.
     pub(super) serving: &'a mut Option<Process>,
 }
@@ -178,27 +182,34 @@ impl<'a> Run<'a> {
             deadline: self.spec.deadline,
             drain_grace: self.spec.drain_grace,
             warm: self.spec.warm,
+            open: self.spec.open,
+            resume: self.spec.resume,
             ownership: match self.supervisor.data_dir {
                 Some(_) => Ownership::ByLease,
                 None => Ownership::ByControlPath,
             },
             watchdog: self.supervisor.watchdog,
+            unheard: *self.tools.unheard,
         }
     }
 
     fn conclude(mut self) -> Result<HandoffOutcome> {
-        let (committed, abort_reason, epoch) = match self.outcome.take() {
-            Some(Outcome::Committed { epoch }) => (true, None, epoch),
-            Some(Outcome::Aborted { reason }) => (false, Some(reason), None),
+        let (incumbent, abort_reason, epoch) = match self.outcome.take() {
+            Some(Outcome::Committed { epoch }) => (OldProcess::Replaced, None, epoch),
+            Some(Outcome::Aborted { reason, incumbent }) => (incumbent.into(), Some(reason), None),
             Some(Outcome::Refused { reason }) => return Err(self.failure.unwrap_or(Error::NotTried { reason })),
-            None => (false, None, None),
+            None => (OldProcess::NotHeard, None, None),
         };
+        let committed = incumbent == OldProcess::Replaced;
+        let in_doubt = self.incumbent.as_ref().filter(|_| incumbent == OldProcess::NotHeard);
+        *self.tools.unheard = in_doubt.map(|peer| peer.process.id());
         let serving = if committed { &self.successor } else { &self.incumbent };
         *self.tools.serving = serving.as_ref().and_then(|peer| peer.process.if_alive());
         let alive_or_serving = |peer: &Peer| committed || peer.life == Life::Watched;
         Ok(HandoffOutcome {
             handoff_id: self.handoff_id,
             committed,
+            incumbent,
             abort_reason,
             child: self.successor.take().filter(alive_or_serving).map(|peer| peer.process),
             timings: self.stopwatch.timings(),

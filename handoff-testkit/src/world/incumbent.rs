@@ -58,7 +58,7 @@ impl World {
         let seen_if = |is_seen: bool| if is_seen { Class::Seen } else { Class::Unseen };
         let is_heard = |id| process.session(id).is_some_and(|session| session.pipe.supervisor_end == End::Open);
         match effect {
-            Effect::Send(id, ..) | Effect::Close(id, _) => seen_if(is_heard(*id)),
+            Effect::Send(id, ..) | Effect::SendHeartbeat(id, _) | Effect::Close(id, _) => seen_if(is_heard(*id)),
             Effect::PassDirectory(_)
             | Effect::StampLease(_)
             | Effect::ReleaseLock(_)
@@ -74,7 +74,6 @@ impl World {
                 seen_if(role.watched.is_some_and(|id| self.living(id).is_some()))
             }
             Effect::SendWithNext(..)
-            | Effect::SendHeartbeat(..)
             | Effect::SendStatus { .. }
             | Effect::SendListeners(_)
             | Effect::RunDrain { .. }
@@ -205,8 +204,13 @@ impl World {
                 self.supervisor_mut().retiring[slot] = false;
                 self.kill(slot);
             }
-            Effect::SendHeartbeat(..)
-            | Effect::SendStatus { .. }
+            // It is asked for one only when it is late: what it beats by itself is that it does not stand still.
+            Effect::SendHeartbeat(id, _) => {
+                if let Some(session) = self.process_mut(slot).session_mut(id) {
+                    session.pipe.send_to_supervisor(Message::Heartbeat { ts_ms: 0 });
+                }
+            }
+            Effect::SendStatus { .. }
             | Effect::SendListeners(_)
             | Effect::CancelHook
             | Effect::RememberListenerFlags

@@ -148,6 +148,7 @@ impl World {
                 life: Life::Running,
                 job: Job::Idle,
                 daemon: Some(0),
+                unheard: None,
                 retiring: [false; SLOTS],
             }),
             processes: processes.map(Arc::new),

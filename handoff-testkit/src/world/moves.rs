@@ -260,6 +260,8 @@ impl World {
             Timer::IncumbentSilent => stands_still(job.incumbent),
             Timer::Deadline => clock != Clock::InTime,
             Timer::Late => clock == Clock::VeryLate,
+            // Whom the supervisor itself has told to stand still it looks at again.
+            Timer::Ended => stands_still(job.successor) && !job.drive.is_armed(Timer::Look),
             Timer::Resumed => stands_still(job.incumbent) || clock == Clock::VeryLate,
             _ => true,
         }
@@ -337,7 +339,7 @@ impl World {
             Timer::Deadline => self.clock(role.handover) != Clock::InTime,
             // A try that would find everything as it was is left out.
             Timer::LockRetry => self.would_lock(slot) || self.lease.epoch != role.begun_epoch,
-            Timer::Heartbeat => false,
+            Timer::Heartbeat | Timer::Progress => false,
         }
     }
 
@@ -388,6 +390,9 @@ impl World {
             Move::FiresInHandover(timer) => {
                 if let Job::HandingOver(job) = &mut self.supervisor_mut().job {
                     job.drive.fire(timer, handoff_proto::supervisor::Input::Fired(timer));
+                }
+                if timer == handoff_proto::supervisor::Timer::Deadline {
+                    self.deadline_fired();
                 }
             }
             Move::FiresInRecovery(timer) => {

@@ -207,6 +207,16 @@ impl Process {
         self.life == Life::Running
     }
 
+    /// Whether a drain was begun in it that no resume has answered yet.
+    pub(super) fn owes_its_resume(&self) -> bool {
+        matches!(&self.role, Role::Incumbent(role) if role.resume == Resume::Owed)
+    }
+
+    /// Whether this is the handover that it last agreed to.
+    pub(super) fn agreed_to(&self, id: HandoffId) -> bool {
+        matches!(&self.role, Role::Incumbent(role) if role.handover == Some(id))
+    }
+
     pub(super) fn session_mut(&mut self, id: SessionId) -> Option<&mut Session> {
         self.sessions.iter_mut().find(|session| session.id == id)
     }
@@ -318,7 +328,8 @@ fn without_text(mut message: Message) -> Message {
     match &mut message {
         Message::Abort { reason: text, .. }
         | Message::DrainFailed { error: text, .. }
-        | Message::SealFailed { error: text, .. } => text.clear(),
+        | Message::SealFailed { error: text, .. }
+        | Message::NotReady { reason: text, .. } => text.clear(),
         _ => {}
     }
     message

@@ -30,6 +30,12 @@ pub enum Broken {
     ResumedTwice,
     /// A handover was undone without a resume (promise 9).
     NeverResumed,
+    /// An incumbent was said to serve that still owed its resume.
+    SaidToServe,
+    /// A handover was undone, and an incumbent that could still have said whether it serves was not waited for.
+    NotWaitedFor,
+    /// A deadline passed while the incumbent stood still, and the successor that could have served was ended for it (promise 8).
+    EndedForSilence,
     /// Two hooks ran at once (promise 9).
     HooksOverlap,
     /// A second daemon on the same data got both locks while the owner lived (promise 8).
@@ -56,6 +62,11 @@ impl World {
     pub fn is_left_standing_still(&self) -> bool {
         let is_stopped = self.processes.iter().any(|process| process.life == Life::Stopped);
         is_stopped && self.supervisor.life != Life::Running
+    }
+
+    /// Whether nobody is left who could start or serve anything: no process, and no supervisor that does anything more.
+    pub fn is_empty(&self) -> bool {
+        self.supervisor.life != Life::Running && self.processes.iter().all(|process| !process.is_alive())
     }
 
     fn broken_by_state(&self) -> Option<Broken> {

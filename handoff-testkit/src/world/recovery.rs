@@ -35,6 +35,7 @@ impl World {
             life: Life::Running,
             job: Job::Recovering(Box::new(Recovering { drive, ending: None })),
             daemon: None,
+            unheard: None,
             retiring: [false; SLOTS],
         };
     }

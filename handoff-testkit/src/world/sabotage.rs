@@ -19,6 +19,12 @@ pub enum Sabotage {
     UnlockWhatWasPassed,
     /// A resume after the lock was released says that nothing has changed.
     ResumeFromMemory,
+    /// The supervisor takes it for done what it has only asked for: that the incumbent serves again.
+    TakeResumeForGranted,
+    /// An incumbent that counts as dead is not ended.
+    SpareSilentIncumbent,
+    /// A deadline that passes is taken for a sign of life of the incumbent.
+    TakeDeadlineForLife,
 }
 
 impl Sabotage {

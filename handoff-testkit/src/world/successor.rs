@@ -127,7 +127,7 @@ impl World {
                 if let Errand::ClaimLease { .. } = errand {
                     self.unlock(slot);
                 }
-                Some(Outcome::Failed)
+                Some(Outcome::Failed { reason: String::new() })
             }
         };
         let Role::Successor(role) = &mut self.process_mut(slot).role else { return };

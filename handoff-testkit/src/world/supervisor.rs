@@ -9,7 +9,7 @@
 
 use handoff_proto::incumbent::SessionId;
 use handoff_proto::recovery;
-use handoff_proto::supervisor::{self, LeaseReading, Outcome, Ownership, Plan, Stopped, Watchdog};
+use handoff_proto::supervisor::{self, LeaseReading, Outcome, Ownership, Plan, Standing, Stopped, Watchdog};
 use handoff_proto::{LeaseState, Message, Phase, ProcessId, Timing};
 
 use super::drive::Drive;
@@ -21,16 +21,18 @@ use super::{Broken, Class, Performed, SLOTS, World, handoff_id};
 pub(super) type HandoverDrive = Drive<supervisor::Supervisor, supervisor::Input, supervisor::Effect, supervisor::Timer>;
 
 /// The timers that run out in this world. The others only repeat a heartbeat or a look, or bound what takes no time here.
-pub(super) const TIMERS: [supervisor::Timer; 10] = [
+pub(super) const TIMERS: [supervisor::Timer; 12] = [
     supervisor::Timer::Hello,
     supervisor::Timer::Warm,
     supervisor::Timer::Deadline,
     supervisor::Timer::Late,
+    supervisor::Timer::Open,
     supervisor::Timer::IncumbentSilent,
     supervisor::Timer::SuccessorSilent,
     supervisor::Timer::IncumbentClosed,
     supervisor::Timer::SuccessorClosed,
     supervisor::Timer::Look,
+    supervisor::Timer::Ended,
     supervisor::Timer::Resumed,
 ];
 
@@ -41,6 +43,8 @@ pub(super) struct Supervisor {
     pub(super) job: Job,
     /// The process that it takes for the daemon.
     pub(super) daemon: Option<Slot>,
+    /// The incumbent that the handover before has not heard to serve again.
+    pub(super) unheard: Option<ProcessId>,
     /// Those on their way out.
     pub(super) retiring: [bool; SLOTS],
 }
@@ -83,8 +87,11 @@ impl World {
             deadline: std::time::Duration::from_secs(300),
             drain_grace: std::time::Duration::from_secs(60),
             warm: std::time::Duration::from_secs(60),
+            open: std::time::Duration::from_secs(10),
+            resume: std::time::Duration::from_secs(30),
             ownership: Ownership::ByLease,
             watchdog: Watchdog::Ends,
+            unheard: self.supervisor.unheard,
         };
         let mut drive = Drive::new(supervisor::Supervisor::new(Timing::default()));
         drive.feed(supervisor::Input::Start(plan));
@@ -103,7 +110,7 @@ impl World {
 
     pub(super) fn supervisor_dies(&mut self) {
         *self.supervisor_mut() =
-            Supervisor { life: Life::Dead, job: Job::Nothing, daemon: None, retiring: [false; SLOTS] };
+            Supervisor { life: Life::Dead, job: Job::Nothing, daemon: None, unheard: None, retiring: [false; SLOTS] };
         for slot in 0..SLOTS {
             self.process_mut(slot).supervisor_dies();
         }
@@ -303,6 +310,11 @@ impl World {
             }
             Effect::PassTransfer(..) if self.sabotage == Some(Sabotage::PassNothing) => {}
             Effect::SendIncumbent(_, message) | Effect::PassTransfer(_, message) => {
+                if let (Message::ResumeAfterAbort { handoff_id }, Some(Sabotage::TakeResumeForGranted)) =
+                    (&message, self.sabotage)
+                {
+                    job.drive.results.push_back(Input::FromIncumbent(Message::Resumed { handoff_id: *handoff_id }));
+                }
                 if let Some(pipe) = self.incumbent_pipe(job) {
                     pipe.send_to_process(message);
                 }
@@ -345,7 +357,9 @@ impl World {
                 }
             }
             Effect::KillIncumbent => {
-                if let Some(slot) = job.incumbent {
+                if let Some(slot) = job.incumbent
+                    && self.sabotage != Some(Sabotage::SpareSilentIncumbent)
+                {
                     self.kill(slot);
                 }
             }
@@ -411,6 +425,11 @@ impl World {
 
     /// The handover is over: its connections end, and the service goes on with whoever serves.
     fn finish(&mut self, job: &mut HandingOver, outcome: &Outcome) -> Job {
+        self.hold_to_its_word(job, outcome);
+        let in_doubt = matches!(outcome, Outcome::Aborted { incumbent: Standing::NotHeard, .. });
+        if !matches!(outcome, Outcome::Refused { .. }) {
+            self.supervisor_mut().unheard = job.record.incumbent.filter(|_| in_doubt);
+        }
         let committed = job.record.successor.and_then(|id| self.living(id));
         self.close_incumbent(job);
         // It is also closed for a successor whose death was told.
@@ -427,6 +446,36 @@ impl World {
             return Job::Settling;
         }
         Job::Idle
+    }
+
+    /// What is said of the incumbent is so, and what could be known is waited for.
+    fn hold_to_its_word(&mut self, job: &HandingOver, outcome: &Outcome) {
+        let Outcome::Aborted { incumbent, .. } = outcome else { return };
+        let asked = job.incumbent.is_some_and(|slot| self.processes[slot].agreed_to(handoff_id(self.handovers)));
+        let owes = |id| self.living(id).is_some_and(|slot| self.processes[slot].owes_its_resume());
+        let owes = job.record.incumbent.is_some_and(owes);
+        // One that was started again knows nothing of a resume that it did not ask for.
+        let is_known = asked || self.supervisor.unheard == job.record.incumbent;
+        let is_broken = match incumbent {
+            Standing::Serves => (owes && is_known).then_some(Broken::SaidToServe),
+            Standing::NotHeard => (owes && asked && self.incumbent_would_hear(job)).then_some(Broken::NotWaitedFor),
+            Standing::Dead => None,
+        };
+        self.broken = self.broken.or(is_broken);
+    }
+
+    /// A deadline has passed; whether that ends a successor whose turn has not come, while the incumbent stands still.
+    pub(super) fn deadline_fired(&mut self) {
+        let sabotage = self.sabotage;
+        let Job::HandingOver(job) = &mut self.supervisor_mut().job else { return };
+        if sabotage == Some(Sabotage::TakeDeadlineForLife) {
+            job.drive.feed(supervisor::Input::FromIncumbent(Message::Heartbeat { ts_ms: 0 }));
+        }
+        let ends = job.drive.todo.contains(&supervisor::Effect::KillSuccessor);
+        let incumbent = job.incumbent;
+        if ends && incumbent.is_some_and(|slot| self.processes[slot].life == Life::Frozen) {
+            self.broken = Some(Broken::EndedForSilence);
+        }
     }
 
     // ---- what the kernel does for it

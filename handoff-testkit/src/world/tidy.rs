@@ -71,6 +71,9 @@ impl World {
     fn forget_the_dead(&mut self) {
         self.tidy_ledger();
         self.path = self.path.filter(|slot| self.processes[*slot].is_alive());
+        if self.supervisor.unheard.is_some_and(|id| self.living(id).is_none()) {
+            self.supervisor_mut().unheard = None;
+        }
         if let Some(record) = &mut self.journal {
             let processes = &self.processes;
             let lives = |id: &_| processes.iter().any(|process| process.id == *id && process.is_alive());

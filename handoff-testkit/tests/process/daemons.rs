@@ -194,6 +194,7 @@ pub(crate) mod scripted {
                 "hang" => loop {
                     thread::park();
                 },
+                "freeze" => rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP)?,
                 "wait" => until(cancelled, Duration::MAX),
                 "late" => until(&|| false, Duration::from_millis(400)),
                 // Behind the deadline of the handover, heedless of being cancelled.

@@ -29,12 +29,15 @@ fn wrong_direction() -> Vec<Message> {
             data_dir_fingerprint: [0; 32],
             epoch: 1,
             deadline_ns: 1,
+            open_ms: 1,
         },
         Message::Resumed { handoff_id },
         Message::DrainFailed { handoff_id, error: String::new() },
         Message::Listeners { names: vec![] },
         Message::StatusReport(StatusReport::default()),
         Message::Revisions { first_shard: 0, revisions: vec![] },
+        Message::NotReady { handoff_id, reason: String::new() },
+        Message::OpenProgress { handoff_id },
     ]
 }
 

@@ -7,7 +7,7 @@ use tracing::{debug, info, warn};
 use super::{Runner, child_env, report_lost};
 use crate::Result;
 use crate::control;
-use crate::outcome::{HandoffOutcome, SpawnSpec};
+use crate::outcome::{HandoffOutcome, OldProcess, SpawnSpec};
 use crate::progress::Progress;
 use crate::service::admin::ClientId;
 use crate::service::builds::Aborted;
@@ -59,6 +59,8 @@ impl Runner {
         spec.deadline = self.config.deadline;
         spec.drain_grace = self.config.drain_grace;
         spec.warm = self.config.warm;
+        spec.open = self.config.open;
+        spec.resume = self.config.resume;
         spec
     }
 
@@ -218,9 +220,13 @@ impl Runner {
             return self.replace_daemon(child, replaced);
         }
         self.core.lineage.aborted(handover.aborted());
+        let incumbent = result.as_ref().ok().map(|outcome| outcome.incumbent);
         // It was ended, and the kernel still holds it.
         if let Ok(HandoffOutcome { child: Some(child), .. }) = result {
             self.retire(Retiring::killed(child));
+        }
+        if incumbent == Some(OldProcess::NotHeard) {
+            self.core.daemon.has_to_be_heard();
         }
         self.write_down();
         if self.core.daemon.living().is_some() {

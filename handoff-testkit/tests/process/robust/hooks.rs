@@ -4,7 +4,6 @@ use std::fs;
 use std::path::PathBuf;
 
 use handoff_testkit::fixture::{Fixture, Setup};
-use rustix::process::{Pid, Signal, kill_process};
 
 use crate::stage::within_patience;
 use crate::{Outcome, check, trials};
@@ -24,6 +23,7 @@ trials![
     a_resume_that_fails_twice,
     a_resume_that_panics,
     a_resume_that_never_returns,
+    a_daemon_that_freezes_in_its_drain,
     children_that_live_on,
 ];
 
@@ -145,22 +145,31 @@ fn a_resume_that_panics() -> Outcome {
     undone(&["drain: fail", "resume: panic"], "told to fail")
 }
 
-/// It may be reading a large state, so nobody ends it but people. Meanwhile each handover is undone, and says so.
+/// It has its bound to read a large state in, and then it counts as dead: the last good build is started.
 fn a_resume_that_never_returns() -> Outcome {
-    let mut fixture = scripted()?;
+    let setup = Setup::role("daemon-scripted")?.listener("http", "127.0.0.1:0");
+    let mut fixture = setup.config("retire = \"3s\"").config("watchdog = \"3s\"").config("resume = \"1s\"").start()?;
     let pid = fixture.incumbent_pid()?;
     tell(&fixture, &["drain: fail", "resume: hang"])?;
-    for _ in 0..2 {
-        let upgrade = fixture.upgrade(&["--deadline", "2s", "--drain-grace", "1s"])?;
-        // Whichever ends first.
-        let is_late = ["deadline", "did not drain"].iter().any(|it| upgrade.stderr.contains(it));
-        let is_told = is_late && upgrade.stderr.trim_end().lines().count() == 1;
-        check(upgrade.code == Some(2) && is_told, format!("{upgrade:?} {:?}", calls(&fixture)))?;
-        check(fixture.incumbent_pid()? == pid, "nobody ends it")?;
-    }
-    let daemon = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or("a pid")?;
-    kill_process(daemon, Signal::KILL)?;
+    let upgrade = fixture.upgrade(&["--deadline", "20s"])?;
+    let is_told = upgrade.stderr.trim_end().lines().count() == 1 && !upgrade.stderr.contains("serves on");
+    let dead = format!("pid {pid} is dead: the last good build is started");
+    check(
+        upgrade.code == Some(2) && is_told && upgrade.stderr.contains(&dead),
+        format!("{upgrade:?} {:?}", calls(&fixture)),
+    )?;
     another_serves(&mut fixture, pid)?;
+    commits(&fixture)
+}
+
+/// The grace is over before its silence is long enough to tell that it is dead: its successor waits for that, warm.
+fn a_daemon_that_freezes_in_its_drain() -> Outcome {
+    let fixture = scripted()?;
+    let pid = fixture.incumbent_pid()?;
+    tell(&fixture, &["drain: freeze"])?;
+    let upgrade = fixture.upgrade(&["--deadline", "20s", "--drain-grace", "100ms"])?;
+    check(upgrade.committed(), format!("its successor is promoted: {upgrade:?}\n{}", fixture.log()))?;
+    check(fixture.incumbent_pid()? != pid, "the successor serves")?;
     commits(&fixture)
 }
 

@@ -33,6 +33,8 @@ pub(super) const TIMING: Timing = Timing {
     limbo_poll: Duration::from_millis(20),
     deadline_max: Duration::from_secs(3600),
     settle: Duration::from_secs(3),
+    promotion: Duration::from_millis(600),
+    parting: Duration::from_millis(300),
 };
 /// How long a handover may take.
 pub(super) const DEADLINE: Duration = Duration::from_secs(4);
