@@ -16,20 +16,23 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::error::LockError;
+use crate::error::{Inode, LockError};
 use crate::exposure::{self, Exposure};
 use crate::holder;
 use crate::lease::{BUILD_ID_BYTES_MAX, Lease, LeaseState, Owner};
 use crate::lock_file::{Contents, Found};
 use crate::mark::{self, Method, NextEpoch, NoEpoch};
 use crate::pair::Pair;
-use crate::sys;
+use crate::sys::{self, End};
 use crate::unlocked::{Attempt, Unlocked};
 
 /// The lock of a data dir: while a process has one, it is the only one that may write there (promise 1).
 ///
 /// Dropping it removes the pidfile and releases the lock, both in the process that took it only: a forked child neither keeps
 /// nor undoes its parent's lock. (Take it after daemonizing, not before: the lock does not follow a fork.)
+///
+/// An early return and a panic drop it too, while other threads may still write. A process whose threads serve holds a
+/// [`ServingLock`](crate::ServingLock) instead, made by [`for_serving`](Self::for_serving).
 #[derive(Debug)]
 #[must_use = "dropping the lock releases it"]
 pub struct DataDirLock {
@@ -100,6 +103,28 @@ impl DataDirLock {
         exposure::of_open(self.pair.dir()?, self.data_dir())
     }
 
+    /// Which directory is locked, whatever its path leads to.
+    pub fn inode(&self) -> Inode {
+        self.pair.inode()
+    }
+
+    /// Whether the path still leads to the directory that is locked. Ask before you open something there by its path, above
+    /// all after a handover that was undone.
+    pub fn is_in_place(&self) -> bool {
+        self.check_in_place().is_ok()
+    }
+
+    /// The same, with the reason. Each step that writes a lease asks it first.
+    ///
+    /// A directory above that may not be searched hides nothing: the answer is then the parent directory's, which was opened
+    /// with the lock, and if that may not be searched either, the directory counts as in place. So it does after chroot(2).
+    ///
+    /// # Errors
+    /// [`LockError::AnotherDirectory`] if not, [`LockError::Io`] if it can't be found out now.
+    pub fn check_in_place(&self) -> Result<(), LockError> {
+        self.pair.check_dir_in_place()
+    }
+
     /// The fencing token: one higher at each acquisition, never lower again, also after a power failure and a removed lock
     /// file. Put it into what you write, and a late write of an earlier owner can be told apart.
     pub fn epoch(&self) -> u64 {
@@ -114,7 +139,8 @@ impl DataDirLock {
     /// Writes the id of a handover into the lease, or clears it. No sync.
     ///
     /// # Errors
-    /// The lease could not be written and stands as it was.
+    /// The path leads to [another directory](LockError::AnotherDirectory), or the lease could not be written; it stands as it
+    /// was.
     pub fn stamp(&mut self, handoff_id: Option<[u8; 16]>) -> Result<(), LockError> {
         self.rewrite(Lease { handoff_id, ..self.lease.clone() })
     }
@@ -122,7 +148,7 @@ impl DataDirLock {
     /// Says in the lease that this process serves now, with this build id, of which 64 bytes are kept. No sync.
     ///
     /// # Errors
-    /// The lease could not be written and stands as it was.
+    /// As [`stamp`](Self::stamp).
     pub fn activate(&mut self, build_id: &[u8]) -> Result<(), LockError> {
         let build_id = build_id[..build_id.len().min(BUILD_ID_BYTES_MAX)].to_vec();
         self.rewrite(Lease { state: LeaseState::Active, build_id, ..self.lease.clone() })
@@ -198,10 +224,10 @@ impl DataDirLock {
         self.pair.keep_in_place()?;
         let second_copy = mark::read_second_copy(self.pair.dir()?, self.data_dir())?;
         let left = self.mark.saturating_sub(self.lease.epoch);
-        if left >= mark::RESERVED_AHEAD / 2 && mark::covers(second_copy, self.mark) {
+        if left >= mark::ahead() / 2 && mark::covers(second_copy, self.mark) {
             return Ok(());
         }
-        let mark = self.mark.max(self.lease.epoch.saturating_add(mark::RESERVED_AHEAD));
+        let mark = self.mark.max(self.lease.epoch.saturating_add(mark::ahead()));
         reserve(&mut self.pair, mark, Method::of(Found::Mark(self.mark), second_copy))?;
         self.mark = mark;
         Ok(())
@@ -218,9 +244,17 @@ impl DataDirLock {
         self.pair.unlock().and(in_place)
     }
 
-    /// Keeps the lock until the process exits.
+    /// Keeps the lock until the process exits. A process that serves says so [ahead](Self::for_serving), for every way out.
     pub fn forget(self) {
-        std::mem::forget(self);
+        drop(self.for_serving());
+    }
+
+    pub(crate) fn keep_when_dropped(&mut self) {
+        self.pair.set_end(End::Keep);
+    }
+
+    pub(crate) fn release_when_dropped(&mut self) {
+        self.pair.set_end(End::Close);
     }
 
     #[allow(clippy::result_large_err)]
@@ -268,7 +302,7 @@ impl Claim {
     /// Becomes the owner under the next epoch, in the state Opening, and writes the pidfile.
     ///
     /// It syncs only when the epochs that were reserved ahead are used up, which [`DataDirLock::reserve_epochs`] prevents, and
-    /// after a reboot.
+    /// after a reboot; and each time where the system does not tell one boot from another (no `/proc`).
     ///
     /// # Errors
     /// [`LockError::Lease`] if neither the lock file nor `.handoff.epoch` tells which epochs were used, [`LockError::Io`] if
@@ -315,12 +349,12 @@ impl Claim {
     }
 
     fn next_epoch(&mut self) -> Result<(u64, u64), LockError> {
-        if let Some(NextEpoch { epoch, mark }) = mark::next_if_reserved(&self.found) {
+        if let Some(NextEpoch { epoch, mark }) = mark::next_if_reserved(&self.found, self.pair.file_number()) {
             return Ok((epoch, mark));
         }
         let second_copy = mark::read_second_copy(self.pair.dir()?, self.pair.data_dir())?;
-        let NextEpoch { epoch, mark } =
-            mark::next_above_all(&self.found, second_copy).map_err(|no_epoch| self.no_epoch(no_epoch))?;
+        let NextEpoch { epoch, mark } = mark::next_above_all(&self.found, second_copy, mark::ahead())
+            .map_err(|no_epoch| self.no_epoch(no_epoch))?;
         reserve(&mut self.pair, mark, Method::of(self.found.mark, second_copy))?;
         Ok((epoch, mark))
     }
@@ -328,7 +362,9 @@ impl Claim {
     fn no_epoch(&self, why: NoEpoch) -> LockError {
         let second_copy = self.pair.data_dir().join(mark::SECOND_COPY);
         let reason = match why {
-            NoEpoch::Exhausted => "the epochs are used up; remove it, if no fenced data refers to them".to_string(),
+            NoEpoch::Exhausted => {
+                format!("the epochs are used up; remove it and {}, if no data carries epochs", second_copy.display())
+            }
             NoEpoch::MarkLost => format!(
                 "neither it nor {} tells which epochs were used; restore one of them from a backup, or remove both if no \
                  data carries epochs",

@@ -111,6 +111,66 @@ fn a_dead_owners_pidfile_goes_with_the_next_owner_who_never_wrote_one() {
     assert!(!dir.path().join(PIDFILE).exists());
 }
 
+fn make_fifo(path: &Path) {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+}
+
+/// Whatever is in the way must not make it wait.
+fn acquired_in_time(dir: &Path) -> DataDirLock {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let dir = dir.to_path_buf();
+    std::thread::spawn(move || {
+        let _ = sender.send(DataDirLock::acquire(&dir));
+    });
+    receiver.recv_timeout(Duration::from_secs(60)).expect("it hangs").unwrap()
+}
+
+#[test]
+fn what_is_in_the_way_of_a_new_file_is_replaced_and_never_waited_for() {
+    type Obstacle = fn(&Path);
+    let obstacles: [Obstacle; 3] = [
+        make_fifo,
+        |path| std::os::unix::fs::symlink("elsewhere", path).unwrap(),
+        |path| drop(std::os::unix::net::UnixListener::bind(path).unwrap()),
+    ];
+    for name in [".handoff.pidfile.new", ".handoff.epoch.new", ".handoff.pidfile", ".handoff.epoch"] {
+        for put in obstacles {
+            let dir = scratch();
+            epochs(dir.path());
+            let path = dir.path().join(name);
+            let _ = fs::remove_file(&path);
+            // The epochs are to be reserved anew.
+            let _ = fs::remove_file(dir.path().join(mark::SECOND_COPY));
+            put(&path);
+            let mut lock = acquired_in_time(dir.path());
+            lock.reserve_epochs().unwrap();
+            assert_eq!(names(dir.path()), [mark::SECOND_COPY, LOCK_FILE, PIDFILE].map(PathBuf::from), "{name}");
+            for name in [mark::SECOND_COPY, PIDFILE] {
+                assert!(fs::symlink_metadata(dir.path().join(name)).unwrap().is_file());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_reader_of_what_is_in_the_way_gets_nothing() {
+    for name in [".handoff.pidfile.new", ".handoff.epoch.new"] {
+        let dir = scratch();
+        let path = dir.path().join(name);
+        make_fifo(&path);
+        let reader = rustix::fs::open(
+            &path,
+            rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK,
+            rustix::fs::Mode::empty(),
+        );
+        let reader = reader.unwrap();
+        let _lock = acquired_in_time(dir.path());
+        assert!(fs::symlink_metadata(dir.path().join(PIDFILE)).unwrap().is_file());
+        assert_eq!(rustix::io::read(&reader, &mut [0; 8]), Ok(0), "nothing, and the writer is gone");
+    }
+}
+
 #[test]
 fn stale_is_refused_when_the_pidfile_lies() {
     let dir = scratch();
@@ -189,6 +249,27 @@ fn nothing_is_left_but_the_two_files() {
     assert_eq!(names(dir.path()), [PathBuf::from(".handoff.epoch"), PathBuf::from(LOCK_FILE)]);
 }
 
+#[test]
+fn an_older_build_takes_over_from_a_lease_and_a_mark_of_the_future_that_it_can_read() {
+    let dir = scratch();
+    epochs(dir.path());
+    let path = dir.path().join(LOCK_FILE);
+    let mut bytes = fs::read(&path).unwrap();
+    let newest = crate::lock_file::parse(&bytes).unwrap().newest.unwrap();
+    let next = crate::lease::Numbered {
+        sequence: newest.sequence + 1,
+        file: newest.file,
+        released: false,
+        lease: Lease { epoch: 2, ..newest.lease },
+    };
+    let at = crate::lock_file::slot_offset(next.sequence) as usize;
+    let slot = crate::lease::tests::of_the_future(&next, 9, 1);
+    bytes[at..at + slot.len()].copy_from_slice(&slot);
+    fs::write(&path, bytes).unwrap();
+    assert_eq!(lease_of(dir.path()).epoch, 2);
+    assert_eq!(epochs(dir.path()), 3);
+}
+
 fn damage(dir: &Path, name: &str, at: usize) {
     let mut bytes = fs::read(dir.join(name)).unwrap();
     bytes[at] ^= 1;
@@ -212,6 +293,19 @@ fn the_epoch_never_goes_back_over_a_removed_lock_file() {
     fs::remove_file(dir.path().join(LOCK_FILE)).unwrap();
     let after = epochs(dir.path());
     assert!(after > before + mark::RESERVED_AHEAD, "{after}");
+    assert_eq!(epochs(dir.path()), after + 1);
+}
+
+#[test]
+fn the_epoch_never_goes_back_to_a_lock_file_that_was_put_back() {
+    let dir = scratch();
+    let (path, kept) = (dir.path().join(LOCK_FILE), dir.path().join("kept"));
+    epochs(dir.path());
+    fs::copy(&path, &kept).unwrap();
+    let before = (0..5).map(|_| epochs(dir.path())).max().unwrap();
+    fs::rename(&kept, &path).unwrap();
+    let after = epochs(dir.path());
+    assert!(after > before, "{after} after {before}");
     assert_eq!(epochs(dir.path()), after + 1);
 }
 
@@ -270,7 +364,8 @@ fn a_foreign_file_of_that_name_is_refused_and_kept() {
 #[test]
 fn a_reserve_that_is_used_up_is_renewed_before_it_is_exceeded() {
     let dir = scratch();
-    let mark = |name: &str, at: usize| crate::lock_file::parse_mark(&fs::read(dir.path().join(name)).unwrap()[at..]);
+    let mark =
+        |name: &str, at: usize| crate::lock_file::parse_mark(&fs::read(dir.path().join(name)).unwrap()[at..]).unwrap();
     let marks = || (mark(LOCK_FILE, 4096), mark(mark::SECOND_COPY, 0));
     epochs(dir.path());
     let first = 1 + mark::RESERVED_AHEAD;

@@ -13,7 +13,7 @@ use rustix::process::{Pid, test_kill_process};
 
 use crate::error::LockError;
 use crate::holder_search::{Found, find};
-use crate::lease::{Lease, LeaseState, Owner};
+use crate::lease::{Lease, LeaseState, Numbered, Owner};
 use crate::opened_file::{LOCK_FILE, open_to_read, settled_lease};
 use crate::pair::Pair;
 use crate::pidfile;
@@ -50,10 +50,10 @@ pub struct Holder {
 /// wrote it.
 pub fn holder(dir: &Path) -> Result<Option<Holder>, LockError> {
     let Some(place) = Place::open(dir)? else { return Ok(None) };
-    let lease = place.lease()?;
+    let newest = place.newest()?;
     Ok(match place.lock_table() {
-        Some(table) => find(&table, owner_of(lease.as_ref())).map(|found| found.describe(lease.as_ref())),
-        None => recorded(lease.as_ref(), &place.dir).filter(|holder| holder.alive),
+        Some(table) => find(&table, owner_of(newest.as_ref())).map(|found| found.describe(newest.as_ref())),
+        None => recorded(newest.as_ref(), &place.dir).filter(|holder| holder.alive),
     })
 }
 
@@ -90,20 +90,20 @@ pub struct Look {
 pub fn look(dir: &Path) -> Result<Look, LockError> {
     let Some(place) = Place::open(dir)? else { return Ok(Look { lease: None, locked_by: None }) };
     let table = place.lock_table();
-    let lease = place.lease()?;
+    let newest = place.newest()?;
     let locked_by = match &table {
-        Some(table) => find(table, owner_of(lease.as_ref())).map(|found| found.pid),
-        None => recorded(lease.as_ref(), &place.dir).filter(|holder| holder.alive).map(|holder| holder.pid),
+        Some(table) => find(table, owner_of(newest.as_ref())).map(|found| found.pid),
+        None => recorded(newest.as_ref(), &place.dir).filter(|holder| holder.alive).map(|holder| holder.pid),
     };
-    Ok(Look { lease, locked_by })
+    Ok(Look { lease: newest.map(|newest| newest.lease), locked_by })
 }
 
 /// Who holds a lock that was just found to be held: the best guess if the kernel does not tell.
 pub(crate) fn of_held(pair: &Pair) -> Option<Holder> {
     let (dir, file) = (pair.dir().ok()?, pair.file().ok()?);
-    let lease = settled_lease(file, &pair.lock_path()).ok().flatten();
-    let found = LockTable::of(dir, Some(file)).and_then(|table| find(&table, owner_of(lease.as_ref())));
-    found.map(|found| found.describe(lease.as_ref())).or_else(|| recorded(lease.as_ref(), dir))
+    let newest = settled_lease(file, &pair.lock_path()).ok().flatten();
+    let found = LockTable::of(dir, Some(file)).and_then(|table| find(&table, owner_of(newest.as_ref())));
+    found.map(|found| found.describe(newest.as_ref())).or_else(|| recorded(newest.as_ref(), dir))
 }
 
 /// Whether there is such a process. One that we may not signal is alive: only ESRCH means that it is gone, kill(2).
@@ -136,18 +136,24 @@ impl Place {
         LockTable::of(self.dir.as_fd(), self.file.as_ref().map(AsFd::as_fd))
     }
 
-    fn lease(&self) -> Result<Option<Lease>, LockError> {
+    fn newest(&self) -> Result<Option<Numbered>, LockError> {
         self.file.as_ref().map_or(Ok(None), |file| settled_lease(file.as_fd(), &self.path))
     }
 }
 
-fn owner_of(lease: Option<&Lease>) -> Option<u32> {
-    lease.filter(|lease| lease.of_this_boot()).map(|lease| lease.owner.pid)
+fn owner_of(newest: Option<&Numbered>) -> Option<u32> {
+    newest.map(|newest| &newest.lease).filter(|lease| lease.of_this_boot()).map(|lease| lease.owner.pid)
+}
+
+/// The lease, unless its owner is of another boot or said that it let go of the lock.
+fn not_let_go(newest: Option<&Numbered>) -> Option<&Lease> {
+    let newest = newest.filter(|newest| !newest.released)?;
+    Some(&newest.lease).filter(|lease| lease.of_this_boot() && lease.state != LeaseState::Sealed)
 }
 
 impl Found {
-    fn describe(&self, lease: Option<&Lease>) -> Holder {
-        let lease = lease.filter(|lease| lease.of_this_boot() && lease.state != LeaseState::Sealed);
+    fn describe(&self, newest: Option<&Numbered>) -> Holder {
+        let lease = not_let_go(newest);
         let since =
             lease.filter(|lease| self.inherited || lease.owner.pid == self.pid).map(|lease| lease.since_unix_ms);
         Holder { inherited: self.inherited, since_unix_ms: since, ..Holder::named(self.pid, self.alive) }
@@ -155,9 +161,8 @@ impl Found {
 }
 
 /// Who wrote down that it holds the lock: a living one first.
-fn recorded(lease: Option<&Lease>, dir: impl AsFd) -> Option<Holder> {
-    let owner = lease.filter(|lease| lease.of_this_boot() && lease.state != LeaseState::Sealed);
-    let owner = owner.map(|lease| Holder {
+fn recorded(newest: Option<&Numbered>, dir: impl AsFd) -> Option<Holder> {
+    let owner = not_let_go(newest).map(|lease| Holder {
         since_unix_ms: Some(lease.since_unix_ms),
         ..Holder::named(lease.owner.pid, is_owner_alive(&lease.owner))
     });

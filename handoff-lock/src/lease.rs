@@ -2,8 +2,13 @@
 //!
 //! This file knows what a lease means and how it is laid out in one slot of the lock file. It does no I/O.
 //!
-//! Invariants: a slot is decoded only if its checksum fits, so a torn write never yields a mixture of two leases; a slot of
-//! a newer format is an error, never "no lease".
+//! Invariants: a slot is decoded only if its checksum fits, so a torn write never yields a mixture of two leases; a slot that is
+//! whole and can't be read is an error, never "no lease".
+//!
+//! Formats can change. In all of them the magic, the format, `readable_by`, the sequence and the checksum are where they are
+//! now, and so is what an older build reads of a slot that it may read. A newer build says in `readable_by` which is the oldest
+//! format whose builds understand a slot. It writes what an older build must be able to take over from (Opening, Sealed) so
+//! that this one can: else a newer build that dies half-way leaves data that nobody can open.
 
 use std::io;
 use std::sync::OnceLock;
@@ -89,6 +94,11 @@ impl Lease {
     }
 }
 
+/// Whether the system tells one boot from another, so that a lease can be certain to be the last.
+pub(crate) fn are_boots_known() -> bool {
+    this_boot() != UNKNOWN_BOOT
+}
+
 const UNKNOWN_BOOT: [u8; 16] = [0; 16];
 
 fn this_boot() -> [u8; 16] {
@@ -109,8 +119,11 @@ fn ask_for_boot() -> io::Result<[u8; 16]> {
 pub(crate) const SLOT_BYTES: usize = 160;
 
 const MAGIC: &[u8; 8] = b"handlock";
-const FORMAT: u32 = 1;
+const FORMAT: u16 = 1;
+/// The oldest format whose builds understand what this one writes.
+const READABLE_BY: u16 = 1;
 const CHECKED_BYTES: usize = SLOT_BYTES - 4;
+const FILE_AT: usize = CHECKED_BYTES - 8;
 
 /// CRC-32C.
 pub(crate) const CRC: crc::Crc<u32, crc::Table<16>> = crc::Crc::<u32, crc::Table<16>>::new(&crc::CRC_32_ISCSI);
@@ -119,6 +132,10 @@ pub(crate) const CRC: crc::Crc<u32, crc::Table<16>> = crc::Crc::<u32, crc::Table
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Numbered {
     pub(crate) sequence: u64,
+    /// The inode number of the lock file that it was written into: in a copy that was put back it is not the copy's.
+    pub(crate) file: u64,
+    /// Whether its owner let go of the lock and said so. For those who can't ask the kernel who holds it.
+    pub(crate) released: bool,
     pub(crate) lease: Lease,
 }
 
@@ -128,8 +145,15 @@ pub(crate) enum Slot {
     Valid(Numbered),
     /// Never written, torn, or not ours.
     Unreadable,
-    /// Whole, but of a format that this build does not know.
-    Newer(u32),
+    /// Whole, but this build does not understand it.
+    Newer(Newer),
+}
+
+/// What every build knows of a slot that it does not understand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Newer {
+    pub(crate) format: u16,
+    pub(crate) sequence: u64,
 }
 
 impl Numbered {
@@ -146,7 +170,8 @@ impl Numbered {
         let mut writer = Writer { bytes: &mut bytes, at: 0 };
         writer.put(MAGIC);
         writer.put(&FORMAT.to_le_bytes());
-        writer.put(&[state, u8::from(lease.handoff_id.is_some()), build_id.len() as u8, 0]);
+        writer.put(&READABLE_BY.to_le_bytes());
+        writer.put(&[state, u8::from(lease.handoff_id.is_some()), build_id.len() as u8, u8::from(self.released)]);
         writer.put(&self.sequence.to_le_bytes());
         writer.put(&lease.epoch.to_le_bytes());
         writer.put(&lease.owner.start_time.to_le_bytes());
@@ -155,6 +180,8 @@ impl Numbered {
         writer.put(&lease.owner.boot_id);
         writer.put(&lease.handoff_id.unwrap_or_default());
         writer.put(build_id);
+        writer.at = FILE_AT;
+        writer.put(&self.file.to_le_bytes());
         let checksum = CRC.checksum(&bytes[..CHECKED_BYTES]);
         bytes[CHECKED_BYTES..].copy_from_slice(&checksum.to_le_bytes());
         bytes
@@ -174,18 +201,26 @@ fn decode(bytes: &[u8]) -> Option<Slot> {
     if reader.take::<8>()? != *MAGIC || checksum != CRC.checksum(checked).to_le_bytes() {
         return None;
     }
-    let format = u32::from_le_bytes(reader.take()?);
-    if format != FORMAT {
-        return Some(Slot::Newer(format));
-    }
-    let [state, has_handoff_id, build_id_len, _] = reader.take()?;
+    let format = u16::from_le_bytes(reader.take()?);
+    let readable_by = u16::from_le_bytes(reader.take()?);
+    let [state, has_handoff_id, build_id_len, released] = reader.take()?;
+    let sequence = reader.u64()?;
+    let lease =
+        if readable_by > FORMAT { None } else { decode_lease([state, has_handoff_id, build_id_len], &mut reader) };
+    let file = Reader(checked.get(FILE_AT..)?).u64()?;
+    Some(match lease {
+        Some(lease) => Slot::Valid(Numbered { sequence, file, released: released & 1 == 1, lease }),
+        None => Slot::Newer(Newer { format, sequence }),
+    })
+}
+
+fn decode_lease([state, has_handoff_id, build_id_len]: [u8; 3], reader: &mut Reader<'_>) -> Option<Lease> {
     let state = match state {
         1 => LeaseState::Opening,
         2 => LeaseState::Active,
         3 => LeaseState::Sealed,
         _ => return None,
     };
-    let sequence = reader.u64()?;
     let epoch = reader.u64()?;
     let start_time = reader.u64()?;
     let since_unix_ms = reader.u64()?;
@@ -193,15 +228,14 @@ fn decode(bytes: &[u8]) -> Option<Slot> {
     let boot_id = reader.take()?;
     let handoff_id = reader.take()?;
     let build_id = reader.take::<BUILD_ID_BYTES_MAX>()?.get(..usize::from(build_id_len))?.to_vec();
-    let lease = Lease {
+    Some(Lease {
         epoch,
         owner: Owner { pid, start_time, boot_id },
         state,
         handoff_id: (has_handoff_id == 1).then_some(handoff_id),
         build_id,
         since_unix_ms,
-    };
-    Some(Slot::Valid(Numbered { sequence, lease }))
+    })
 }
 
 struct Writer<'a> {
@@ -266,8 +300,8 @@ pub(crate) mod tests {
 
     proptest! {
         #[test]
-        fn a_slot_gives_back_what_was_written(lease in any_lease(), sequence: u64) {
-            let numbered = Numbered { sequence, lease };
+        fn a_slot_gives_back_what_was_written(lease in any_lease(), sequence: u64, file: u64, released: bool) {
+            let numbered = Numbered { sequence, file, released, lease };
             prop_assert_eq!(Slot::decode(&numbered.encode()), Slot::Valid(numbered));
         }
 
@@ -279,7 +313,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_damaged_bit_makes_a_slot_unreadable() {
-        let bytes = Numbered { sequence: 7, lease: lease(7) }.encode();
+        let bytes = Numbered { sequence: 7, file: 7, released: false, lease: lease(7) }.encode();
         for bit in 0..SLOT_BYTES * 8 {
             let mut damaged = bytes;
             damaged[bit / 8] ^= 1 << (bit % 8);
@@ -290,17 +324,44 @@ pub(crate) mod tests {
     #[test]
     fn a_build_id_that_is_too_long_is_cut() {
         let lease = Lease { build_id: vec![5; 300], ..lease(1) };
-        let Slot::Valid(read) = Slot::decode(&Numbered { sequence: 1, lease }.encode()) else { panic!("unreadable") };
+        let Slot::Valid(read) = Slot::decode(&Numbered { sequence: 1, file: 7, released: false, lease }.encode())
+        else {
+            panic!("unreadable")
+        };
         assert_eq!(read.lease.build_id, vec![5; BUILD_ID_BYTES_MAX]);
     }
 
-    #[test]
-    fn a_newer_format_is_not_taken_for_no_lease() {
-        let mut bytes = Numbered { sequence: 1, lease: lease(1) }.encode();
-        bytes[8] = 2;
+    /// A slot as a later build may write it.
+    pub(crate) fn of_the_future(numbered: &Numbered, format: u16, readable_by: u16) -> [u8; SLOT_BYTES] {
+        changed(numbered, |bytes| {
+            bytes[8..10].copy_from_slice(&format.to_le_bytes());
+            bytes[10..12].copy_from_slice(&readable_by.to_le_bytes());
+            // What is empty today may say something.
+            bytes[15] |= 0xfe;
+        })
+    }
+
+    fn changed(numbered: &Numbered, change: impl FnOnce(&mut [u8; SLOT_BYTES])) -> [u8; SLOT_BYTES] {
+        let mut bytes = numbered.encode();
+        change(&mut bytes);
         let checksum = CRC.checksum(&bytes[..CHECKED_BYTES]);
         bytes[CHECKED_BYTES..].copy_from_slice(&checksum.to_le_bytes());
-        assert_eq!(Slot::decode(&bytes), Slot::Newer(2));
+        bytes
+    }
+
+    #[test]
+    fn a_lease_from_the_future_is_read_if_it_says_that_this_build_can() {
+        let numbered = Numbered { sequence: 5, file: 7, released: false, lease: lease(1) };
+        assert_eq!(Slot::decode(&of_the_future(&numbered, 7, 1)), Slot::Valid(numbered));
+    }
+
+    #[test]
+    fn a_lease_that_this_build_can_not_read_is_not_taken_for_no_lease() {
+        let numbered = Numbered { sequence: 5, file: 7, released: false, lease: lease(1) };
+        let newer = |format| Slot::Newer(Newer { format, sequence: 5 });
+        assert_eq!(Slot::decode(&of_the_future(&numbered, 7, 2)), newer(7));
+        assert_eq!(Slot::decode(&changed(&numbered, |bytes| bytes[12] = 4)), newer(1), "an unknown state");
+        assert_eq!(Slot::decode(&changed(&numbered, |bytes| bytes[14] = 65)), newer(1), "a build id of 65 bytes");
     }
 
     #[test]

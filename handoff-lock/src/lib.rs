@@ -21,7 +21,8 @@
 //! - **One owner.** flock(2) on two inodes: `.handoff.lock` in the directory, and the directory itself. Removing or replacing
 //!   the lock file makes no second owner. The kernel frees the lock when its owner dies; a lock is never broken by unlinking.
 //! - **A fencing epoch.** [`DataDirLock::epoch`] is one higher at each acquisition and never goes back, not after a power
-//!   failure and not if the lock file was removed (then it may skip numbers). Put it into what you write.
+//!   failure and not if the lock file was removed or an older one put back (then it may skip numbers; only older bytes that are
+//!   written over the file itself can't be told). Put it into what you write.
 //! - **A true holder.** Who is refused learns the [`Holder`]: pid, command, since when, and whether it merely inherited a
 //!   descriptor. It is who has the directory, however it came by it, and nobody who merely tries. A reused pid is not taken for
 //!   the owner, and a pidfile is never believed against the kernel.
@@ -37,6 +38,18 @@
 //!
 //! A directory that is created for the lock is its owner's only (mode 0700). One that [others may read](exposure) can be
 //! locked by them, flock(2) needs no more; that is for the program to say, and is not refused.
+//!
+//! # The directory and its name
+//!
+//! What is locked is a directory, not its name. If a link is switched, or another directory renamed or mounted in its place,
+//! each step that writes a lease fails with [`LockError::AnotherDirectory`], and the lock is held as before: what the program
+//! would open by that path now is not the data that it has locked. [`DataDirLock::is_in_place`] answers at any time. A directory
+//! above that may no longer be searched (setuid(2)), another root (chroot(2)) and another working directory change nothing.
+//!
+//! # While threads serve
+//!
+//! A [`DataDirLock`] is released when it is dropped, and so by an early return and by a panic, while other threads may still
+//! write. A program whose threads serve makes it a [`ServingLock`]: that one is let go by a call alone.
 //!
 //! # From one process to the next
 //!
@@ -103,7 +116,9 @@
 //!
 //! # Platforms
 //!
-//! Linux in full. On macOS and the BSDs the lock and the epoch are the same, and the holder is the one that wrote itself down.
+//! Linux in full. On macOS and the BSDs, and without `/proc`, the lock and the epoch are the same, and the holder is the one that
+//! wrote itself down and did not write that it let go. Where the system does not tell one boot from another (NetBSD, OpenBSD,
+//! Linux without `/proc`) each acquisition syncs twice.
 #![deny(unsafe_code)]
 
 mod data_dir_lock;
@@ -119,6 +134,7 @@ mod mark;
 mod opened_file;
 mod pair;
 mod pidfile;
+mod serving_lock;
 #[allow(unsafe_code)]
 mod sys;
 mod unlocked;
@@ -131,6 +147,7 @@ pub use filesystem::check_filesystem;
 pub use holder::{Holder, Look, holder, look, read_lease};
 pub use lease::{BUILD_ID_BYTES_MAX, Lease, LeaseState, Owner};
 pub use opened_file::LOCK_FILE;
+pub use serving_lock::ServingLock;
 pub use unlocked::{Attempt, Unlocked};
 pub use watched_lease::WatchedLease;
 

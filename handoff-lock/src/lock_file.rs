@@ -10,7 +10,7 @@
 //! Invariants: lease `n` is in slot `n % 2`, so a write never touches the newest lease; no lease write touches the sector of
 //! the mark, also on a disk with sectors of 4096 bytes, so a power failure during one never tears the other.
 
-use crate::lease::{CRC, Numbered, SLOT_BYTES, Slot};
+use crate::lease::{CRC, Newer, Numbered, SLOT_BYTES, Slot};
 
 /// All that is ever read of a lock file.
 pub(crate) const FILE_BYTES: usize = MARK_OFFSET as usize + MARK_BYTES;
@@ -37,9 +37,18 @@ pub(crate) enum Found {
     Unreadable,
 }
 
-/// A file of a newer build, which this one must not touch.
+/// What a newer build wrote, and this one does not understand and must not touch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct NewerFormat(pub(crate) u32);
+pub(crate) struct NewerFormat(pub(crate) u16);
+
+impl NewerFormat {
+    pub(crate) fn reason(self) -> String {
+        format!(
+            "it was written by a newer build (format {}), which this one does not understand; start that one",
+            self.0
+        )
+    }
+}
 
 /// Where the lease of this sequence number is written.
 pub(crate) fn slot_offset(sequence: u64) -> u64 {
@@ -47,8 +56,12 @@ pub(crate) fn slot_offset(sequence: u64) -> u64 {
 }
 
 /// Reads a lock file. `bytes` may be shorter than [`FILE_BYTES`] if the file is.
+///
+/// # Errors
+/// The newest lease, or the mark, is a newer build's. An older lease that is one does not matter any more.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Contents, NewerFormat> {
     let mut newest: Option<Numbered> = None;
+    let mut newer: Option<Newer> = None;
     for parity in 0..2 {
         let at = parity as usize * SLOT_STRIDE;
         match Slot::decode(bytes.get(at..).unwrap_or_default()) {
@@ -56,38 +69,58 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Contents, NewerFormat> {
             Slot::Valid(slot) if newest.as_ref().is_some_and(|newest| newest.sequence > slot.sequence) => {}
             Slot::Valid(slot) => newest = Some(slot),
             Slot::Unreadable => {}
-            Slot::Newer(format) => return Err(NewerFormat(format)),
+            Slot::Newer(slot) if newer.is_some_and(|newer| newer.sequence > slot.sequence) => {}
+            Slot::Newer(slot) => newer = Some(slot),
         }
+    }
+    let is_passed = |newer: &Newer| newest.as_ref().is_some_and(|newest| newest.sequence > newer.sequence);
+    if let Some(newer) = newer.filter(|newer| !is_passed(newer)) {
+        return Err(NewerFormat(newer.format));
     }
     let mark = match bytes {
         [] => Found::Nothing,
-        _ => parse_mark(bytes.get(MARK_OFFSET as usize..).unwrap_or_default()).into_unreadable_if_nothing(),
+        _ => parse_mark(bytes.get(MARK_OFFSET as usize..).unwrap_or_default())?.into_unreadable_if_nothing(),
     };
     Ok(Contents { newest, mark })
 }
 
 const MARK_MAGIC: &[u8; 8] = b"handmark";
 
+/// As of a lease: where magic, mark, format, `readable_by` and checksum are is the same in all formats.
+const MARK_FORMAT: u16 = 1;
+const MARK_READABLE_BY: u16 = 1;
+const MARK_CHECKED_BYTES: usize = MARK_BYTES - 4;
+
 /// The mark's bytes, the same in the lock file and in the second copy.
 pub(crate) fn encode_mark(mark: u64) -> [u8; MARK_BYTES] {
     let mut bytes = [0; MARK_BYTES];
     bytes[..8].copy_from_slice(MARK_MAGIC);
     bytes[8..16].copy_from_slice(&mark.to_le_bytes());
-    let checksum = CRC.checksum(&bytes[..16]);
-    bytes[16..20].copy_from_slice(&checksum.to_le_bytes());
+    bytes[16..18].copy_from_slice(&MARK_FORMAT.to_le_bytes());
+    bytes[18..20].copy_from_slice(&MARK_READABLE_BY.to_le_bytes());
+    let checksum = CRC.checksum(&bytes[..MARK_CHECKED_BYTES]);
+    bytes[MARK_CHECKED_BYTES..].copy_from_slice(&checksum.to_le_bytes());
     bytes
 }
 
 /// Reads a mark from the start of `bytes`.
-pub(crate) fn parse_mark(bytes: &[u8]) -> Found {
+///
+/// # Errors
+/// It is whole, and a newer build's.
+pub(crate) fn parse_mark(bytes: &[u8]) -> Result<Found, NewerFormat> {
     if bytes.is_empty() {
-        return Found::Nothing;
+        return Ok(Found::Nothing);
     }
-    let Some(bytes) = bytes.first_chunk::<MARK_BYTES>() else { return Found::Unreadable };
-    let mut mark = [0; 8];
-    mark.copy_from_slice(&bytes[8..16]);
-    let mark = u64::from_le_bytes(mark);
-    if encode_mark(mark) == *bytes { Found::Mark(mark) } else { Found::Unreadable }
+    let Some(bytes) = bytes.first_chunk::<MARK_BYTES>() else { return Ok(Found::Unreadable) };
+    let (checked, checksum) = bytes.split_at(MARK_CHECKED_BYTES);
+    let [m0, m1, m2, m3, m4, m5, m6, m7, f0, f1, r0, r1] = checked[8..] else { return Ok(Found::Unreadable) };
+    if checked[..8] != *MARK_MAGIC || checksum != CRC.checksum(checked).to_le_bytes() {
+        return Ok(Found::Unreadable);
+    }
+    if u16::from_le_bytes([r0, r1]) > MARK_FORMAT {
+        return Err(NewerFormat(u16::from_le_bytes([f0, f1])));
+    }
+    Ok(Found::Mark(u64::from_le_bytes([m0, m1, m2, m3, m4, m5, m6, m7])))
 }
 
 impl Found {
@@ -114,10 +147,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::lease::tests::{any_lease, lease};
+    use crate::lease::tests::{any_lease, lease, of_the_future};
 
     fn numbered(sequence: u64) -> Numbered {
-        Numbered { sequence, lease: lease(sequence) }
+        Numbered { sequence, file: 7, released: false, lease: lease(sequence) }
     }
 
     /// A lock file after leases 1 to `last`.
@@ -174,7 +207,7 @@ mod tests {
         fn of_any_bytes_of_a_torn_write_the_old_or_the_new_lease_is_read(
             old in any_lease(), new in any_lease(), sequence in 1..u64::MAX, arrived in any::<[[bool; 32]; 5]>(),
         ) {
-            let (old, new) = (Numbered { sequence, lease: old }, Numbered { sequence: sequence + 1, lease: new });
+            let (old, new) = (Numbered { sequence, file: 7, released: false, lease: old }, Numbered { sequence: sequence + 1, file: 7, released: false, lease: new });
             let bytes = torn(&image(&old, 7), &new, |index| arrived[index / 32][index % 32]);
             let newest = parse(&bytes).unwrap().newest.unwrap();
             prop_assert!(newest == old || newest == new);
@@ -193,7 +226,7 @@ mod tests {
             for (index, byte) in encode_mark(new).into_iter().enumerate().filter(|(index, _)| arrived[*index]) {
                 bytes[index] = byte;
             }
-            let found = parse_mark(&bytes);
+            let found = parse_mark(&bytes).unwrap();
             prop_assert!([Found::Mark(old), Found::Mark(new), Found::Unreadable].contains(&found));
         }
     }
@@ -205,6 +238,40 @@ mod tests {
             assert!(slot_offset(0) / sector_bytes != mark && slot_offset(1) / sector_bytes != mark);
         }
         assert_ne!(slot_offset(0) / 512, slot_offset(1) / 512);
+    }
+
+    fn mark_of_the_future(mark: u64, format: u16, readable_by: u16) -> [u8; MARK_BYTES] {
+        let mut bytes = encode_mark(mark);
+        bytes[16..18].copy_from_slice(&format.to_le_bytes());
+        bytes[18..20].copy_from_slice(&readable_by.to_le_bytes());
+        let checksum = CRC.checksum(&bytes[..MARK_CHECKED_BYTES]);
+        bytes[MARK_CHECKED_BYTES..].copy_from_slice(&checksum.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn a_mark_from_the_future_is_read_if_it_says_that_this_build_can_and_is_never_a_lost_one() {
+        assert_eq!(parse_mark(&mark_of_the_future(9, 7, 1)), Ok(Found::Mark(9)));
+        assert_eq!(parse_mark(&mark_of_the_future(9, 7, 2)), Err(NewerFormat(7)));
+        let mut bytes = written(3, 1024);
+        bytes[MARK_OFFSET as usize..].copy_from_slice(&mark_of_the_future(9, 7, 2));
+        assert_eq!(parse(&bytes), Err(NewerFormat(7)));
+    }
+
+    #[test]
+    fn a_lease_from_the_future_counts_as_long_as_it_is_the_newest() {
+        let newer = |sequence| of_the_future(&numbered(sequence), 7, 2);
+        let with = |last: u64, sequence: u64| {
+            let mut bytes = written(last, 1024);
+            let at = slot_offset(sequence) as usize;
+            bytes[at..at + SLOT_BYTES].copy_from_slice(&newer(sequence));
+            bytes
+        };
+        assert_eq!(parse(&with(4, 5)), Err(NewerFormat(7)));
+        assert_eq!(parse(&with(4, 3)).unwrap().newest, Some(numbered(4)));
+        let mut both = with(4, 5);
+        both[..SLOT_BYTES].copy_from_slice(&newer(4));
+        assert_eq!(parse(&both), Err(NewerFormat(7)));
     }
 
     #[test]

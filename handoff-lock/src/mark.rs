@@ -14,6 +14,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, fsync, openat, renameat, unlinkat};
 use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 
 use crate::error::LockError;
+use crate::lease::{Numbered, are_boots_known};
 use crate::lock_file::{Contents, Found, MARK_BYTES, encode_mark, parse_mark};
 use crate::sys;
 
@@ -21,8 +22,14 @@ use crate::sys;
 pub(crate) const SECOND_COPY: &str = ".handoff.epoch";
 const STAGING: &str = ".handoff.epoch.new";
 
-/// How many epochs are reserved with one sync.
+/// How many epochs are reserved with one sync, where the last lease can be told from one of an earlier boot.
 pub(crate) const RESERVED_AHEAD: u64 = 1024;
+
+/// How many epochs to reserve ahead. Where boots have no names, no lease is certain to be the last one, and each acquisition
+/// goes on above the mark: it would skip all that was reserved ahead. So nothing is, and each one syncs.
+pub(crate) fn ahead() -> u64 {
+    if are_boots_known() { RESERVED_AHEAD } else { 0 }
+}
 
 /// The epoch of an acquisition, and the mark that must be durable before it is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,16 +46,18 @@ pub(crate) enum NoEpoch {
     Exhausted,
 }
 
-/// The next epoch if the lock file alone is certain about it: the last lease is known, and its mark, which is durable, has
-/// room.
-pub(crate) fn next_if_reserved(contents: &Contents) -> Option<NextEpoch> {
+/// The next epoch if the lock file alone, which has the inode number `file`, is certain about it: the last lease is known, and
+/// its mark, which is durable, has room. A lease in a copy that was put back is not the last one. (One whose bytes were written
+/// over the newer ones can't be told.)
+pub(crate) fn next_if_reserved(contents: &Contents, file: u64) -> Option<NextEpoch> {
     let Found::Mark(mark) = contents.mark else { return None };
-    let last = contents.newest.as_ref().filter(|newest| newest.lease.is_certainly_last())?.lease.epoch;
+    let is_last = |newest: &&Numbered| newest.file == file && newest.lease.is_certainly_last();
+    let last = contents.newest.as_ref().filter(is_last)?.lease.epoch;
     (last < mark).then(|| NextEpoch { epoch: last + 1, mark })
 }
 
-/// The next epoch in all other cases; its mark has yet to be reserved. It may skip epochs, and never goes back.
-pub(crate) fn next_above_all(contents: &Contents, second_copy: Found) -> Result<NextEpoch, NoEpoch> {
+/// The next epoch in all other cases; its mark, `ahead` of it, has yet to be reserved. It may skip epochs, and never goes back.
+pub(crate) fn next_above_all(contents: &Contents, second_copy: Found, ahead: u64) -> Result<NextEpoch, NoEpoch> {
     let marks = [contents.mark, second_copy];
     let mark =
         marks.into_iter().filter_map(|found| if let Found::Mark(mark) = found { Some(mark) } else { None }).max();
@@ -58,7 +67,7 @@ pub(crate) fn next_above_all(contents: &Contents, second_copy: Found) -> Result<
     let last = contents.newest.as_ref().map_or(0, |newest| newest.lease.epoch);
     let epoch = last.max(mark.unwrap_or(0));
     let epoch = epoch.checked_add(1).ok_or(NoEpoch::Exhausted)?;
-    let mark = epoch.checked_add(RESERVED_AHEAD).ok_or(NoEpoch::Exhausted)?;
+    let mark = epoch.checked_add(ahead).ok_or(NoEpoch::Exhausted)?;
     Ok(NextEpoch { epoch, mark })
 }
 
@@ -93,13 +102,14 @@ pub(crate) fn read_second_copy(dir: BorrowedFd<'_>, data_dir: &Path) -> Result<F
     let file = match retry_on_intr(|| openat(dir, SECOND_COPY, flags, Mode::empty())) {
         Ok(file) => file,
         Err(Errno::NOENT) => return Ok(Found::Nothing),
-        Err(Errno::LOOP) => return Ok(Found::Unreadable),
+        // A link (FreeBSD says EMLINK) or a socket.
+        Err(Errno::LOOP | Errno::MLINK | Errno::NXIO) => return Ok(Found::Unreadable),
         Err(error) => return Err(LockError::io(path, error)),
     };
     let mut bytes = [0; MARK_BYTES];
     match retry_on_intr(|| pread(&file, &mut bytes, 0)) {
-        Ok(len) => Ok(parse_mark(&bytes[..len])),
-        Err(Errno::ISDIR) => Ok(Found::Unreadable),
+        Ok(len) => parse_mark(&bytes[..len]).map_err(|newer| LockError::lease(path, newer.reason())),
+        Err(Errno::ISDIR | Errno::SPIPE) => Ok(Found::Unreadable),
         Err(error) => Err(LockError::io(path, error)),
     }
 }
@@ -113,20 +123,28 @@ pub(crate) fn overwrite_second_copy(dir: BorrowedFd<'_>, data_dir: &Path, mark: 
 /// Puts a new second copy in the place of what is there; it is durable on return, and a power failure leaves the old one or
 /// the new one.
 pub(crate) fn replace_second_copy(dir: BorrowedFd<'_>, data_dir: &Path, mark: u64) -> Result<(), LockError> {
+    let failed = |name: &str, error: Errno| LockError::io(data_dir.join(name), error);
+    let clear = || unlinkat(dir, STAGING, AtFlags::empty());
     write_mark_file(dir, STAGING, mark)
-        .and_then(|()| renameat(dir, STAGING, dir, SECOND_COPY))
-        .and_then(|()| retry_on_intr(|| fsync(dir)))
+        // What is in the way may be no file at all.
+        .or_else(|_| clear().and_then(|()| write_mark_file(dir, STAGING, mark)))
         .map_err(|error| {
-            let _ = unlinkat(dir, STAGING, AtFlags::empty());
-            LockError::io(data_dir.join(SECOND_COPY), error)
-        })
+            let _ = clear();
+            failed(STAGING, error)
+        })?;
+    renameat(dir, STAGING, dir, SECOND_COPY).map_err(|error| {
+        let _ = clear();
+        failed(SECOND_COPY, error)
+    })?;
+    retry_on_intr(|| fsync(dir)).map_err(|error| failed(".", error))
 }
 
 fn write_mark_file(dir: BorrowedFd<'_>, name: &str, mark: u64) -> Result<(), Errno> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    // NONBLOCK: who opens a FIFO for writing would wait for a reader, open(2). It has no offset to write at, so that fails.
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = retry_on_intr(|| openat(dir, name, flags, Mode::RUSR | Mode::WUSR))?;
     match retry_on_intr(|| pwrite(&file, &encode_mark(mark), 0))? {
-        MARK_BYTES => sys::sync_bytes(&file),
+        MARK_BYTES => retry_on_intr(|| sys::sync_bytes(&file)),
         _ => Err(Errno::NOSPC),
     }
 }
@@ -136,11 +154,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::lease::Numbered;
     use crate::lease::tests::lease;
 
     fn contents(epoch: Option<u64>, mark: Found) -> Contents {
-        Contents { newest: epoch.map(|epoch| Numbered { sequence: 1, lease: lease(epoch) }), mark }
+        Contents {
+            newest: epoch.map(|epoch| Numbered { sequence: 1, file: 7, released: false, lease: lease(epoch) }),
+            mark,
+        }
     }
 
     fn of_another_boot(mut contents: Contents) -> Contents {
@@ -152,32 +172,40 @@ mod tests {
 
     #[test]
     fn within_the_reserve_the_epoch_goes_up_by_one_without_a_sync() {
-        assert_eq!(next_if_reserved(&contents(Some(7), Found::Mark(9))), Some(NextEpoch { epoch: 8, mark: 9 }));
-        assert_eq!(next_if_reserved(&contents(Some(8), Found::Mark(9))), Some(NextEpoch { epoch: 9, mark: 9 }));
+        assert_eq!(next_if_reserved(&contents(Some(7), Found::Mark(9)), 7), Some(NextEpoch { epoch: 8, mark: 9 }));
+        assert_eq!(next_if_reserved(&contents(Some(8), Found::Mark(9)), 7), Some(NextEpoch { epoch: 9, mark: 9 }));
     }
 
     #[test]
     fn without_certainty_nothing_is_used_unreserved() {
-        assert_eq!(next_if_reserved(&contents(Some(9), Found::Mark(9))), None);
-        assert_eq!(next_if_reserved(&contents(None, Found::Mark(9))), None);
-        assert_eq!(next_if_reserved(&contents(Some(7), Found::Unreadable)), None);
-        assert_eq!(next_if_reserved(&of_another_boot(contents(Some(7), Found::Mark(9)))), None);
+        assert_eq!(next_if_reserved(&contents(Some(9), Found::Mark(9)), 7), None);
+        assert_eq!(next_if_reserved(&contents(None, Found::Mark(9)), 7), None);
+        assert_eq!(next_if_reserved(&contents(Some(7), Found::Unreadable), 7), None);
+        assert_eq!(next_if_reserved(&of_another_boot(contents(Some(7), Found::Mark(9))), 7), None);
+        assert_eq!(next_if_reserved(&contents(Some(7), Found::Mark(9)), 8), None, "a copy of the file");
     }
 
     #[test]
     fn the_first_epoch_is_one() {
-        let next = next_above_all(&contents(None, Found::Nothing), Found::Nothing);
+        let next = next_above_all(&contents(None, Found::Nothing), Found::Nothing, RESERVED_AHEAD);
         assert_eq!(next, Ok(NextEpoch { epoch: 1, mark: 1 + RESERVED_AHEAD }));
     }
 
     #[test]
     fn the_highest_of_all_counts() {
-        let next = |contents: &Contents, second| next_above_all(contents, second).map(|next| next.epoch);
+        let next =
+            |contents: &Contents, second| next_above_all(contents, second, RESERVED_AHEAD).map(|next| next.epoch);
         assert_eq!(next(&contents(Some(9), Found::Mark(9)), Found::Mark(9)), Ok(10));
         assert_eq!(next(&contents(None, Found::Nothing), Found::Mark(1000)), Ok(1001));
         assert_eq!(next(&contents(None, Found::Unreadable), Found::Mark(1000)), Ok(1001));
         assert_eq!(next(&of_another_boot(contents(Some(5), Found::Mark(1000))), Found::Unreadable), Ok(1001));
         assert_eq!(next(&of_another_boot(contents(Some(2000), Found::Mark(1000))), Found::Nothing), Ok(2001));
+    }
+
+    #[test]
+    fn where_nothing_is_reserved_ahead_no_epoch_is_skipped() {
+        let next = next_above_all(&contents(Some(7), Found::Mark(7)), Found::Mark(7), 0);
+        assert_eq!(next, Ok(NextEpoch { epoch: 8, mark: 8 }));
     }
 
     #[test]
@@ -187,13 +215,16 @@ mod tests {
             (Found::Unreadable, Found::Unreadable),
             (Found::Nothing, Found::Unreadable),
         ] {
-            assert_eq!(next_above_all(&contents(None, first), second), Err(NoEpoch::MarkLost));
+            assert_eq!(next_above_all(&contents(None, first), second, RESERVED_AHEAD), Err(NoEpoch::MarkLost));
         }
     }
 
     #[test]
     fn the_last_epoch_is_not_followed_by_the_first() {
-        assert_eq!(next_above_all(&contents(Some(u64::MAX), Found::Nothing), Found::Nothing), Err(NoEpoch::Exhausted));
+        assert_eq!(
+            next_above_all(&contents(Some(u64::MAX), Found::Nothing), Found::Nothing, RESERVED_AHEAD),
+            Err(NoEpoch::Exhausted)
+        );
     }
 
     /// A file that holds a mark: what a reader sees now, and what outlives a power failure.
@@ -292,9 +323,10 @@ mod tests {
 
         fn claim(&mut self, steps: u8) -> Option<u64> {
             let contents = self.contents();
-            let next = next_if_reserved(&contents);
+            let next = next_if_reserved(&contents, 7);
             let next = next.or_else(|| {
-                let next = next_above_all(&contents, self.second.seen).expect("one copy is always whole");
+                let next =
+                    next_above_all(&contents, self.second.seen, RESERVED_AHEAD).expect("one copy is always whole");
                 self.reserve(next.mark, steps);
                 Some(next)
             })?;

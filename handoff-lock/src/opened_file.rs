@@ -4,12 +4,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, lstat, openat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, fstat, openat, statat};
 use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 
-use crate::error::LockError;
-use crate::lease::Lease;
-use crate::lock_file::{self, Contents, FILE_BYTES, Found, NewerFormat};
+use crate::error::{Inode, LockError};
+use crate::lease::Numbered;
+use crate::lock_file::{self, Contents, FILE_BYTES, Found};
 use crate::sys::GuardedFd;
 
 /// The lock file's name in the data dir.
@@ -24,19 +24,19 @@ pub(crate) fn open_to_read(
     dir: BorrowedFd<'_>,
     name: &Path,
     path: &Path,
-) -> Result<Option<(OwnedFd, Stat)>, LockError> {
+) -> Result<Option<(OwnedFd, Inode)>, LockError> {
     match retry_on_intr(|| openat(dir, name, OFlags::RDONLY | FILE_FLAGS, Mode::empty())) {
-        Ok(file) => check_is_file(file.as_fd(), path).map(|stat| Some((file, stat))),
+        Ok(file) => check_is_file(file.as_fd(), path).map(|inode| Some((file, inode))),
         Err(Errno::NOENT) => Ok(None),
-        Err(error) => Err(refused_open(path, error)),
+        Err(error) => Err(refused_open(dir, name, path, error)),
     }
 }
 
 /// Reads a lease beside its writer: two writes within one read can leave neither slot whole, so it reads again.
-pub(crate) fn settled_lease(file: BorrowedFd<'_>, path: &Path) -> Result<Option<Lease>, LockError> {
+pub(crate) fn settled_lease(file: BorrowedFd<'_>, path: &Path) -> Result<Option<Numbered>, LockError> {
     for _ in 0..TORN_READS_MAX {
         match read_contents(file, path)? {
-            Contents { newest: Some(newest), .. } => return Ok(Some(newest.lease)),
+            Contents { newest: Some(newest), .. } => return Ok(Some(newest)),
             Contents { mark: Found::Nothing, .. } => return Ok(None),
             Contents { newest: None, .. } => std::thread::yield_now(),
         }
@@ -48,44 +48,44 @@ pub(crate) fn settled_lease(file: BorrowedFd<'_>, path: &Path) -> Result<Option<
 pub(crate) fn read_contents(file: BorrowedFd<'_>, path: &Path) -> Result<Contents, LockError> {
     let mut bytes = [0; FILE_BYTES];
     let len = read_all(file, &mut bytes).map_err(|error| LockError::io(path, error))?;
-    lock_file::parse(&bytes[..len]).map_err(|NewerFormat(format)| {
-        LockError::lease(path, format!("it was written by a newer build (lease format {format}); start that one"))
-    })
+    lock_file::parse(&bytes[..len]).map_err(|newer| LockError::lease(path, newer.reason()))
 }
 
 /// Opens the lock file to lock it and to write it; creates it if it is missing.
-pub(crate) fn open_file(dir: &GuardedFd, path: &Path) -> Result<GuardedFd, LockError> {
+pub(crate) fn open_file(dir: &GuardedFd, path: &Path) -> Result<(GuardedFd, Inode), LockError> {
     let flags = OFlags::RDWR | OFlags::CREATE | FILE_FLAGS;
     let open = || {
         let dir = dir.get()?;
         Ok(retry_on_intr(|| openat(dir, LOCK_FILE, flags, Mode::RUSR | Mode::WUSR))?)
     };
-    let file = GuardedFd::open(open).map_err(|error| refused_open(path, error))?;
-    check_is_file(file.get().map_err(|error| LockError::io(path, error))?, path)?;
-    Ok(file)
+    let failed = |error: io::Error| LockError::io(path, error);
+    let file = match (GuardedFd::open(open), dir.get()) {
+        (Ok(file), _) => file,
+        (Err(error), Ok(dir)) => return Err(refused_open(dir, LOCK_FILE.as_ref(), path, error)),
+        (Err(_), Err(error)) => return Err(failed(error)),
+    };
+    let inode = check_is_file(file.get().map_err(failed)?, path)?;
+    Ok((file, inode))
 }
 
-fn check_is_file(file: BorrowedFd<'_>, path: &Path) -> Result<Stat, LockError> {
+fn check_is_file(file: BorrowedFd<'_>, path: &Path) -> Result<Inode, LockError> {
     let stat = fstat(file).map_err(|error| LockError::io(path, error))?;
     match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => Ok(stat),
+        FileType::RegularFile => Ok(Inode::of(&stat)),
         _ => Err(LockError::lease(path, NOT_A_FILE)),
     }
 }
 
 const NOT_A_FILE: &str = "it is not a regular file, so it is no lock file; remove it";
 
-fn refused_open(path: &Path, error: impl Into<io::Error>) -> LockError {
+fn refused_open(dir: BorrowedFd<'_>, name: &Path, path: &Path, error: impl Into<io::Error>) -> LockError {
     let error = error.into();
+    let is_there = || statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
     match Errno::from_io_error(&error) {
-        // A loop of links on the way to it is not its own.
-        Some(Errno::LOOP | Errno::ISDIR) if lstat(path).is_ok() => LockError::lease(path, NOT_A_FILE),
+        // FreeBSD says EMLINK of a link. A loop of links on the way to it is not its own.
+        Some(Errno::LOOP | Errno::MLINK | Errno::ISDIR) if is_there() => LockError::lease(path, NOT_A_FILE),
         _ => LockError::io(path, error),
     }
-}
-
-pub(crate) fn is_same(a: &Stat, b: &Stat) -> bool {
-    (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
 }
 
 pub(crate) fn write_all(fd: BorrowedFd<'_>, bytes: &[u8], at: u64) -> Result<(), Errno> {

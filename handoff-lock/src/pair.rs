@@ -18,19 +18,22 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, fsync, openat, stat, statat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, fsync, openat, statat};
 use rustix::io::{Errno, retry_on_intr};
 
-use crate::error::LockError;
+use crate::error::{Inode, LockError};
 use crate::filesystem;
 use crate::flock::{flock_within, is_no_lock_for_directories, try_flock, unflock};
-use crate::lease::{Lease, Numbered, Owner};
+use crate::lease::{Lease, LeaseState, Numbered, Owner};
 use crate::lock_file::{self, Contents};
-use crate::opened_file::{LOCK_FILE, is_same, open_file, open_to_read, read_contents, settled_lease, write_all};
+use crate::opened_file::{LOCK_FILE, open_file, open_to_read, read_contents, settled_lease, write_all};
 use crate::pidfile;
-use crate::sys::{self, GuardedFd};
+use crate::sys::{self, End, GuardedFd};
 
 mod passing;
+mod place;
+
+use place::Place;
 
 /// On which file systems a lock is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,20 +42,23 @@ pub(crate) enum Filesystems {
     Any,
 }
 
-/// Both descriptors. Dropping a pair that holds the lock releases it as [`Pair::unlock`] does; in a forked child it does
-/// nothing at all.
+/// Both descriptors. Dropping a pair that holds the lock releases it as [`Pair::unlock`] does, unless it is to be kept; in a
+/// forked child it does nothing at all.
 #[derive(Debug)]
 pub(crate) struct Pair {
     /// As given, for messages.
     data_dir: PathBuf,
-    /// The same, absolute.
-    path: PathBuf,
+    place: Place,
     filesystems: Filesystems,
     holding: Holding,
     pidfile: Pidfile,
     sharing: Sharing,
+    identity: Identity,
+    end: End,
     dir: GuardedFd,
+    dir_inode: Inode,
     file: GuardedFd,
+    file_inode: Inode,
 }
 
 #[derive(Debug)]
@@ -72,6 +78,15 @@ enum Sharing {
     /// A peer too, or a message in flight. An unlock would undo it for all, so the directory is only ever closed: its lock ends
     /// with the last copy.
     Shared,
+}
+
+/// Which directory is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Identity {
+    /// The one that has the name at the time of a try.
+    Name,
+    /// The one that is open, which this process has owned, or shares with its owner.
+    Inode,
 }
 
 /// What an owner knows of the pidfile.
@@ -125,18 +140,24 @@ impl Pair {
             let opened = dir.get().map_err(|error| LockError::io(data_dir, error))?;
             filesystem::check_opened(opened, data_dir)?;
         }
-        let file = open_file(&dir, &data_dir.join(LOCK_FILE))?;
+        let dir_inode = inode_of(&dir).map_err(|error| LockError::io(data_dir, error))?;
+        let place = Place::of(path, dir.get().map_err(|error| LockError::io(data_dir, error))?, dir_inode);
+        let (file, file_inode) = open_file(&dir, &data_dir.join(LOCK_FILE))?;
         // Asked now, so that a claim, which may be on somebody's pause, need not, and can't be one of nobody.
         Owner::ask().map_err(|error| LockError::io("/proc/self/stat", error))?;
         Ok(Self {
             data_dir: data_dir.into(),
-            path: path.into(),
+            place,
             filesystems,
             holding: Holding::Nothing,
             pidfile: Pidfile::MayBeThere,
             sharing: Sharing::Alone,
+            identity: Identity::Name,
+            end: End::Close,
             dir,
+            dir_inode,
             file,
+            file_inode,
         })
     }
 
@@ -172,7 +193,7 @@ impl Pair {
                 self.open_what_the_path_names()?;
             } else if !self.is_file_in_place()? {
                 self.unlock()?;
-                self.file = open_file(&self.dir, &self.lock_path())?;
+                (self.file, self.file_inode) = open_file(&self.dir, &self.lock_path())?;
             } else if locked {
                 return read_contents(self.file()?, &self.lock_path()).map(Locking::Locked);
             } else {
@@ -183,9 +204,9 @@ impl Pair {
     }
 
     fn open_what_the_path_names(&mut self) -> Result<(), LockError> {
-        match self.sharing {
-            Sharing::Alone => *self = Self::open_existing(&self.data_dir, &self.path, self.filesystems)?,
-            Sharing::Shared => return Err(self.is_elsewhere(self.dir()?)),
+        match self.identity {
+            Identity::Name => *self = Self::open_existing(&self.data_dir, self.place.path(), self.filesystems)?,
+            Identity::Inode => return Err(self.is_elsewhere(self.dir()?)),
         }
         Ok(())
     }
@@ -249,6 +270,7 @@ impl Pair {
         }
         if let Holding::Ownership(_) = self.holding {
             self.remove_pidfile()?;
+            self.note_release();
         }
         unflock(self.file()?).map_err(|error| LockError::io(self.lock_path(), error))?;
         if let Err(error) = self.unlock_dir()
@@ -261,55 +283,80 @@ impl Pair {
         Ok(())
     }
 
+    /// Which directory is open.
+    pub(crate) fn inode(&self) -> Inode {
+        self.dir_inode
+    }
+
+    /// Which lock file is open, as a lease in it says it.
+    pub(crate) fn file_number(&self) -> u64 {
+        self.file_inode.number
+    }
+
+    /// Whether the path still leads to the directory that is open; if not, which two they are.
+    pub(crate) fn check_dir_in_place(&self) -> Result<(), LockError> {
+        if self.is_dir_in_place()? { Ok(()) } else { Err(self.is_elsewhere(self.dir()?)) }
+    }
+
     fn is_dir_in_place(&self) -> Result<bool, LockError> {
-        let open = fstat(self.dir()?).map_err(|error| LockError::io(&self.data_dir, error))?;
-        match stat(&self.path) {
-            Ok(named) => Ok(is_same(&named, &open)),
-            Err(Errno::NOENT) => Ok(false),
-            Err(error) => Err(LockError::io(&self.data_dir, error)),
-        }
+        self.place.leads_to(self.dir_inode).map_err(|error| LockError::io(&self.data_dir, error))
     }
 
     fn is_file_in_place(&self) -> Result<bool, LockError> {
-        let failed = |error| LockError::io(self.lock_path(), error);
-        let open = fstat(self.file()?).map_err(failed)?;
         match statat(self.dir()?, LOCK_FILE, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(named) => Ok(is_same(&named, &open)),
+            Ok(named) => Ok(Inode::of(&named) == self.file_inode),
             Err(Errno::NOENT) => Ok(false),
-            Err(error) => Err(failed(error)),
+            Err(error) => Err(LockError::io(self.lock_path(), error)),
         }
     }
 
     /// The lease that the lock file has at this moment, whichever inode it is. Opens a descriptor only if it was replaced.
     pub(crate) fn read_lease(&self) -> Result<Option<Lease>, LockError> {
         if self.is_file_in_place()? {
-            return settled_lease(self.file()?, &self.lock_path());
+            return Ok(settled_lease(self.file()?, &self.lock_path())?.map(|newest| newest.lease));
         }
         let path = self.lock_path();
         let opened = open_to_read(self.dir()?, LOCK_FILE.as_ref(), &path)?;
-        opened.map_or(Ok(None), |(file, _)| settled_lease(file.as_fd(), &path))
+        let newest = opened.map_or(Ok(None), |(file, _)| settled_lease(file.as_fd(), &path))?;
+        Ok(newest.map(|newest| newest.lease))
     }
 
     /// Becomes the owner: writes the first lease of an acquisition, one above `found`.
     pub(crate) fn own(&mut self, found: &Contents, mark: u64, lease: Lease) -> Result<(), LockError> {
         let last = found.newest.as_ref().map_or(0, |newest| newest.sequence);
-        let newest = Numbered { sequence: last.wrapping_add(1), lease };
+        let newest = Numbered { sequence: last.wrapping_add(1), file: self.file_inode.number, released: false, lease };
         self.write(&newest.encode(), lock_file::slot_offset(newest.sequence))?;
         self.holding = Holding::Ownership(Box::new(Record { newest, mark }));
         self.pidfile = Pidfile::MayBeThere;
+        self.identity = Identity::Inode;
         Ok(())
     }
 
     /// Writes the owner's next lease. On an error the last one stands.
     pub(crate) fn write_lease(&mut self, lease: Lease) -> Result<(), LockError> {
+        self.check_dir_in_place()?;
         self.keep_in_place()?;
         let Holding::Ownership(record) = &self.holding else { return Ok(()) };
-        let newest = Numbered { sequence: record.newest.sequence.wrapping_add(1), lease };
+        let sequence = record.newest.sequence.wrapping_add(1);
+        let newest = Numbered { sequence, file: self.file_inode.number, released: false, lease };
         self.write(&newest.encode(), lock_file::slot_offset(newest.sequence))?;
         if let Holding::Ownership(record) = &mut self.holding {
             record.newest = newest;
         }
         Ok(())
+    }
+
+    /// Says in the lock file that the owner let go, for those who can't ask the kernel who holds a lock; best effort. A seal
+    /// says so itself.
+    fn note_release(&self) {
+        let Holding::Ownership(record) = &self.holding else { return };
+        if record.newest.lease.state == LeaseState::Sealed {
+            return;
+        }
+        let sequence = record.newest.sequence.wrapping_add(1);
+        let file = self.file_inode.number;
+        let noted = Numbered { sequence, file, released: true, ..record.newest.clone() };
+        let _ = self.write(&noted.encode(), lock_file::slot_offset(sequence));
     }
 
     /// Writes the mark into the lock file; it is durable on return.
@@ -331,7 +378,8 @@ impl Pair {
     }
 
     fn sync_bytes(&self) -> Result<(), LockError> {
-        sys::sync_bytes(self.file()?).map_err(|error| LockError::io(self.lock_path(), error))
+        let file = self.file()?;
+        retry_on_intr(|| sys::sync_bytes(file)).map_err(|error| LockError::io(self.lock_path(), error))
     }
 
     /// An owner whose lock file was removed or replaced creates, locks and fills the new one: a peer that locks only the file
@@ -343,7 +391,7 @@ impl Pair {
                 return Ok(());
             }
             let path = self.lock_path();
-            let file = open_file(&self.dir, &path)?;
+            let (file, inode) = open_file(&self.dir, &path)?;
             let new = file.get().map_err(|error| LockError::io(&path, error))?;
             if !flock_within(new, &REPLACED_RETRIES_US).map_err(|error| LockError::io(&path, error))? {
                 return Err(LockError::lease(
@@ -351,11 +399,16 @@ impl Pair {
                     "it was replaced, and another process locked the new one; end that process",
                 ));
             }
-            write_all(new, &lock_file::image(&record.newest, record.mark), 0)
-                .map_err(|error| LockError::io(&path, error))?;
-            self.file = file;
+            let newest = Numbered { file: inode.number, ..record.newest.clone() };
+            write_all(new, &lock_file::image(&newest, record.mark), 0).map_err(|error| LockError::io(&path, error))?;
+            (self.file, self.file_inode) = (file, inode);
         }
         Err(LockError::lease(self.lock_path(), REPLACED_AGAIN))
+    }
+
+    /// What a drop does: release the lock, or keep it until the process exits.
+    pub(crate) fn set_end(&mut self, end: End) {
+        self.end = end;
     }
 
     /// Best effort, as all about the pidfile.
@@ -399,9 +452,18 @@ fn create_dir(path: &Path) -> io::Result<()> {
     }
 }
 
+fn inode_of(dir: &GuardedFd) -> io::Result<Inode> {
+    Ok(Inode::of(&fstat(dir.get()?)?))
+}
+
 impl Drop for Pair {
     fn drop(&mut self) {
         if !self.file.is_at_home() {
+            return;
+        }
+        if self.end == End::Keep {
+            self.dir.set_end(End::Keep);
+            self.file.set_end(End::Keep);
             return;
         }
         // Nobody is left to hear of a failure; the kernel frees what remains when the descriptors close.

@@ -127,14 +127,8 @@ fn a_directory_that_is_gone_is_not_made_again_by_a_try() {
 fn a_failed_try_keeps_nothing_locked() {
     let dir = scratch();
     let unlocked = Unlocked::open(dir.path()).unwrap();
-    let newer = {
-        let mut bytes = Numbered { sequence: 2, lease: crate::lease::tests::lease(2) }.encode();
-        bytes[8] = 2;
-        let at = bytes.len() - 4;
-        let checksum = crate::lease::CRC.checksum(&bytes[..at]);
-        bytes[at..].copy_from_slice(&checksum.to_le_bytes());
-        bytes
-    };
+    let newest = Numbered { sequence: 2, file: 7, released: false, lease: crate::lease::tests::lease(2) };
+    let newer = crate::lease::tests::of_the_future(&newest, 2, 2);
     fs::write(dir.path().join(LOCK_FILE), newer).unwrap();
     let Attempt::Failed(_unlocked, error) = unlocked.try_lock() else { panic!("locked") };
     assert!(error.to_string().contains("newer build"), "{error}");

@@ -5,7 +5,7 @@
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
-use rustix::io::{Errno, read, retry_on_intr, write};
+use rustix::io::{Errno, pwrite, read, retry_on_intr};
 
 /// Its name in the data dir.
 pub(crate) const PIDFILE: &str = ".handoff.pidfile";
@@ -15,18 +15,22 @@ const STAGING: &str = ".handoff.pidfile.new";
 
 /// Puts the calling process's pid there, whole or not at all. Only for who holds the lock.
 pub(crate) fn write_own(dir: BorrowedFd<'_>) {
-    let pid = std::process::id();
-    if write_staging(dir, pid).and_then(|()| renameat(dir, STAGING, dir, PIDFILE)).is_err() {
-        let _ = unlinkat(dir, STAGING, AtFlags::empty());
+    let put = || write_staging(dir).and_then(|()| renameat(dir, STAGING, dir, PIDFILE));
+    let clear = || unlinkat(dir, STAGING, AtFlags::empty());
+    // What is in the way may be no file at all.
+    if put().or_else(|_| clear().and_then(|()| put())).is_err() {
+        let _ = clear();
     }
 }
 
-fn write_staging(dir: BorrowedFd<'_>, pid: u32) -> Result<(), Errno> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+fn write_staging(dir: BorrowedFd<'_>) -> Result<(), Errno> {
+    // NONBLOCK: who opens a FIFO for writing would wait for a reader, open(2).
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
     let file = retry_on_intr(|| openat(dir, STAGING, flags, mode))?;
-    let text = format!("{pid}\n");
-    if retry_on_intr(|| write(&file, text.as_bytes()))? == text.len() { Ok(()) } else { Err(Errno::NOSPC) }
+    let text = format!("{}\n", std::process::id());
+    // At an offset: a FIFO has none and fails, also if somebody reads it.
+    if retry_on_intr(|| pwrite(&file, text.as_bytes(), 0))? == text.len() { Ok(()) } else { Err(Errno::NOSPC) }
 }
 
 /// Removes it. Only for who holds the lock: after the unlock it could be the next owner's.

@@ -28,6 +28,15 @@ pub(crate) struct GuardedFd {
     fd: ManuallyDrop<OwnedFd>,
     place: usize,
     home: Home,
+    end: End,
+}
+
+/// What a drop does with a descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    Close,
+    /// It stays open until the process exits, in the process that opened it.
+    Keep,
 }
 
 /// A process, told from its forked children even where the child has the same pid in a new pid namespace.
@@ -53,7 +62,11 @@ impl GuardedFd {
         })?;
         let fd = open()?;
         TABLE[place].store(fd.as_raw_fd(), Ordering::Release);
-        Ok(Self { fd: ManuallyDrop::new(fd), place, home: Home::current() })
+        Ok(Self { fd: ManuallyDrop::new(fd), place, home: Home::current(), end: End::Close })
+    }
+
+    pub(crate) fn set_end(&mut self, end: End) {
+        self.end = end;
     }
 
     /// The descriptor, in the process that opened it.
@@ -78,7 +91,7 @@ pub(crate) fn not_at_home() -> io::Error {
 
 impl Drop for GuardedFd {
     fn drop(&mut self) {
-        if !self.is_at_home() {
+        if !self.is_at_home() || self.end == End::Keep {
             return;
         }
         // Before the close: once closed, the number may be another file's, which a forked child must not lose.
@@ -187,7 +200,7 @@ mod tests {
     use rustix::fs::{FlockOperation, flock};
     use rustix::process::{Pid, WaitOptions, waitpid};
 
-    use crate::{DataDirLock, LOCK_FILE, LockError, Unlocked};
+    use crate::{Attempt, DataDirLock, LOCK_FILE, LeaseState, LockError, Unlocked};
 
     /// Forks; the child leaves with what `child` says, and without running anything else.
     fn fork(mut child: impl FnMut() -> bool) -> Pid {
@@ -336,20 +349,46 @@ mod tests {
         assert!(dir.path().join(".handoff.pidfile").exists());
     }
 
-    #[test]
-    fn an_unreadable_directory_is_named() {
+    /// Does it as a user who may do nothing with `hidden`.
+    fn kept_out_of<T: Send>(hidden: &Path, act: impl FnOnce() -> T + Send) -> T {
         use std::os::unix::fs::PermissionsExt;
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o000)).unwrap();
+        let set_mode = |mode| std::fs::set_permissions(hidden, std::fs::Permissions::from_mode(mode)).unwrap();
+        set_mode(0o000);
         let result = std::thread::scope(|scope| {
-            let acquire = || {
+            let act = || {
                 // SAFETY: setfsuid(2) changes how this thread alone is seen by the file system; it ends after this.
                 unsafe { libc::setfsuid(65_534) };
-                DataDirLock::acquire(dir.path())
+                act()
             };
-            scope.spawn(acquire).join().unwrap()
+            scope.spawn(act).join()
         });
-        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        set_mode(0o700);
+        result.unwrap()
+    }
+
+    #[test]
+    fn an_owner_that_may_no_longer_search_the_way_to_its_directory_goes_on() {
+        let base = tempfile::tempdir().unwrap();
+        let hidden = base.path().join("hidden");
+        for below in ["data", "parent/data"] {
+            let mut lock = DataDirLock::acquire(&hidden.join(below)).unwrap();
+            // The data dir itself is that user's.
+            let everything = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+            std::fs::set_permissions(lock.data_dir(), everything).unwrap();
+            kept_out_of(&hidden, || {
+                lock.activate(b"build").unwrap();
+                assert!(lock.is_in_place());
+                let unlocked = lock.seal().map_err(|(_, error)| error).unwrap();
+                let Attempt::Locked(claim) = unlocked.try_lock() else { panic!("it can't be taken back") };
+                assert_eq!(claim.found().map(|lease| lease.state), Some(LeaseState::Sealed));
+            });
+        }
+    }
+
+    #[test]
+    fn an_unreadable_directory_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let result = kept_out_of(dir.path(), || DataDirLock::acquire(dir.path()));
         match result {
             Err(LockError::Io { path, source }) => {
                 assert_eq!((path.as_path(), source.kind()), (dir.path(), std::io::ErrorKind::PermissionDenied));

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use crate::data_dir_lock::Claim;
-use crate::error::LockError;
+use crate::error::{Inode, LockError};
 use crate::exposure::{self, Exposure};
 use crate::lease::Lease;
 use crate::pair::{Filesystems, Locking, Pair};
@@ -63,6 +63,19 @@ impl Unlocked {
         exposure::of_open(self.pair.dir()?, self.data_dir())
     }
 
+    /// Which directory is open, whatever its path leads to. Two processes that open the same data dir see the same one.
+    pub fn inode(&self) -> Inode {
+        self.pair.inode()
+    }
+
+    /// Whether the path still leads to the directory that is open.
+    ///
+    /// # Errors
+    /// As [`DataDirLock::check_in_place`](crate::DataDirLock::check_in_place).
+    pub fn check_in_place(&self) -> Result<(), LockError> {
+        self.pair.check_dir_in_place()
+    }
+
     /// The lease at this moment, read without the lock. By the time that the caller looks at it, it may be another: decide
     /// only by what [`Claim::found`] says.
     ///
@@ -90,6 +103,9 @@ impl Unlocked {
 
     /// Tries to take the lock. Does not wait for a holder; only, where the directory is free and the file is not, for the
     /// moment that the kernel needs to free the second after the first (some 6 ms at most). Nothing is held between the tries.
+    ///
+    /// If the path has come to lead to another directory, that one is locked, unless this process has owned the one that is
+    /// open, or shares it with its owner: then the try fails with [`LockError::AnotherDirectory`].
     ///
     /// A handful of system calls, none of which syncs. In a forked child of the process that opened it, it fails.
     pub fn try_lock(mut self) -> Attempt {

@@ -3,26 +3,29 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Stat, lstat};
+use rustix::fs::{CWD, lstat};
 
-use crate::error::LockError;
+use crate::error::{Inode, LockError};
 use crate::lease::Lease;
-use crate::opened_file::{LOCK_FILE, is_same, open_to_read, settled_lease};
+use crate::opened_file::{LOCK_FILE, open_to_read, settled_lease};
 
 /// Reads the lease of one data dir, from outside and without the lock, with two system calls.
 ///
 /// It locks nothing. A lock file that is replaced is opened anew.
 #[derive(Debug)]
 pub struct WatchedLease {
+    /// Absolute: the working directory may change.
     path: PathBuf,
     /// The lock file, once there is one.
-    open: Option<(OwnedFd, Stat)>,
+    open: Option<(OwnedFd, Inode)>,
 }
 
 impl WatchedLease {
     /// Of the data dir `dir`, which need not exist yet. Opens nothing.
     pub fn new(dir: &Path) -> Self {
-        Self { path: dir.join(LOCK_FILE), open: None }
+        // Without a working directory, which is the one way to fail, there is nothing better than the path as it is.
+        let path = std::path::absolute(dir).unwrap_or_else(|_| dir.into()).join(LOCK_FILE);
+        Self { path, open: None }
     }
 
     /// The lease at this moment, as [`read_lease`](crate::read_lease) gives it.
@@ -35,13 +38,13 @@ impl WatchedLease {
             self.open = open_to_read(CWD, &self.path, &self.path)?;
         }
         match &self.open {
-            Some((file, _)) => settled_lease(file.as_fd(), &self.path),
+            Some((file, _)) => Ok(settled_lease(file.as_fd(), &self.path)?.map(|newest| newest.lease)),
             None => Ok(None),
         }
     }
 
     fn is_in_place(&self) -> bool {
-        self.open.as_ref().is_some_and(|(_, open)| lstat(&self.path).is_ok_and(|named| is_same(&named, open)))
+        self.open.as_ref().is_some_and(|(_, open)| lstat(&self.path).is_ok_and(|named| Inode::of(&named) == *open))
     }
 }
 

@@ -1,6 +1,9 @@
 //! The lock between real processes. Each is this test program run again, with a role named in its environment.
 
 #[cfg(target_os = "linux")]
+#[path = "processes/elsewhere.rs"]
+mod elsewhere;
+#[cfg(target_os = "linux")]
 #[path = "processes/passing.rs"]
 mod passing;
 
@@ -82,11 +85,23 @@ fn role() {
         "contender" => contend(dir),
         "full-disk" => write_no_more(dir),
         #[cfg(target_os = "linux")]
+        other => play_on_linux(other, dir),
+        #[cfg(not(target_os = "linux"))]
+        other => panic!("no role {other}"),
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn play_on_linux(role: &str, dir: &Path) {
+    match role {
         "passer" => passing::pass(dir),
-        #[cfg(target_os = "linux")]
         "directory-locker" => passing::lock_the_directory(dir),
-        #[cfg(target_os = "linux")]
         "file-locker" => passing::lock_the_file(dir),
+        "root-changer" => elsewhere::change_root(dir),
+        "root-changer-and-moved" => elsewhere::change_root_and_be_moved(dir),
+        "directory-changer" => elsewhere::change_directory(dir),
+        "without-proc" => elsewhere::see_no_proc(dir),
+        "mounted-over" => elsewhere::be_mounted_over(dir),
         other => panic!("no role {other}"),
     }
 }

@@ -9,15 +9,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, fstat, openat, stat};
 use rustix::io::{FdFlags, fcntl_setfd, retry_on_intr};
 
-use super::{DIR_FLAGS, Pair, Sharing};
+use super::{DIR_FLAGS, Identity, Pair, Sharing};
 use crate::error::{Inode, LockError};
-use crate::opened_file::is_same;
 use crate::sys::{self, GuardedFd};
 
 impl Pair {
     /// From now on the directory is closed, and never unlocked.
     pub(crate) fn share(&mut self) {
         self.sharing = Sharing::Shared;
+        self.identity = Identity::Inode;
     }
 
     /// A copy of the directory's descriptor, which shares its lock.
@@ -30,13 +30,11 @@ impl Pair {
     /// Uses a peer's descriptor of the same directory in place of the own one.
     pub(crate) fn adopt_dir(&mut self, passed: OwnedFd) -> Result<(), LockError> {
         let failed = |error| LockError::io(&self.data_dir, error);
-        let is_ours = {
-            let ours = fstat(self.dir()?).map_err(failed)?;
-            is_same(&fstat(&passed).map_err(failed)?, &ours) && self.is_dir_in_place()?
-        };
-        if !is_ours {
+        self.dir()?;
+        if Inode::of(&fstat(&passed).map_err(failed)?) != self.dir_inode {
             return Err(self.is_elsewhere(passed.as_fd()));
         }
+        self.check_dir_in_place()?;
         // Whoever received it may have forgotten to ask for it.
         fcntl_setfd(&passed, FdFlags::CLOEXEC).map_err(failed)?;
         self.dir = GuardedFd::open(|| Ok(passed)).map_err(|error| LockError::io(&self.data_dir, error))?;
@@ -68,7 +66,7 @@ impl Pair {
         match fstat(wanted) {
             Ok(stat_of_wanted) => LockError::AnotherDirectory {
                 path: self.data_dir.clone(),
-                named: stat(&self.path).ok().map(|stat| Inode::of(&stat)),
+                named: stat(self.place.path()).ok().map(|stat| Inode::of(&stat)),
                 wanted: Inode::of(&stat_of_wanted),
                 wanted_path: sys::path_of(wanted),
             },

@@ -8,10 +8,13 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 
-use rustix::fs::{fstat, fstatfs, major, minor};
+use rustix::fs::{OFlags, fstat, fstatfs, major, minor};
 
 use super::{Carried, Takers};
 use crate::filesystem::refused_by_magic;
+
+/// How a directory is opened only to look up names in it: no permission to read it is needed, open(2).
+pub(crate) const TO_LOOK_UP: OFlags = OFlags::PATH;
 
 /// The id of this boot of the machine.
 ///

@@ -8,6 +8,9 @@ use std::path::PathBuf;
 
 use super::{Carried, Takers};
 
+/// How a directory is opened only to look up names in it.
+pub(crate) const TO_LOOK_UP: rustix::fs::OFlags = rustix::fs::OFlags::RDONLY;
+
 /// The id of this boot of the machine.
 pub(crate) fn boot_id() -> io::Result<Option<[u8; 16]>> {
     Ok(ask_for_boot_id())
