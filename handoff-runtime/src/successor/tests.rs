@@ -1,6 +1,8 @@
 //! The driver against a scripted supervisor on a socket pair, with a real lock and a real control socket.
 
+use std::fs::File;
 use std::io::{ErrorKind, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -16,6 +18,7 @@ use crate::drainable::ReadinessSnapshot;
 use crate::error::{Error, Result};
 use crate::testing::{assert_nothing_is_left, footprint, run_alone};
 use crate::timers::now_ns;
+use crate::transfer::pass_directory;
 
 const ID: HandoffId = HandoffId::from_bytes([4; 16]);
 const FAR: Duration = Duration::from_secs(60);
@@ -33,11 +36,16 @@ impl Supervisor {
     }
 
     fn greet_with(version: u16, timing: Timing) -> (Self, Driver) {
+        Self::greet_over(version, timing, None)
+    }
+
+    /// The same, and it has a channel to its incumbent.
+    fn greet_over(version: u16, timing: Timing, transfer: Option<UnixStream>) -> (Self, Driver) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(FAR)).unwrap();
         let mut supervisor = Self { stream: ours, version };
         supervisor.tell(&Message::HelloAck { proto_version_chosen: version, handoff_id: ID });
-        let mut driver = Driver::greet(theirs, None, b"build 7".to_vec(), timing).unwrap();
+        let mut driver = Driver::greet(theirs, transfer, b"build 7".to_vec(), timing).unwrap();
         assert_eq!(driver.greeted().unwrap(), ID);
         match supervisor.hear() {
             Message::Hello { role: Side::Successor, pid, build_id, .. } => {
@@ -281,6 +289,55 @@ fn hold(sealed: &Sealed) -> handoff_lock::Claim {
         handoff_lock::Attempt::Locked(claim) => claim,
         other => panic!("{other:?}"),
     }
+}
+
+/// Whether nobody else can lock the directory, which needs no more than to read it.
+fn is_closed_to_strangers(dir: &Path) -> bool {
+    let stranger = File::open(dir).unwrap();
+    rustix::fs::flock(&stranger, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err()
+}
+
+#[test]
+fn takes_part_in_the_directorys_lock_that_was_passed() {
+    let sealed = Sealed::new();
+    let mut lock = hold(&sealed).claim(Some(*ID.as_bytes())).map_err(|(_, error)| error).unwrap();
+    let (incumbents, transfer) = UnixStream::pair().unwrap();
+    pass_directory(incumbents.as_fd(), lock.directory().unwrap().as_fd()).unwrap();
+    let epoch = lock.epoch();
+    let fallback = lock.seal_and_pass().map_err(|(_, error)| error).unwrap();
+    let (mut supervisor, mut driver) = Supervisor::greet_over(2, Timing::default(), Some(transfer));
+    supervisor.begin_warmed(&mut driver, epoch, &[]);
+    assert!(is_closed_to_strangers(sealed.path()));
+    let taken = take_lock(&mut driver, sealed.path()).unwrap();
+    drop(fallback);
+    assert!(is_closed_to_strangers(sealed.path()), "it outlives the incumbent's part");
+    drop(taken);
+    assert!(!is_closed_to_strangers(sealed.path()));
+}
+
+/// The incumbent counts on it that the directory was taken over: to try without it would be to wait for the deadline.
+#[test]
+fn leaves_at_once_when_what_was_passed_can_not_be_used() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    for path in [elsewhere.path(), Path::new("/dev/null")] {
+        let sealed = Sealed::new();
+        let (incumbents, transfer) = UnixStream::pair().unwrap();
+        pass_directory(incumbents.as_fd(), File::open(path).unwrap().as_fd()).unwrap();
+        let (mut supervisor, mut driver) = Supervisor::greet_over(2, Timing::default(), Some(transfer));
+        supervisor.begin_warmed(&mut driver, sealed.epoch, &[]);
+        assert!(take_lock(&mut driver, sealed.path()).is_err(), "{path:?}");
+        assert_not_ready(&mut supervisor);
+        assert_eq!(sealed.state(), (sealed.epoch, LeaseState::Sealed));
+    }
+}
+
+#[test]
+fn takes_the_lock_by_itself_when_nothing_was_passed() {
+    let sealed = Sealed::new();
+    let (_incumbents, transfer) = UnixStream::pair().unwrap();
+    let (mut supervisor, mut driver) = Supervisor::greet_over(2, Timing::default(), Some(transfer));
+    supervisor.begin_warmed(&mut driver, sealed.epoch, &[]);
+    assert_eq!(take_lock(&mut driver, sealed.path()).unwrap().epoch(), sealed.epoch + 1);
 }
 
 #[test]
