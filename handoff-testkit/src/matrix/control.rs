@@ -67,6 +67,7 @@ impl Control {
             calls.push(handover.call);
             footprint = footprint.max(&Footprint::of(scene.fixture, handover.serving)?);
         }
+        let yardstick = yardstick.again(scene.fixture.path())?;
         // So far nothing may have cost the clients anything; the death that follows may.
         problems.extend(scene.load.counts().problems(Cost::NOTHING));
         footprint = footprint.max(&after_a_death(scene)?);

@@ -57,6 +57,7 @@ fn hand_over(times: u32, clients: usize) -> Result<Fixture, Box<dyn std::error::
     check(load.gaps().wait_for_reply_after(Instant::now(), PATIENCE), "the last successor answers")?;
     let pauses: Vec<_> = handovers.iter().map(|(from, to)| load.gaps().longest_between(*from, *to)).collect();
     let calls: Vec<_> = handovers.iter().map(|(from, to)| *to - *from).collect();
+    let yardstick = yardstick.again(fixture.path())?;
     let seen = load.stop()?;
     check(fixture.incumbent_pid()? == pid, "the last successor serves")?;
     let stopped = fixture.stop()?;

@@ -105,6 +105,7 @@ fn run(args: &Args, show: &mut Show) -> io::Result<Report> {
     show.begin(&spec.endpoint, args.clients, if args.no_faults { "no faults" } else { "faults on the way" });
     let load = Load::start(&spec, StoreClient::new())?;
     let handovers = hand_over(args, &mut fixture, &load, show)?;
+    let yardstick = yardstick.again(fixture.path())?;
     let seen = load.stop()?;
     fixture.stop()?;
     show.checking();
