@@ -208,13 +208,13 @@ impl Child<'_> {
 
     fn read_stat(&mut self) -> Result<(), c_int> {
         // SAFETY: open(2) of a path that ends with zero.
-        let fd = check(unsafe { libc::open(c"/proc/self/stat".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) })?;
+        let fd =
+            uninterrupted(|| unsafe { libc::open(c"/proc/self/stat".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) })?;
         // SAFETY: read(2) into a buffer of this length. One read is enough: the kernel makes the line at the first one.
-        let bytes = unsafe { libc::read(fd, self.stat.as_mut_ptr().cast(), STAT_BYTES_MAX) };
-        let errno = last_errno();
+        let bytes = uninterrupted(|| unsafe { libc::read(fd, self.stat.as_mut_ptr().cast(), STAT_BYTES_MAX) });
         // SAFETY: close(2) of the descriptor that was opened just now.
         unsafe { libc::close(fd) };
-        self.stat_bytes = usize::try_from(bytes).map_err(|_| errno)?;
+        self.stat_bytes = bytes?.unsigned_abs();
         Ok(())
     }
 
@@ -247,7 +247,7 @@ fn place_fds(fds: &mut [RawFd]) -> Result<(), c_int> {
     for (place, fd) in (FIRST_FD..).zip(fds.iter()) {
         if *fd == place {
             // SAFETY: fcntl(2) with F_SETFD takes any number.
-            check(unsafe { libc::fcntl(place, libc::F_SETFD, 0) })?;
+            uninterrupted(|| unsafe { libc::fcntl(place, libc::F_SETFD, 0) })?;
         } else {
             duplicate_to(*fd, place)?;
         }
@@ -257,17 +257,12 @@ fn place_fds(fds: &mut [RawFd]) -> Result<(), c_int> {
 
 fn duplicate_from(fd: RawFd, lowest: RawFd) -> Result<RawFd, c_int> {
     // SAFETY: fcntl(2) with F_DUPFD_CLOEXEC takes any numbers.
-    check(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, lowest) })
+    uninterrupted(|| unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, lowest) })
 }
 
 fn duplicate_to(fd: RawFd, place: RawFd) -> Result<RawFd, c_int> {
-    loop {
-        // SAFETY: dup2(2) takes any numbers. What it closes is the child's copy alone.
-        match check(unsafe { libc::dup2(fd, place) }) {
-            Err(libc::EINTR) => {}
-            result => return result,
-        }
-    }
+    // SAFETY: dup2(2) takes any numbers. What it closes is the child's copy alone.
+    uninterrupted(|| unsafe { libc::dup2(fd, place) })
 }
 
 /// A kernel before 5.11 can't do this; there the descriptors that their owners did not mark stay open.
@@ -276,8 +271,18 @@ fn close_at_exec_from(first: RawFd) {
     unsafe { libc::syscall(libc::SYS_close_range, first, c_int::MAX, libc::CLOSE_RANGE_CLOEXEC) };
 }
 
-fn check(result: c_int) -> Result<c_int, c_int> {
-    if result < 0 { Err(last_errno()) } else { Ok(result) }
+/// Makes the call, and makes it again while a signal interrupts it (signal(7)).
+fn uninterrupted<T: PartialOrd + Default>(mut call: impl FnMut() -> T) -> Result<T, c_int> {
+    loop {
+        let result = call();
+        if result >= T::default() {
+            return Ok(result);
+        }
+        match last_errno() {
+            libc::EINTR => {}
+            errno => return Err(errno),
+        }
+    }
 }
 
 fn last_errno() -> c_int {
