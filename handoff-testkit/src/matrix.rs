@@ -542,7 +542,7 @@ mod tests {
         assert_eq!(count("n-after-lock/kill"), 1);
         assert_eq!(count("successor/n-after-lock/kill"), 1);
         assert_eq!(count("n-after-loc?/kill"), 1);
-        assert_eq!(count("n-after-lock/kill+*"), 1);
+        assert_eq!(count("n-after-lock/kill+*"), 2);
         assert!(count("*+slow-hooks") > 4);
         assert!(count("stop*") > count("stop"));
         assert_eq!(count("nothing"), 0);
