@@ -23,6 +23,7 @@
 
 mod body;
 mod bounded;
+mod ending;
 pub mod error;
 pub mod frame;
 pub mod incumbent;
