@@ -508,6 +508,29 @@ mod tests {
         }
     }
 
+    /// The open file with the directory's lock is shared by those who passed it on: whoever of them is shown as its holder is no
+    /// owner by that.
+    #[test]
+    fn who_only_shares_the_directory_with_the_owner_is_neither_named_nor_ended() {
+        let serving = Some(lease(N, LeaseState::Active));
+        for (phase, leaving) in [(Phase::AwaitingReady, vec![]), (Phase::Committed, vec![O])] {
+            let journal = journal(phase, Some(O), Some(N));
+            let findings =
+                Findings { journal, lease: serving, leaving, lock_holder: Some(O.pid), ..Findings::default() };
+            let (_, effects) = looked(findings);
+            assert_eq!(verdict(&effects), Some(Verdict::Serving(N)), "{phase:?}");
+            assert!(!effects.iter().any(|effect| matches!(effect, Effect::Stop(_) | Effect::Kill(_))), "{effects:?}");
+        }
+        // Before the successor has a lease, the incumbent's seal is the newest one: it takes its data back by itself.
+        let sealed = Findings {
+            journal: journal(Phase::AwaitingReady, Some(O), None),
+            lease: Some(lease(O, LeaseState::Sealed)),
+            lock_holder: Some(N.pid),
+            ..Findings::default()
+        };
+        assert_eq!(verdict(&looked(sealed).1), Some(Verdict::Serving(O)));
+    }
+
     #[test]
     fn one_that_was_told_to_leave_and_serves_after_all_is_adopted() {
         let findings = Findings {
