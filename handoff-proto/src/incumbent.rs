@@ -23,7 +23,7 @@
 //!              │                          └─another owner─► Left           │                               ▼
 //!              └──────────────────────────────────────────────────────────┤                           Resuming
 //!                           the lease is our own seal: Asking on the path ─┤─another pid answers─► Left
-//!                           our own N is late: Stopping ─► StopRead: end it, or let it go on
+//!                           our own N is late: Ending: stop it, look, and kill it or let it go on
 //! ```
 //!
 //! **The lock.** Held in every state but `Sealed`, `Committing`, limbo up to `Locking`, and `Left`; in `Releasing` until the
@@ -49,6 +49,7 @@ pub use interface::{
 
 use crate::machine::Machine;
 use crate::message::{HandoffId, Message, Phase};
+use crate::supervisor::Stopped;
 use crate::version::ProtoVersion;
 
 use holding::{Early, Pace};
@@ -282,8 +283,8 @@ impl Incumbent {
             Input::Activated(result) => self.activated(result, out),
             Input::SuccessorWatched => self.successor_watched(),
             Input::SuccessorExited => self.successor_exited(out),
-            Input::SuccessorStopped => self.successor_stopped(out),
-            Input::SuccessorRunning => self.successor_running(out),
+            Input::SuccessorStopped => self.successor_seen(Stopped::Yes, out),
+            Input::SuccessorRunning => self.successor_seen(Stopped::NotYet, out),
             Input::PathAnswered(pid) => self.path_answered(pid, out),
             Input::ControlPathLost => self.publish(out),
             Input::ControlPublished(result) => self.published(result, out),

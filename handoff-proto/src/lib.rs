@@ -13,6 +13,7 @@
 //! | [`lease`] | what the machines see of the data-dir lock's lease |
 //! | [`revisions`] | how the revisions of many shards travel |
 //! | [`machine`] | the contract that every machine keeps |
+//! | [`contract`] | a check of the driver's part of it, in debug builds |
 //! | [`supervisor`], [`incumbent`], [`successor`] | the three roles |
 //! | [`transfer`] | what goes over the direct channel from an incumbent to its successor |
 //! | [`recovery`] | what a restarted supervisor does with what it finds |
@@ -23,6 +24,8 @@
 
 mod body;
 mod bounded;
+pub mod contract;
+mod ending;
 pub mod error;
 pub mod frame;
 pub mod incumbent;
@@ -36,6 +39,7 @@ pub mod supervisor;
 pub mod transfer;
 pub mod version;
 
+pub use contract::Checked;
 pub use error::{Result, WireError};
 pub use frame::MAX_FRAME_BYTES;
 pub use lease::{LeaseState, LeaseView, ProcessId};

@@ -10,7 +10,7 @@
 //! * **Nothing of the past.** A timer names no handover and a result no process. So once a machine has disarmed a timer or armed it
 //!   anew, its earlier setting never comes as `Fired`; each effect that has a result is answered once, before the next input or not
 //!   at all; and what belongs to a handover or a process that is over is dropped. A driver whose timers or results travel through a
-//!   queue has to look, when it takes one out, whether it is still wanted. A machine that is done has disarmed all of its timers.
+//!   queue has to look, when it takes one out, whether it is still wanted. [`Checked`](crate::Checked) notices in debug builds if it does not. A machine that is done has disarmed all of its timers.
 
 use std::fmt::Debug;
 use std::hash::Hash;

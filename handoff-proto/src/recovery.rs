@@ -4,7 +4,7 @@
 //! ```text
 //!             ┌──────────────── gone, or Active after all ───────────────┐
 //!             ▼                                                          │
-//!  Idle ─▶ Looking ── a successor of the journal, not Active ─▶ Ending: Stopping ─▶ Judging ─▶ Killed
+//!  Idle ─▶ Looking ── a successor of the journal, not Active ─▶ Ending: Stopping ─▶ Looking ─▶ Killed
 //!             │ ▲  └─ a leftover of ours has the lock ───────────▲           the lease decides
 //!             │ │ again          10 s ─┐                         │
 //!             │ └── Waiting ◀── somebody has the lock ───────────┘
@@ -17,13 +17,11 @@
 
 use std::time::Duration;
 
+use crate::ending::{Act, SEE_AGAIN, Stage, Unread, sign};
 use crate::lease::{LeaseState, LeaseView, ProcessId};
 use crate::machine::{Machine, Timing};
 use crate::message::Phase;
 use crate::supervisor::{LeaseReading, Stopped};
-
-/// How soon a process that was sent SIGSTOP is looked at again.
-const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// All that can be seen from outside. Dead processes are left out.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -108,6 +106,11 @@ pub enum Timer {
     Ended,
 }
 
+impl Timer {
+    /// Every one: none of them runs when a recovery is over.
+    pub const ALL: [Self; 4] = [Self::Again, Self::Patience, Self::Stopping, Self::Ended];
+}
+
 /// What a recovery came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Verdict {
@@ -134,13 +137,6 @@ enum State {
     Waiting,
     Ending { process: ProcessId, stage: Stage },
     Over,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Stage {
-    Stopping,
-    Judging,
-    Killed,
 }
 
 /// Whether an unnamed holder of the lock still gets time.
@@ -174,11 +170,7 @@ impl Recovery {
             return;
         }
         match decide(findings, self.patience) {
-            Decision::End(process) => {
-                self.state = State::Ending { process, stage: Stage::Stopping };
-                effects.push(Effect::Arm(Timer::Ended, self.timing.settle));
-                effects.push(Effect::Stop(process));
-            }
+            Decision::End(process) => self.go_on_ending(process, Some(Stage::begin()), effects),
             Decision::Wait => {
                 self.state = State::Waiting;
                 effects.push(Effect::Arm(Timer::Again, self.timing.limbo_poll));
@@ -189,7 +181,7 @@ impl Recovery {
 
     fn finish(&mut self, verdict: Verdict, effects: &mut Vec<Effect>) {
         self.state = State::Over;
-        effects.push(Effect::Disarm(Timer::Patience));
+        effects.extend(Timer::ALL.map(Effect::Disarm));
         // A supervisor or an incumbent may have died right after it told this process to stand still.
         if let Verdict::Serving(process) = verdict {
             effects.push(Effect::Continue(process));
@@ -198,41 +190,50 @@ impl Recovery {
     }
 
     fn stopped(&mut self, stopped: Stopped, effects: &mut Vec<Effect>) {
-        if let State::Ending { process, stage: Stage::Stopping } = self.state {
-            match stopped {
-                Stopped::Yes => {
-                    self.state = State::Ending { process, stage: Stage::Judging };
-                    effects.push(Effect::ReadLease);
-                }
-                Stopped::NotYet => effects.push(Effect::Arm(Timer::Stopping, LOOK_AGAIN)),
-            }
+        if let State::Ending { process, stage } = self.state {
+            self.go_on_ending(process, stage.seen(stopped), effects);
         }
     }
 
     fn judged(&mut self, reading: &LeaseReading, effects: &mut Vec<Effect>) {
-        let State::Ending { process, stage: Stage::Judging } = self.state else { return };
-        match reading {
-            LeaseReading::Found(lease) if lease.owner == process && lease.state == LeaseState::Active => {
-                effects.push(Effect::Disarm(Timer::Ended));
-                effects.push(Effect::Continue(process));
-                self.look(effects);
-            }
-            LeaseReading::Found(_) | LeaseReading::Nobody => self.kill(process, effects),
-            LeaseReading::Unreadable(_) => effects.push(Effect::Arm(Timer::Stopping, self.timing.limbo_poll)),
+        if let State::Ending { process, stage } = self.state {
+            self.go_on_ending(process, stage.judged(sign(reading, process)), effects);
         }
     }
 
-    fn kill(&mut self, process: ProcessId, effects: &mut Vec<Effect>) {
-        self.state = State::Ending { process, stage: Stage::Killed };
+    fn go_on_ending(&mut self, process: ProcessId, next: Option<(Stage, Act)>, effects: &mut Vec<Effect>) {
+        let Some((stage, act)) = next else { return };
+        self.state = State::Ending { process, stage };
+        match act {
+            Act::Stop => {
+                effects.push(Effect::Arm(Timer::Ended, self.timing.settle));
+                effects.push(Effect::Stop(process));
+            }
+            Act::See => effects.push(Effect::LookIfStopped(process)),
+            Act::SeeLater => effects.push(Effect::Arm(Timer::Stopping, SEE_AGAIN)),
+            Act::Read => effects.push(Effect::ReadLease),
+            Act::ReadLater => effects.push(Effect::Arm(Timer::Stopping, self.timing.limbo_poll)),
+            Act::LetGoOn => {
+                self.disarm_ending(effects);
+                effects.push(Effect::Continue(process));
+                self.look(effects);
+            }
+            Act::Kill => {
+                effects.push(Effect::Disarm(Timer::Stopping));
+                effects.push(Effect::Arm(Timer::Ended, self.timing.settle));
+                effects.push(Effect::Kill(process));
+            }
+        }
+    }
+
+    fn disarm_ending(&self, effects: &mut Vec<Effect>) {
         effects.push(Effect::Disarm(Timer::Stopping));
-        effects.push(Effect::Arm(Timer::Ended, self.timing.settle));
-        effects.push(Effect::Kill(process));
+        effects.push(Effect::Disarm(Timer::Ended));
     }
 
     fn gone(&mut self, effects: &mut Vec<Effect>) {
         if let State::Ending { .. } = self.state {
-            effects.push(Effect::Disarm(Timer::Stopping));
-            effects.push(Effect::Disarm(Timer::Ended));
+            self.disarm_ending(effects);
             self.look(effects);
         }
     }
@@ -250,32 +251,25 @@ impl Recovery {
         }
     }
 
-    fn look_at_ending(&self, effects: &mut Vec<Effect>) {
+    fn look_at_ending(&mut self, effects: &mut Vec<Effect>) {
         if let State::Ending { process, stage } = self.state {
-            match stage {
-                Stage::Stopping => effects.push(Effect::LookIfStopped(process)),
-                Stage::Judging => effects.push(Effect::ReadLease),
-                Stage::Killed => {}
-            }
+            self.go_on_ending(process, stage.again(), effects);
         }
     }
 
-    /// One that can't be stopped stands still in a call of the kernel: the lease decides. One whose lease can't be read is
-    /// left alone here, unlike in a handover: no incumbent is known to be there for the data.
+    /// One whose lease can't be read is left alone here, unlike in a handover: no incumbent is known to be there for the data.
     fn end_overdue(&mut self, effects: &mut Vec<Effect>) {
-        if let State::Ending { process, stage } = self.state {
-            match stage {
-                Stage::Stopping => {
-                    effects.push(Effect::Arm(Timer::Ended, self.timing.settle));
-                    self.stopped(Stopped::Yes, effects);
-                }
-                Stage::Judging => {
-                    effects.push(Effect::Disarm(Timer::Stopping));
-                    effects.push(Effect::Continue(process));
-                    self.finish(Verdict::HeldBy(process.pid), effects);
-                }
-                Stage::Killed => self.finish(Verdict::HeldBy(process.pid), effects),
+        let State::Ending { process, stage } = self.state else { return };
+        match stage.overdue(Unread::Spares) {
+            Some((_, Act::LetGoOn)) => {
+                effects.push(Effect::Continue(process));
+                self.finish(Verdict::HeldBy(process.pid), effects);
             }
+            Some(next) => {
+                effects.push(Effect::Arm(Timer::Ended, self.timing.settle));
+                self.go_on_ending(process, Some(next), effects);
+            }
+            None => self.finish(Verdict::HeldBy(process.pid), effects),
         }
     }
 
@@ -512,6 +506,29 @@ mod tests {
             let _ = recovery.step(Input::Fired(Timer::Again));
             assert!(recovery.step(Input::Found(findings)).contains(&Effect::Stop(O)));
         }
+    }
+
+    /// The open file with the directory's lock is shared by those who passed it on: whoever of them is shown as its holder is no
+    /// owner by that.
+    #[test]
+    fn who_only_shares_the_directory_with_the_owner_is_neither_named_nor_ended() {
+        let serving = Some(lease(N, LeaseState::Active));
+        for (phase, leaving) in [(Phase::AwaitingReady, vec![]), (Phase::Committed, vec![O])] {
+            let journal = journal(phase, Some(O), Some(N));
+            let findings =
+                Findings { journal, lease: serving, leaving, lock_holder: Some(O.pid), ..Findings::default() };
+            let (_, effects) = looked(findings);
+            assert_eq!(verdict(&effects), Some(Verdict::Serving(N)), "{phase:?}");
+            assert!(!effects.iter().any(|effect| matches!(effect, Effect::Stop(_) | Effect::Kill(_))), "{effects:?}");
+        }
+        // Before the successor has a lease, the incumbent's seal is the newest one: it takes its data back by itself.
+        let sealed = Findings {
+            journal: journal(Phase::AwaitingReady, Some(O), None),
+            lease: Some(lease(O, LeaseState::Sealed)),
+            lock_holder: Some(N.pid),
+            ..Findings::default()
+        };
+        assert_eq!(verdict(&looked(sealed).1), Some(Verdict::Serving(O)));
     }
 
     #[test]

@@ -170,11 +170,14 @@ struct Observer {
     undecided: bool,
     /// The timers that run.
     armed: Vec<Timer>,
+    /// The successor has just spoken while its silence was counted, and it is not counted anew yet.
+    silence_goes_on: bool,
     outcome: Option<Outcome>,
 }
 
 impl Observer {
     fn before(&mut self, input: &Input) {
+        self.silence_goes_on = matches!(input, Input::FromSuccessor(_)) && self.armed.contains(&Timer::SuccessorSilent);
         match input {
             Input::FromIncumbent(Message::SealComplete { .. }) | Input::IncumbentGone => self.sealed_or_dead = true,
             Input::FromSuccessor(Message::Ready { healthz_ok, advertised_revision_per_shard, .. }) => {
@@ -215,8 +218,14 @@ impl Observer {
                 self.resumed = true;
             }
             Effect::StopSuccessor => (self.stopped, self.undecided) = (true, true),
-            Effect::Arm(timer, _) => self.armed.push(*timer),
-            Effect::Disarm(timer) => self.armed.retain(|armed| armed != timer),
+            Effect::Arm(timer, _) => {
+                self.silence_goes_on &= *timer != Timer::SuccessorSilent;
+                self.armed.push(*timer);
+            }
+            Effect::Disarm(timer) => {
+                self.silence_goes_on &= *timer != Timer::SuccessorSilent;
+                self.armed.retain(|armed| armed != timer);
+            }
             Effect::ReadLease => self.looking = self.stopped,
             Effect::ContinueSuccessor => (self.continued, self.undecided) = (true, false),
             Effect::KillSuccessor => {
@@ -270,6 +279,7 @@ proptest! {
             for effect in machine.step(input) {
                 observer.after(&effect);
             }
+            prop_assert!(!observer.silence_goes_on, "a successor that speaks counts as silent");
         }
         prop_assert_eq!(observer.outcome.is_some(), machine.is_idle());
     }

@@ -219,6 +219,7 @@ fn a_failed_seal_keeps_the_lock_and_allows_a_retry() {
         supervisor.send(Message::SealRequest { handoff_id: id });
         let failed = supervisor.expect("SealFailed");
         assert!(matches!(&failed, Message::SealFailed { error, .. } if error == "mock seal failure"), "{failed:?}");
+        daemon.mock.wait_for(Call::Resume { changed: false });
         assert_eq!(daemon.mock.calls(), [Call::Drain, Call::Seal, Call::Resume { changed: false }]);
         assert!(!daemon.lock_is_free());
         let id = supervisor.prepare();
@@ -233,13 +234,19 @@ fn a_failed_or_panicking_drain_is_answered_and_resumed() {
     let daemon = Daemon::start();
     for (text, panics) in [("disk full", false), ("boom", true)] {
         daemon.mock.fail_next_drain(text);
+        // Who waits for the answer bounds the way back, and so must not wait for it.
+        daemon.mock.hang_in_resume();
         if panics {
             daemon.mock.panic_instead();
         }
         let mut supervisor = daemon.supervisor();
-        supervisor.prepare();
+        let id = supervisor.prepare();
         let failed = supervisor.expect("DrainFailed");
         assert!(matches!(&failed, Message::DrainFailed { error, .. } if error.contains(text)), "{failed:?}");
+        daemon.mock.wait_for(Call::Resume { changed: false });
+        supervisor.send(Message::ResumeAfterAbort { handoff_id: id });
+        daemon.mock.unblock();
+        supervisor.expect("Resumed");
     }
     assert_eq!(daemon.mock.calls().iter().filter(|call| **call == Call::Resume { changed: false }).count(), 2);
     daemon.hand_over();
@@ -476,6 +483,7 @@ fn a_handover_past_its_deadline_is_undone() {
     let mut supervisor = daemon.supervisor();
     supervisor.prepare_for(0, 50);
     supervisor.expect("DrainFailed");
+    daemon.mock.wait_for(Call::Resume { changed: false });
     assert_eq!(daemon.mock.calls(), [Call::Drain, Call::Resume { changed: false }]);
     daemon.mock.unblock();
     daemon.hand_over();

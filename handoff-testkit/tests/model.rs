@@ -178,6 +178,30 @@ fn ending_a_warm_successor_while_the_incumbent_is_silent_is_noticed() {
 }
 
 #[test]
+fn an_opening_without_a_bound_of_its_own_is_noticed() {
+    notices(Sabotage::LeaveOpeningUnbounded, 1, 1, Broken::OpeningUnbounded);
+}
+
+#[test]
+fn a_long_warm_up_while_nobody_serves_is_noticed() {
+    notices(Sabotage::WarmAsPlannedForTheDead, 1, 1, Broken::WarmsWhileNobodyServes);
+}
+
+#[test]
+fn waiting_for_a_failure_until_the_resume_is_over_is_noticed() {
+    notices(Sabotage::KeepFailureBack, 1, 1, Broken::FailureKeptBack);
+}
+
+/// Nothing is broken by it, and nobody ever serves again.
+#[test]
+fn waiting_without_end_for_a_resume_is_noticed() {
+    let limits = Limits { sabotage: Some(Sabotage::LeaveResumeUnbounded), ..limits(1, 2) };
+    let summary = Graph::explore(HandoverModel(limits)).summary();
+    println!("{summary:?}");
+    assert!(summary.broken.is_empty() && summary.dead_ends > 0, "{summary:?}");
+}
+
+#[test]
 fn resuming_from_memory_is_noticed() {
     notices(Sabotage::ResumeFromMemory, 1, 1, Broken::WritesLost);
 }

@@ -144,6 +144,23 @@ fn of_two_that_share_the_directory_the_one_with_the_file_is_the_holder() {
     wait_until_named(dir.path(), None);
 }
 
+/// As a restarted supervisor finds it when the successor has died and its incumbent has not left yet: nobody else can take the
+/// directory as long as it lives, so it is the one to be waited for, or ended.
+#[test]
+fn an_incumbent_that_keeps_its_part_is_the_holder_once_its_successor_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (incumbent, socket) = incumbent(dir.path());
+    let old_pid = incumbent.child.id();
+    let Attempt::Locked(claim) = adopted(dir.path(), &socket).try_lock() else { panic!("held") };
+    let lock = claim.claim(None).map_err(|(_, error)| error).unwrap();
+    assert_eq!(look(dir.path()).unwrap().locked_by, Some(std::process::id()), "the one with the file as well");
+    lock.release().unwrap();
+    wait_until("the incumbent is named", || look(dir.path()).unwrap().locked_by == Some(old_pid));
+    assert!(!is_open_to_strangers(dir.path()));
+    incumbent.kill();
+    wait_until("nobody is named", || look(dir.path()).unwrap().locked_by.is_none());
+}
+
 #[test]
 fn who_has_the_directory_is_named_and_not_who_has_the_file() {
     let dir = tempfile::tempdir().unwrap();

@@ -315,7 +315,7 @@ impl Incumbent {
     }
 
     /// Lets the daemon serve again. The lock is held, the lease is Active, and no hook runs.
-    pub(super) fn run_resume(&mut self, undo: Undo, out: &mut Effects) {
+    pub(super) fn run_resume(&mut self, mut undo: Undo, out: &mut Effects) {
         let state_may_have_changed = self.memory == Memory::Stale;
         // The flags first: the daemon accepts clients as soon as the hook says so.
         out.push(Effect::RestoreListenerFlags);
@@ -323,7 +323,19 @@ impl Incumbent {
         if state_may_have_changed {
             out.push(Effect::PublishControl);
         }
+        self.tell_failure(&mut undo, out);
         self.state = State::Undoing(undo, UndoStep::Resuming);
+    }
+
+    /// A resume may hang, and from version 2 on the supervisor bounds it, from the failure on: it asks for the resume, and waits for
+    /// `Resumed`. One of version 1 has nothing to wait for and may try again at once, so it hears of the failure after the resume.
+    fn tell_failure(&mut self, undo: &mut Undo, out: &mut Effects) {
+        if undo.handover.version() >= 2
+            && let Reply::DrainFailed(_) | Reply::SealFailed(_) = undo.reply
+        {
+            let failure = std::mem::replace(&mut undo.reply, Reply::Nothing);
+            self.answer(&mut undo.handover, failure, out);
+        }
     }
 
     pub(super) fn resume_ended(&mut self, end: ResumeEnd, out: &mut Effects) {

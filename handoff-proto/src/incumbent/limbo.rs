@@ -10,11 +10,10 @@ use super::{
     Clock, Effect, Effects, Handover, Incumbent, Judging, Leaving, LockTried, Milestone, Reply, State, Successor,
     Timer, Undo, Why, backoff,
 };
+use crate::ending::{Act, SEE_AGAIN, Sign, Stage};
 use crate::lease::{LeaseState, LeaseView};
 use crate::message::HandoffId;
-
-/// How long a process that was told to stand still gets before it is looked at again.
-const STOPPING_INTERVAL: Duration = Duration::from_millis(5);
+use crate::supervisor::Stopped;
 
 /// How long somebody on the control path gets to say Hello.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
@@ -44,10 +43,8 @@ pub(super) enum UndoStep {
     Locking(Basis),
     /// The lock is held, but the lease is still our seal: does another process answer on the control path?
     Asking,
-    /// The late successor was told to stand still.
-    Stopping,
-    /// It does; the lease is read once more before it is ended.
-    StopRead,
+    /// The late successor is stopped, looked at, and killed if it is none that serves.
+    Ending(Stage),
     Claiming,
     /// The lock is held; the lease is to be written as Active.
     Activating,
@@ -92,8 +89,7 @@ impl UndoStep {
             | Self::FindingHolder(_)
             | Self::Locking(_)
             | Self::Asking
-            | Self::Stopping
-            | Self::StopRead => false,
+            | Self::Ending(_) => false,
         }
     }
 
@@ -146,14 +142,10 @@ impl Incumbent {
                 }
                 Some(Owner::Another) => self.superseded(&undo, out),
             },
-            State::Undoing(undo, UndoStep::StopRead) => match self.owner_by(lease, undo.handover.id) {
-                Some(owner) => self.end_or_spare(undo, &owner, out),
-                // It stays as it is: a supervisor may count on that it stands still.
-                None => {
-                    out.push(Effect::Arm(Timer::Stopping, self.config.timing.limbo_poll));
-                    self.state = State::Undoing(undo, UndoStep::Stopping);
-                }
-            },
+            State::Undoing(undo, UndoStep::Ending(stage)) => {
+                let sign = self.sign(lease, &undo.handover);
+                self.go_on_ending(undo, stage, stage.judged(sign), out);
+            }
             state => self.state = state,
         }
     }
@@ -256,41 +248,58 @@ impl Incumbent {
     }
 
     fn stop(&mut self, undo: Undo, out: &mut Effects) {
-        out.push(Effect::StopSuccessor);
-        out.push(Effect::SeeSuccessor);
-        self.state = State::Undoing(undo, UndoStep::Stopping);
+        self.go_on_ending(undo, Stage::Stopping, Some(Stage::begin()), out);
     }
 
-    pub(super) fn successor_running(&mut self, out: &mut Effects) {
-        if let State::Undoing(_, UndoStep::Stopping) = self.state {
-            out.push(Effect::Arm(Timer::Stopping, STOPPING_INTERVAL));
-        }
-    }
-
-    pub(super) fn stopping_due(&mut self, out: &mut Effects) {
-        if let State::Undoing(_, UndoStep::Stopping) = self.state {
-            out.push(Effect::SeeSuccessor);
-        }
-    }
-
-    pub(super) fn successor_stopped(&mut self, out: &mut Effects) {
+    pub(super) fn successor_seen(&mut self, stopped: Stopped, out: &mut Effects) {
         match self.take_state() {
-            State::Undoing(undo, UndoStep::Stopping) => {
-                out.push(Effect::ReadLease);
-                self.state = State::Undoing(undo, UndoStep::StopRead);
+            State::Undoing(undo, UndoStep::Ending(stage)) => {
+                self.go_on_ending(undo, stage, stage.seen(stopped), out);
             }
             state => self.state = state,
         }
     }
 
-    /// The successor stands still, so what the lease says now stays true: a serving one is never ended.
-    fn end_or_spare(&mut self, undo: Undo, owner: &Owner, out: &mut Effects) {
-        match owner {
-            Owner::OwnSeal => out.push(Effect::KillSuccessor),
-            Owner::Opening(pid) if undo.handover.may_end(*pid) => out.push(Effect::KillSuccessor),
-            Owner::Opening(_) | Owner::Active(_) | Owner::Another => out.push(Effect::ContinueSuccessor),
+    pub(super) fn stopping_due(&mut self, out: &mut Effects) {
+        match self.take_state() {
+            State::Undoing(undo, UndoStep::Ending(stage)) => {
+                self.go_on_ending(undo, stage, stage.again(), out);
+            }
+            state => self.state = state,
         }
-        self.wait(undo, out);
+    }
+
+    /// A lease that can't be read is read again, however long: a supervisor may count on that the successor stands still.
+    fn go_on_ending(&mut self, undo: Undo, before: Stage, next: Option<(Stage, Act)>, out: &mut Effects) {
+        self.state = State::Undoing(undo, UndoStep::Ending(next.map_or(before, |(stage, _)| stage)));
+        match next.map(|(_, act)| act) {
+            Some(Act::Stop) => out.extend([Effect::StopSuccessor, Effect::SeeSuccessor]),
+            Some(Act::See) => out.push(Effect::SeeSuccessor),
+            Some(Act::SeeLater) => out.push(Effect::Arm(Timer::Stopping, SEE_AGAIN)),
+            Some(Act::Read) => out.push(Effect::ReadLease),
+            Some(Act::ReadLater) => out.push(Effect::Arm(Timer::Stopping, self.config.timing.limbo_poll)),
+            Some(Act::LetGoOn) => self.decided(Effect::ContinueSuccessor, out),
+            Some(Act::Kill) => self.decided(Effect::KillSuccessor, out),
+            None => {}
+        }
+    }
+
+    fn decided(&mut self, effect: Effect, out: &mut Effects) {
+        out.push(effect);
+        match self.take_state() {
+            State::Undoing(undo, _) => self.wait(undo, out),
+            state => self.state = state,
+        }
+    }
+
+    /// What the lease says of our late successor, which is the only one that is ever ended.
+    fn sign(&self, lease: Result<Option<LeaseView>, String>, handover: &Handover) -> Sign {
+        match self.owner_by(lease, handover.id) {
+            Some(Owner::OwnSeal) => Sign::Ends,
+            Some(Owner::Opening(pid)) if handover.may_end(pid) => Sign::Ends,
+            Some(Owner::Opening(_) | Owner::Active(_) | Owner::Another) => Sign::Spares,
+            None => Sign::None,
+        }
     }
 
     pub(super) fn claimed(&mut self, result: Result<u64, String>, out: &mut Effects) {
@@ -379,7 +388,7 @@ impl Incumbent {
                 out.push(Effect::StopAsking);
                 self.look(undo, out);
             }
-            State::Undoing(undo, UndoStep::Stopping) => {
+            State::Undoing(undo, UndoStep::Ending(_)) => {
                 out.push(Effect::Disarm(Timer::Stopping));
                 self.look(undo, out);
             }

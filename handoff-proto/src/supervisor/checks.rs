@@ -57,11 +57,6 @@ pub(super) fn turn_after_death(
     }
 }
 
-/// Whether the lease says that this process serves.
-pub(super) fn is_active(lease: &LeaseView, process: ProcessId) -> bool {
-    lease.owner == process && lease.state == LeaseState::Active
-}
-
 /// What is wrong with a successor that says that it is ready (promise 3).
 pub(super) fn unfit(healthz_ok: bool, advertised: &[u64], sealed: Option<&Seal>) -> Option<String> {
     if !healthz_ok {

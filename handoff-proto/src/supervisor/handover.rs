@@ -524,6 +524,7 @@ impl Handover {
     /// The only way out. No timer runs on, so none can run out in the next handover.
     fn end(&mut self, outcome: Outcome, effects: &mut Vec<Effect>) {
         self.step = Step::Over;
+        effects.reserve(Timer::ALL.len() + 1);
         effects.extend(Timer::ALL.map(Effect::Disarm));
         effects.push(Effect::Finish(outcome));
     }

@@ -15,16 +15,14 @@
 use std::time::Duration;
 
 use crate::bounded::brief;
+use crate::ending::{Act, SEE_AGAIN, Sign, Stage, Unread, sign};
 use crate::machine::Timing;
 use crate::message::{HandoffId, Message, Phase};
 
-use super::checks::{is_active, not_ready, unfit};
+use super::checks::{not_ready, unfit};
 use super::handover::{Begun, Handover, Step};
 use super::peer::Link;
 use super::{Effect, LeaseReading, Milestone, Outcome, Ownership, Standing, Stopped, Timer};
-
-/// How soon a process that was sent SIGSTOP is looked at again. Most have stopped at the first look.
-const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// A handover that is being undone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -43,12 +41,8 @@ enum Ending {
     Asking,
     /// It said that it leaves: it has a moment for its last words.
     Leaving,
-    /// It was sent SIGSTOP: what is decided next must not be overtaken by it.
-    Stopping,
-    /// It stands still; the lease tells whether it serves.
-    Looking,
-    /// It was sent SIGKILL.
-    Killed,
+    /// It is stopped, looked at, and killed if it does not serve.
+    ByForce(Stage),
     /// It is gone.
     Gone,
     /// It was sent SIGKILL and the kernel still holds it.
@@ -93,9 +87,7 @@ impl Undoing {
     pub(super) fn fresh_intervals(&self, timing: &Timing, resume: Duration, effects: &mut Vec<Effect>) {
         match self.ending {
             Ending::Leaving => effects.push(Effect::Arm(Timer::Ended, timing.parting)),
-            Ending::Stopping | Ending::Looking | Ending::Killed => {
-                effects.push(Effect::Arm(Timer::Ended, timing.settle));
-            }
+            Ending::ByForce(_) => effects.push(Effect::Arm(Timer::Ended, timing.settle)),
             Ending::Asking | Ending::Gone | Ending::Lingers => {}
         }
         match self.resuming {
@@ -184,20 +176,16 @@ impl Handover {
 
     fn end_after_begin(&mut self, reason: String, begun: Begun, effects: &mut Vec<Effect>) {
         let leaves_a_trace = self.successor_version() >= 2 && self.plan.ownership == Ownership::ByLease;
-        let ending = match (self.successor_link(), leaves_a_trace) {
-            (Link::Gone, _) => Ending::Gone,
-            (Link::Open | Link::Closing | Link::Cut, true) => {
-                effects.push(Effect::Arm(Timer::Ended, self.timing.settle));
-                effects.push(Effect::StopSuccessor);
-                Ending::Stopping
-            }
+        let undoing = Undoing { reason, begun: Some(begun), ending: Ending::Gone, resuming: Resuming::Later };
+        self.step = Step::Undoing(undoing);
+        match (self.successor_link(), leaves_a_trace) {
+            (Link::Gone, _) => self.go_on_undoing(effects),
+            (Link::Open | Link::Closing | Link::Cut, true) => self.go_on_ending(Some(Stage::begin()), effects),
             (Link::Open | Link::Closing | Link::Cut, false) => {
+                self.set_ending(Ending::Asking);
                 effects.push(Effect::AskControlPath);
-                Ending::Asking
             }
-        };
-        self.step = Step::Undoing(Undoing { reason, begun: Some(begun), ending, resuming: Resuming::Later });
-        self.go_on_undoing(effects);
+        }
     }
 
     fn kill_or_go_on(&mut self, effects: &mut Vec<Effect>) {
@@ -209,7 +197,7 @@ impl Handover {
     }
 
     fn kill(&mut self, effects: &mut Vec<Effect>) {
-        self.set_ending(Ending::Killed);
+        self.set_ending(Ending::ByForce(Stage::Killed));
         effects.push(Effect::Disarm(Timer::Look));
         effects.push(Effect::Arm(Timer::Ended, self.timing.settle));
         effects.push(Effect::KillSuccessor);
@@ -219,11 +207,11 @@ impl Handover {
     pub(super) fn condemn(&mut self, reason: String, effects: &mut Vec<Effect>) {
         if let Step::Undoing(undoing) = &mut self.step {
             match undoing.ending {
-                Ending::Asking | Ending::Stopping | Ending::Looking => {
+                Ending::Asking | Ending::ByForce(Stage::Stopping | Stage::Looking) => {
                     undoing.reason = reason;
                     self.kill(effects);
                 }
-                Ending::Leaving | Ending::Killed | Ending::Gone | Ending::Lingers => {}
+                Ending::Leaving | Ending::ByForce(Stage::Killed) | Ending::Gone | Ending::Lingers => {}
             }
         }
     }
@@ -236,43 +224,54 @@ impl Handover {
 
     pub(super) fn successor_does_not_answer(&mut self, effects: &mut Vec<Effect>) {
         if self.ending() == Some(Ending::Asking) {
-            self.set_ending(Ending::Stopping);
-            effects.push(Effect::Arm(Timer::Ended, self.timing.settle));
-            effects.push(Effect::StopSuccessor);
+            self.go_on_ending(Some(Stage::begin()), effects);
         }
     }
 
     pub(super) fn successor_stopped(&mut self, stopped: Stopped, effects: &mut Vec<Effect>) {
-        if self.ending() == Some(Ending::Stopping) {
-            match stopped {
-                Stopped::Yes => self.look_at_stopped(effects),
-                Stopped::NotYet => effects.push(Effect::Arm(Timer::Look, LOOK_AGAIN)),
-            }
-        }
-    }
-
-    fn look_at_stopped(&mut self, effects: &mut Vec<Effect>) {
-        match self.plan.ownership {
-            Ownership::ByLease => {
-                self.set_ending(Ending::Looking);
-                effects.push(Effect::ReadLease);
-            }
-            Ownership::ByControlPath => self.kill(effects),
-        }
+        let next = self.stage().and_then(|stage| stage.seen(stopped));
+        self.go_on_ending(next, effects);
     }
 
     pub(super) fn looked_at_stopped(&mut self, reading: &LeaseReading, effects: &mut Vec<Effect>) {
-        if self.ending() != Some(Ending::Looking) {
-            return;
+        let sign = self.successor.as_ref().map_or(Sign::Ends, |peer| sign(reading, peer.process));
+        let next = self.stage().and_then(|stage| stage.judged(sign));
+        self.go_on_ending(next, effects);
+    }
+
+    pub(super) fn look_if_stopped(&mut self, effects: &mut Vec<Effect>) {
+        let next = self.stage().and_then(Stage::again);
+        self.go_on_ending(next, effects);
+    }
+
+    fn stage(&self) -> Option<Stage> {
+        match self.ending() {
+            Some(Ending::ByForce(stage)) => Some(stage),
+            Some(Ending::Asking | Ending::Leaving | Ending::Gone | Ending::Lingers) | None => None,
         }
-        let serves = |lease| self.successor.as_ref().is_some_and(|peer| is_active(lease, peer.process));
-        match reading {
-            LeaseReading::Found(lease) if serves(lease) => {
+    }
+
+    fn go_on_ending(&mut self, next: Option<(Stage, Act)>, effects: &mut Vec<Effect>) {
+        let Some((stage, act)) = next else { return };
+        self.set_ending(Ending::ByForce(stage));
+        match act {
+            Act::Stop => {
+                effects.push(Effect::Arm(Timer::Ended, self.timing.settle));
+                effects.push(Effect::StopSuccessor);
+            }
+            Act::See => effects.push(Effect::LookIfStopped),
+            Act::SeeLater => effects.push(Effect::Arm(Timer::Look, SEE_AGAIN)),
+            Act::Read => match self.plan.ownership {
+                Ownership::ByLease => effects.push(Effect::ReadLease),
+                // It does not answer on the control path, and no lease says otherwise.
+                Ownership::ByControlPath => self.kill(effects),
+            },
+            Act::ReadLater => effects.push(Effect::Arm(Timer::Look, self.timing.limbo_poll)),
+            Act::LetGoOn => {
                 effects.push(Effect::ContinueSuccessor);
                 self.found_active(effects);
             }
-            LeaseReading::Found(_) | LeaseReading::Nobody => self.kill(effects),
-            LeaseReading::Unreadable(_) => effects.push(Effect::Arm(Timer::Look, self.timing.limbo_poll)),
+            Act::Kill => self.kill(effects),
         }
     }
 
@@ -284,24 +283,17 @@ impl Handover {
         }
     }
 
-    pub(super) fn look_if_stopped(&self, effects: &mut Vec<Effect>) {
-        match self.ending() {
-            Some(Ending::Stopping) => effects.push(Effect::LookIfStopped),
-            Some(Ending::Looking) => effects.push(Effect::ReadLease),
-            Some(Ending::Asking | Ending::Leaving | Ending::Killed | Ending::Gone | Ending::Lingers) | None => {}
-        }
-    }
-
-    /// A process that can't be stopped stands still in a call of the kernel and has served nobody yet: the lease decides. A
-    /// lease that can't be read decides nothing: the incumbent has not left, so nobody's data hang on this successor.
+    /// A lease that can't be read decides nothing: the incumbent has not left, so nobody's data hang on this successor.
     pub(super) fn end_overdue(&mut self, effects: &mut Vec<Effect>) {
         match self.ending() {
-            Some(Ending::Stopping) => {
-                effects.push(Effect::Arm(Timer::Ended, self.timing.settle));
-                self.look_at_stopped(effects);
-            }
-            Some(Ending::Looking | Ending::Leaving) => self.kill(effects),
-            Some(Ending::Killed) => self.leave_lingering(effects),
+            Some(Ending::ByForce(stage)) => match stage.overdue(Unread::Kills) {
+                Some(next) => {
+                    effects.push(Effect::Arm(Timer::Ended, self.timing.settle));
+                    self.go_on_ending(Some(next), effects);
+                }
+                None => self.leave_lingering(effects),
+            },
+            Some(Ending::Leaving) => self.kill(effects),
             Some(Ending::Asking | Ending::Gone | Ending::Lingers) | None => {}
         }
     }
@@ -383,7 +375,7 @@ impl Handover {
             (Ending::Gone | Ending::Lingers, Resuming::Alone) | (Ending::Lingers, Resuming::Over) => {
                 self.close_undone(Effect::Record(Phase::ResumingAfterAbort), effects);
             }
-            (Ending::Asking | Ending::Leaving | Ending::Stopping | Ending::Looking | Ending::Killed, _)
+            (Ending::Asking | Ending::Leaving | Ending::ByForce(_), _)
             | (Ending::Gone | Ending::Lingers, Resuming::Awaited)
             | (Ending::Lingers, Resuming::Later) => {}
         }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use handoff_proto::incumbent::{Config, Incumbent as IncumbentMachine, Input, Leaving, SessionId, Timer};
-use handoff_proto::{Machine, Message, ProcessId, Side};
+use handoff_proto::{Checked, Message, ProcessId, Side};
 use rustix::event::PollFlags;
 
 use super::crew::{Hooks, IdleWorker};
@@ -38,7 +38,7 @@ const POLL_FAILURES_MAX: u32 = 100;
 
 /// Everything that the machine's effects act on.
 pub(super) struct Driver {
-    machine: IncumbentMachine,
+    machine: Checked<IncumbentMachine>,
     pub(super) timers: Timers<Alarm>,
     pub(super) sessions: Vec<Session>,
     next_session: u64,
@@ -125,7 +125,7 @@ impl Driver {
         let (jobs, bench) = Jobs::new(Arc::clone(&drainable), waker.clone());
         let path_watch = PathWatch::new(control.path());
         let mut driver = Self {
-            machine: IncumbentMachine::new(config),
+            machine: Checked::new(IncumbentMachine::new(config)),
             timers: Timers::new(),
             sessions: Vec::new(),
             next_session: 0,

@@ -88,6 +88,11 @@ impl Daemon {
         }
     }
 
+    /// Whether it may be on its way back from a handover, so that its Hello does not mean that it serves.
+    pub(super) fn may_be_on_its_way_back(&self) -> bool {
+        matches!(self, Self::Starting(living) if living.origin == Origin::Adopted)
+    }
+
     /// The process on the control path has said who it is; false if it is another one than ours.
     pub(super) fn heard(&mut self, pid: u32, build: Vec<u8>) -> bool {
         if self.living().is_none_or(|living| living.process.pid() != pid) {

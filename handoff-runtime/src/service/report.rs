@@ -58,7 +58,8 @@ pub(crate) fn milliseconds(duration: Duration) -> f64 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ServiceState {
-    /// The daemon was started and does not answer on its control socket yet.
+    /// The daemon was started and does not answer on its control socket yet, or it is on its way back from a handover and has not
+    /// said that it serves.
     Starting,
     /// The daemon serves.
     Serving,

@@ -92,6 +92,8 @@ enum Timer {
     Slow,
     /// Try the control path again.
     Greet,
+    /// The daemon that was found on its way back should serve.
+    Resume,
     /// Accept clients again.
     Accept,
     /// Look whether the daemon is alive.
@@ -239,6 +241,7 @@ impl Runner {
             Timer::Start => self.start_daemon(),
             Timer::Slow => self.report_slow_start(),
             Timer::Greet => self.greet(Greeting::connect),
+            Timer::Resume => self.resume_overdue(punctual),
             // The listening socket is polled again.
             Timer::Accept => {}
             Timer::Watch => self.look_after_daemon(punctual),

@@ -7,9 +7,10 @@
 //!
 //! Never decides what becomes of it, and reads no clock.
 
-use handoff_proto::{HandoffId, Message, PROTO_MAX, ProtoVersion};
+use handoff_proto::{Message, PROTO_MAX, ProtoVersion};
 use tracing::debug;
 
+use super::greeting::{Said, hello_ack};
 use crate::Result;
 use crate::channel::{Channel, Received};
 use crate::process::Process;
@@ -62,14 +63,15 @@ impl Watch {
     }
 
     /// Keeps the connection on which it said Hello.
-    pub(super) fn attach(&mut self, mut channel: Channel, version: ProtoVersion) {
+    pub(super) fn attach(&mut self, mut channel: Channel, version: ProtoVersion, said: Said) {
         // To the end: a channel that was left in the middle of what had arrived says `Nothing` once too often.
         if version < SESSIONS_SINCE || matches!(answers(&mut channel), Answers::Over) {
             return;
         }
         *self = Self::Attached(channel);
-        let chosen = Message::HelloAck { proto_version_chosen: PROTO_MAX.min(version), handoff_id: HandoffId::new() };
-        self.say(&chosen);
+        if said == Said::Nothing {
+            self.say(&hello_ack(version));
+        }
         self.beat();
     }
 
@@ -189,7 +191,7 @@ mod tests {
         theirs.send(1, &Message::Heartbeat { ts_ms: 0 }).unwrap();
         assert!(matches!(ours.receive(), Received::Message { .. }), "as a Hello was, before");
         let mut watch = Watch::apart();
-        watch.attach(ours, PROTO_MAX);
+        watch.attach(ours, PROTO_MAX, Said::Nothing);
         let heard = |channel: &mut Channel| match channel.receive() {
             Received::Message { message, .. } => handoff_proto::short_name(&message).to_owned(),
             _ => "nothing".to_owned(),
@@ -212,7 +214,7 @@ mod tests {
     fn a_daemon_of_version_1_is_left_its_only_session() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut watch = Watch::apart();
-        watch.attach(Channel::new(ours), 1);
+        watch.attach(Channel::new(ours), 1, Said::Nothing);
         assert!(matches!(watch, Watch::Apart(_)));
         assert!(matches!(Channel::new(theirs).receive(), Received::Closed));
     }

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use handoff_proto::successor::{Answer, Effect, Errand, GaveUp, Input, Milestone, Successor as Machine, Timer, Wire};
-use handoff_proto::{HandoffId, Machine as _, Message, ProtoVersion, WireError};
+use handoff_proto::{Checked, HandoffId, Message, ProtoVersion, WireError};
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::Shutdown;
 
@@ -21,7 +21,7 @@ const EVENTS: &str = "handoff::successor";
 /// The machine and what its effects act on.
 #[derive(Debug)]
 pub(super) struct Core {
-    machine: Machine,
+    machine: Checked<Machine>,
     pub(super) channel: Option<Channel>,
     pub(super) timers: Timers<Timer>,
     pub(super) errands: VecDeque<Errand>,
@@ -63,7 +63,7 @@ pub(super) enum Thread {
 impl Core {
     pub(super) fn new(machine: Machine, channel: Channel) -> Self {
         Self {
-            machine,
+            machine: Checked::new(machine),
             channel: Some(channel),
             timers: Timers::new(),
             errands: VecDeque::new(),

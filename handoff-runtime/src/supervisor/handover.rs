@@ -14,7 +14,7 @@ use handoff_proto::supervisor::{
     Effect, Input, LeaseReading, Milestone, Outcome, Ownership, Plan, Stopped, Timer, Transfer,
 };
 use handoff_proto::{
-    HandoffId, Machine, Message, Phase, ProcessId, ProtoVersion, WireError, short_name, supervisor as machine,
+    Checked, HandoffId, Message, Phase, ProcessId, ProtoVersion, WireError, short_name, supervisor as machine,
 };
 use rustix::event::{PollFd, PollFlags};
 
@@ -45,7 +45,7 @@ pub(super) struct Run<'a> {
     onlooker: &'a dyn Onlooker,
     cancel: &'a Cancel,
     handoff_id: HandoffId,
-    machine: machine::Supervisor,
+    machine: Checked<machine::Supervisor>,
     timers: Timers<Timer>,
     /// Results of effects, to be given in before anything else.
     results: VecDeque<Input>,
@@ -137,7 +137,7 @@ impl<'a> Run<'a> {
             onlooker,
             cancel,
             handoff_id,
-            machine: machine::Supervisor::new(supervisor.timing),
+            machine: Checked::new(machine::Supervisor::new(supervisor.timing)),
             timers: Timers::new(),
             results: VecDeque::new(),
             incumbent: None,

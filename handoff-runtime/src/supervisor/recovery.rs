@@ -7,7 +7,7 @@ use std::time::Instant;
 use handoff_journal::{Journal, StateJournal};
 use handoff_proto::recovery::{self as machine, Effect, Findings, Input, Journaled, Timer, Verdict};
 use handoff_proto::supervisor::{LeaseReading, Stopped};
-use handoff_proto::{LeaseState, LeaseView, Machine, Phase, ProcessId};
+use handoff_proto::{Checked, LeaseState, LeaseView, Phase, ProcessId};
 use rustix::event::{PollFd, PollFlags};
 
 use crate::control;
@@ -43,7 +43,7 @@ pub(super) fn recover(
         supervisor,
         record: record.as_ref(),
         remembered,
-        machine: machine::Recovery::new(supervisor.timing),
+        machine: Checked::new(machine::Recovery::new(supervisor.timing)),
         timers: Timers::new(),
         results: VecDeque::new(),
         ending: None,
@@ -139,7 +139,7 @@ struct Run<'a> {
     supervisor: &'a Supervisor,
     record: Option<&'a StateJournal>,
     remembered: Remembered<'a>,
-    machine: machine::Recovery,
+    machine: Checked<machine::Recovery>,
     timers: Timers<Timer>,
     results: VecDeque<Input>,
     /// The process that is being ended.

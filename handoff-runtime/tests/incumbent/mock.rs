@@ -38,6 +38,7 @@ struct Script {
     blocked: bool,
     /// Of the hooks, only the seal is held.
     seal_only: bool,
+    resume_hangs: bool,
     progress: bool,
 }
 
@@ -107,13 +108,19 @@ impl Mock {
         self.0.1.notify_all();
     }
 
+    /// Until `unblock`.
+    pub(crate) fn hang_in_resume(&self) {
+        self.script().resume_hangs = true;
+    }
+
     pub(crate) fn report_progress(&self) {
         self.script().progress = true;
         self.block_seal();
     }
 
     pub(crate) fn unblock(&self) {
-        self.script().blocked = false;
+        let mut script = self.script();
+        (script.blocked, script.resume_hangs) = (false, false);
         self.0.1.notify_all();
     }
 
@@ -163,7 +170,10 @@ impl Drainable for Mock {
         if script.not_readable {
             return Err(StateNotReadable { reason: "format 9".into() }.into());
         }
-        script.resume_error.take().map_or(Ok(()), |text| Err(text.into()))
+        let error = script.resume_error.take();
+        drop(script);
+        self.hold(|script| script.resume_hangs, || false);
+        error.map_or(Ok(()), |text| Err(text.into()))
     }
 
     fn snapshot_state(&self) -> StateSnapshot {

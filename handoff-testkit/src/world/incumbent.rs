@@ -4,7 +4,7 @@ use handoff_proto::incumbent::{Directory, Drain, Effect, Input, LockTried, Resum
 use handoff_proto::{LeaseState, LeaseView, Message, ProcessId};
 
 use super::process::{
-    Accepted, End, Hook, IncumbentRole, Memory, Parent, Process, Resume, Role, Service, Session, Slot, Store,
+    Accepted, Daemon, End, Hook, IncumbentRole, Memory, Parent, Process, Resume, Role, Service, Session, Slot, Store,
 };
 use super::sabotage::Sabotage;
 use super::{Broken, Class, Performed, SUPERVISOR_PID, World};
@@ -115,6 +115,8 @@ impl World {
 
     fn perform_incumbent(&mut self, slot: Slot, effect: Effect) -> Option<Input> {
         match effect {
+            Effect::Send(_, _, Message::DrainFailed { .. } | Message::SealFailed { .. })
+                if self.sabotage == Some(Sabotage::KeepFailureBack) => {}
             Effect::Send(id, _, message) => {
                 if let Some(session) = self.process_mut(slot).session_mut(id) {
                     session.pipe.send_to_supervisor(message);
@@ -329,6 +331,15 @@ impl World {
         self.opens_store(slot);
     }
 
+    /// What the daemon is at never ends.
+    pub(super) fn hangs(&mut self, slot: Slot) {
+        match &mut self.process_mut(slot).role {
+            Role::Nobody | Role::Starting(_) => {}
+            Role::Successor(role) => role.daemon = Daemon::Hangs,
+            Role::Incumbent(role) => role.hook = Some(Hook::EndlessResume),
+        }
+    }
+
     pub(super) fn hook_ends(&mut self, slot: Slot, performed: Performed) {
         let Some(hook) = self.incumbent_role(slot).and_then(|role| role.hook.take()) else { return };
         let input = match (hook, performed) {
@@ -350,6 +361,7 @@ impl World {
                 Input::ResumeEnded(ResumeEnd::Serving)
             }
             (Hook::Resume, Performed::Failing) => Input::ResumeEnded(ResumeEnd::Failed(String::new())),
+            (Hook::EndlessResume, _) => return,
         };
         if let Some(role) = self.incumbent_role(slot) {
             role.drive.feed(input);

@@ -18,6 +18,7 @@
 //! Time is abstract. The deadline and the slack of a handover pass at any moment; a timer of silence runs out when the other
 //! side stands still. Input comes before time, as every driver does it.
 
+mod bounds;
 mod directory;
 mod drive;
 mod incumbent;

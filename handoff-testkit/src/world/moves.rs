@@ -5,7 +5,7 @@
 //!
 //! What the service may do between handovers is written here by hand: see the [world](super).
 
-use super::process::{Daemon, Life, Process, Role, Slot};
+use super::process::{Daemon, Hook, Life, Process, Role, Slot};
 use super::supervisor::{self, Job};
 use super::{Class, Clock, Init, Limits, Outsider, Performed, SLOTS, Strangers, World, incumbent};
 
@@ -65,6 +65,8 @@ pub enum Move {
     HookFails(Slot),
     /// A fault: the successor's daemon opens its store and is not fit to serve.
     OpensUnfit(Slot),
+    /// A fault: what the daemon of a process is at never ends, while its library's thread lives: a warm-up, an opening, a resume.
+    Hangs(Slot),
 }
 
 impl Move {
@@ -75,7 +77,15 @@ impl Move {
 
     /// Whether it is counted as a fault.
     pub fn is_fault(self) -> bool {
-        matches!(self, Self::Crash(_) | Self::Freeze(_) | Self::Fail(_) | Self::HookFails(_) | Self::OpensUnfit(_))
+        matches!(
+            self,
+            Self::Crash(_)
+                | Self::Freeze(_)
+                | Self::Fail(_)
+                | Self::HookFails(_)
+                | Self::OpensUnfit(_)
+                | Self::Hangs(_)
+        )
     }
 }
 
@@ -219,6 +229,8 @@ impl World {
         self.retire_moves(moves);
         let daemon = self.supervisor.daemon.filter(|slot| self.processes[*slot].is_alive());
         match daemon.map(|slot| (slot, &self.processes[slot])) {
+            // It was adopted on its way back, and does not come to its end.
+            Some((slot, process)) if process.runs() && process.hangs() => moves.push(Move::EndFrozenDaemon(slot)),
             Some((_, process)) if process.runs() => {
                 let serves = matches!(process.role, Role::Incumbent(_));
                 if serves && self.handovers < limits.handovers {
@@ -253,16 +265,20 @@ impl World {
     fn may_fire_in_handover(&self, job: &supervisor::HandingOver, timer: handoff_proto::supervisor::Timer) -> bool {
         use handoff_proto::supervisor::Timer;
         let stands_still = |slot: Option<Slot>| slot.is_some_and(|slot| !self.processes[slot].runs());
+        let hangs = |slot: Option<Slot>| slot.is_some_and(|slot| self.processes[slot].hangs());
+        // It has less time than the handover has left.
+        let open_comes_first = || hangs(job.successor) && job.drive.is_armed(Timer::Open);
         let clock = self.clock(self.handovers);
         match timer {
             Timer::Hello => stands_still(job.successor.or(job.incumbent)),
-            Timer::Warm | Timer::SuccessorSilent => stands_still(job.successor),
+            Timer::Warm => stands_still(job.successor) || hangs(job.successor),
+            Timer::SuccessorSilent => stands_still(job.successor),
             Timer::IncumbentSilent => stands_still(job.incumbent),
-            Timer::Deadline => clock != Clock::InTime,
-            Timer::Late => clock == Clock::VeryLate,
+            Timer::Deadline => clock != Clock::InTime && !open_comes_first(),
+            Timer::Late => clock == Clock::VeryLate && !open_comes_first(),
             // Whom the supervisor itself has told to stand still it looks at again.
-            Timer::Ended => stands_still(job.successor) && !job.drive.is_armed(Timer::Look),
-            Timer::Resumed => stands_still(job.incumbent) || clock == Clock::VeryLate,
+            Timer::Ended => (stands_still(job.successor) || hangs(job.successor)) && !job.drive.is_armed(Timer::Look),
+            Timer::Resumed => stands_still(job.incumbent) || hangs(job.incumbent) || clock == Clock::VeryLate,
             _ => true,
         }
     }
@@ -282,7 +298,7 @@ impl World {
         match &process.role {
             Role::Nobody | Role::Starting(_) => {}
             Role::Incumbent(role) => {
-                if role.hook.is_some() {
+                if role.hook.is_some() && !process.hangs() {
                     moves.push(Move::HookEnds(slot));
                 }
                 if process.sessions.iter().any(|session| !session.pipe.unsent.is_empty()) {
@@ -361,15 +377,18 @@ impl World {
             return;
         };
         match &self.processes[slot].role {
-            Role::Incumbent(role) => match role.drive.todo.front() {
-                Some(effect) if incumbent::failure(effect).is_some() => moves.push(Move::Fail(actor)),
-                Some(_) => {}
-                None if role.hook.is_some() => moves.push(Move::HookFails(slot)),
-                None => {}
+            Role::Incumbent(role) => match (role.drive.todo.front(), role.hook) {
+                (Some(effect), _) if incumbent::failure(effect).is_some() => moves.push(Move::Fail(actor)),
+                (Some(_), _) | (None, None | Some(Hook::EndlessResume)) => {}
+                (None, Some(Hook::Drain | Hook::Seal)) => moves.push(Move::HookFails(slot)),
+                (None, Some(Hook::Resume)) => moves.extend([Move::HookFails(slot), Move::Hangs(slot)]),
             },
             Role::Successor(role) => match role.drive.todo.front() {
                 Some(handoff_proto::successor::Effect::Do(_)) => moves.push(Move::Fail(actor)),
-                None if matches!(role.daemon, Daemon::OpensStore { .. }) => moves.push(Move::OpensUnfit(slot)),
+                None if matches!(role.daemon, Daemon::OpensStore { .. }) => {
+                    moves.extend([Move::OpensUnfit(slot), Move::Hangs(slot)]);
+                }
+                None if role.daemon == Daemon::Warms => moves.push(Move::Hangs(slot)),
                 Some(_) | None => {}
             },
             Role::Nobody | Role::Starting(_) => {}
@@ -386,13 +405,16 @@ impl World {
             Move::Flushes(slot) => self.flush(slot),
             Move::HookFails(slot) => self.hook_ends(slot, Performed::Failing),
             Move::StoreOpened(slot) => self.store_opened(slot, Performed::Well),
+            Move::Hangs(slot) => self.hangs(slot),
             Move::OpensUnfit(slot) => self.store_opened(slot, Performed::Failing),
             Move::FiresInHandover(timer) => {
                 if let Job::HandingOver(job) = &mut self.supervisor_mut().job {
                     job.drive.fire(timer, handoff_proto::supervisor::Input::Fired(timer));
                 }
-                if timer == handoff_proto::supervisor::Timer::Deadline {
-                    self.deadline_fired();
+                match timer {
+                    handoff_proto::supervisor::Timer::Deadline => self.deadline_fired(),
+                    handoff_proto::supervisor::Timer::Late => self.slack_fired(),
+                    _ => {}
                 }
             }
             Move::FiresInRecovery(timer) => {

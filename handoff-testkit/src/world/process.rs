@@ -99,11 +99,15 @@ pub(super) struct SuccessorRole {
 /// What the successor's daemon does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Daemon {
+    /// It loads what it can without the data.
+    Warms,
     /// It waits in a call.
     Calls,
     OpensStore {
         epoch: u64,
     },
+    /// What it is at never ends; its library's thread lives, and beats.
+    Hangs,
     Exits,
 }
 
@@ -133,6 +137,8 @@ pub(super) enum Hook {
     Drain,
     Seal,
     Resume,
+    /// One that never ends; its library's thread lives, and beats.
+    EndlessResume,
 }
 
 /// Whether a drain was begun that no resume has answered yet (promise 9).
@@ -210,6 +216,15 @@ impl Process {
     /// Whether a drain was begun in it that no resume has answered yet.
     pub(super) fn owes_its_resume(&self) -> bool {
         matches!(&self.role, Role::Incumbent(role) if role.resume == Resume::Owed)
+    }
+
+    /// Whether its daemon never comes to an end of what it is at, while its library's thread lives.
+    pub(super) fn hangs(&self) -> bool {
+        match &self.role {
+            Role::Nobody | Role::Starting(_) => false,
+            Role::Successor(role) => role.daemon == Daemon::Hangs,
+            Role::Incumbent(role) => role.hook == Some(Hook::EndlessResume),
+        }
     }
 
     /// Whether this is the handover that it last agreed to.

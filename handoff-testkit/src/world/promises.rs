@@ -36,6 +36,12 @@ pub enum Broken {
     NotWaitedFor,
     /// A deadline passed while the incumbent stood still, and the successor that could have served was ended for it (promise 8).
     EndedForSilence,
+    /// An opening that hung was ended by the deadline of the whole handover, and not by its own bound.
+    OpeningUnbounded,
+    /// The incumbent is dead, and its successor has as long to warm up as if it lived.
+    WarmsWhileNobodyServes,
+    /// The supervisor waits for the incumbent's hook, which has failed, as long as the resume takes.
+    FailureKeptBack,
     /// Two hooks ran at once (promise 9).
     HooksOverlap,
     /// A second daemon on the same data got both locks while the owner lived (promise 8).
@@ -88,7 +94,7 @@ impl World {
                 return Some(broken);
             }
         }
-        (writers > 1).then_some(Broken::TwoWriters)
+        (writers > 1).then_some(Broken::TwoWriters).or_else(|| self.waits_in_vain())
     }
 
     fn broken_in_machine(&self, slot: Slot, process: &Process) -> Option<Broken> {

@@ -25,6 +25,14 @@ pub enum Sabotage {
     SpareSilentIncumbent,
     /// A deadline that passes is taken for a sign of life of the incumbent.
     TakeDeadlineForLife,
+    /// A successor may go on opening until the deadline.
+    LeaveOpeningUnbounded,
+    /// The successor of a dead incumbent may warm up for as long as that of a living one.
+    WarmAsPlannedForTheDead,
+    /// An incumbent that is on its way back is waited for without end.
+    LeaveResumeUnbounded,
+    /// An incumbent does not say that its hook has failed.
+    KeepFailureBack,
 }
 
 impl Sabotage {

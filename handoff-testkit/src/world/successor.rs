@@ -92,7 +92,11 @@ impl World {
         let process = self.process_mut(slot);
         let Role::Successor(role) = &mut process.role else { return };
         match answer {
-            Answer::Greeted { .. } => role.drive.results.push_back(Input::Daemon(Call::WaitForBegin)),
+            Answer::Greeted { .. } if role.daemon == Daemon::Hangs => {}
+            Answer::Greeted { .. } => {
+                role.daemon = Daemon::Calls;
+                role.drive.results.push_back(Input::Daemon(Call::WaitForBegin));
+            }
             Answer::Begun { .. } => role.drive.results.push_back(Input::Daemon(Call::Lock)),
             Answer::Locked { .. } => {
                 role.daemon = Daemon::OpensStore { epoch };

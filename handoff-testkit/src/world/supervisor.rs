@@ -7,11 +7,14 @@
 //! A journal record is an act of its own, so that it can be missing after a crash. Nothing is ever lost from it otherwise:
 //! the machine that it runs on does not fail in this world.
 
+use std::time::Duration;
+
 use handoff_proto::incumbent::SessionId;
 use handoff_proto::recovery;
 use handoff_proto::supervisor::{self, LeaseReading, Outcome, Ownership, Plan, Standing, Stopped, Watchdog};
 use handoff_proto::{LeaseState, Message, Phase, ProcessId, Timing};
 
+use super::bounds::Warmth;
 use super::drive::Drive;
 use super::process::{Accepted, Activation, Daemon, End, Life, Pipe, Process, Role, Session, Slot, SuccessorRole};
 use super::recovery::Recovering;
@@ -66,7 +69,9 @@ pub(super) struct HandingOver {
     /// Their pidfds; none before they are known and after their death was told.
     pub(super) incumbent: Option<Slot>,
     pub(super) successor: Option<Slot>,
-    record: Record,
+    /// How long the successor may still warm up.
+    pub(super) warmth: Warmth,
+    pub(super) record: Record,
 }
 
 /// What the journal says.
@@ -84,11 +89,11 @@ impl World {
         self.handovers += 1;
         let plan = Plan {
             handoff_id: handoff_id(self.handovers),
-            deadline: std::time::Duration::from_secs(300),
-            drain_grace: std::time::Duration::from_secs(60),
-            warm: std::time::Duration::from_secs(60),
-            open: std::time::Duration::from_secs(10),
-            resume: std::time::Duration::from_secs(30),
+            deadline: Duration::from_secs(300),
+            drain_grace: Duration::from_secs(60),
+            warm: Duration::from_secs(60),
+            open: Duration::from_secs(10),
+            resume: Duration::from_secs(30),
             ownership: Ownership::ByLease,
             watchdog: Watchdog::Ends,
             unheard: self.supervisor.unheard,
@@ -96,7 +101,8 @@ impl World {
         let mut drive = Drive::new(supervisor::Supervisor::new(Timing::default()));
         drive.feed(supervisor::Input::Start(plan));
         let record = Record { phase: Phase::Negotiating, incumbent: None, successor: None };
-        let handing_over = HandingOver { drive, session: None, incumbent: None, successor: None, record };
+        let warmth = Warmth::AsPlanned;
+        let handing_over = HandingOver { drive, session: None, incumbent: None, successor: None, warmth, record };
         self.supervisor_mut().job = Job::HandingOver(Box::new(handing_over));
     }
 
@@ -137,7 +143,7 @@ impl World {
     }
 
     /// Results first, then the incumbent's words and its death, then the successor's.
-    fn next_news(&self, handing_over: &HandingOver) -> Option<News> {
+    pub(super) fn next_news(&self, handing_over: &HandingOver) -> Option<News> {
         if !handing_over.drive.results.is_empty() {
             return Some(News::Result);
         }
@@ -253,7 +259,7 @@ impl World {
         }
     }
 
-    fn incumbent_would_hear(&self, job: &HandingOver) -> bool {
+    pub(super) fn incumbent_would_hear(&self, job: &HandingOver) -> bool {
         let session = job.session.and_then(|(slot, id)| self.processes[slot].session(id));
         session.is_some_and(|session| is_open(&session.pipe))
     }
@@ -341,8 +347,13 @@ impl World {
                     self.path.filter(|slot| self.processes[*slot].is_alive()).map(|slot| self.processes[slot].id.pid);
                 job.drive.results.push_back(Input::ControlPath(pid));
             }
-            Effect::StopSuccessor | Effect::LookIfStopped => {
+            Effect::StopSuccessor => {
                 let stopped = job.successor.is_some_and(|slot| self.stop(slot));
+                let stopped = if stopped { Stopped::Yes } else { Stopped::NotYet };
+                job.drive.results.push_back(Input::SuccessorStopped(stopped));
+            }
+            Effect::LookIfStopped => {
+                let stopped = job.successor.is_some_and(|slot| !self.processes[slot].runs());
                 let stopped = if stopped { Stopped::Yes } else { Stopped::NotYet };
                 job.drive.results.push_back(Input::SuccessorStopped(stopped));
             }
@@ -363,12 +374,7 @@ impl World {
                     self.kill(slot);
                 }
             }
-            Effect::Arm(timer, _) => {
-                if timer == supervisor::Timer::Deadline {
-                    self.clocks[usize::from(self.handovers) - 1] = super::Clock::InTime;
-                }
-                job.drive.arm(timer, &TIMERS);
-            }
+            Effect::Arm(timer, after) => self.arm(job, timer, after),
             Effect::Disarm(timer) => job.drive.disarm(timer),
             Effect::Reached(_) => {}
             Effect::Finish(outcome) => return Some(self.finish(job, &outcome)),
@@ -395,7 +401,7 @@ impl World {
         let id = self.fresh_id(slot);
         let mut drive = Drive::new(handoff_proto::successor::Successor::new(id.pid, Vec::new(), Timing::default()));
         drive.feed(handoff_proto::successor::Input::Daemon(handoff_proto::successor::Call::Handshake));
-        let (daemon, activation) = (Daemon::Calls, Activation::NotLooked);
+        let (daemon, activation) = (Daemon::Warms, Activation::NotLooked);
         let role = Role::Successor(SuccessorRole { drive, handover, daemon, activation, begun_epoch: 0 });
         *self.process_mut(slot) = Process { channel: Some(Pipe::default()), ..Process::new(id, role) };
         slot
@@ -464,20 +470,6 @@ impl World {
         self.broken = self.broken.or(is_broken);
     }
 
-    /// A deadline has passed; whether that ends a successor whose turn has not come, while the incumbent stands still.
-    pub(super) fn deadline_fired(&mut self) {
-        let sabotage = self.sabotage;
-        let Job::HandingOver(job) = &mut self.supervisor_mut().job else { return };
-        if sabotage == Some(Sabotage::TakeDeadlineForLife) {
-            job.drive.feed(supervisor::Input::FromIncumbent(Message::Heartbeat { ts_ms: 0 }));
-        }
-        let ends = job.drive.todo.contains(&supervisor::Effect::KillSuccessor);
-        let incumbent = job.incumbent;
-        if ends && incumbent.is_some_and(|slot| self.processes[slot].life == Life::Frozen) {
-            self.broken = Some(Broken::EndedForSilence);
-        }
-    }
-
     // ---- what the kernel does for it
 
     /// SIGSTOP; false if it is dead.
@@ -515,7 +507,7 @@ impl World {
 }
 
 #[derive(Clone, Copy)]
-enum News {
+pub(super) enum News {
     Result,
     FromIncumbent(Slot, SessionId),
     IncumbentClosed(Slot, SessionId),

@@ -56,7 +56,12 @@ impl Stage {
     fn feed(&mut self, input: Input, luck: u8) {
         let mut inputs = vec![input];
         while let Some(input) = inputs.pop() {
+            let has_resumed = matches!(input, Input::ResumeEnded(_));
             let effects = self.rig.step(input);
+            assert!(
+                !has_resumed || !effects.iter().any(tells_failure),
+                "a failure was kept back until the resume: {effects:?}"
+            );
             let results: Vec<Input> = effects.into_iter().filter_map(|effect| self.perform(effect, luck)).collect();
             assert!(results.len() <= 2, "{results:?}");
             inputs.extend(results.into_iter().rev());
@@ -332,6 +337,11 @@ impl Stage {
             None | Some(_) => {}
         }
     }
+}
+
+/// In the words of version 2.
+fn tells_failure(effect: &Effect) -> bool {
+    matches!(effect, Effect::Send(_, 2, Message::DrainFailed { .. } | Message::SealFailed { .. }))
 }
 
 fn any_message() -> impl Strategy<Value = Message> {

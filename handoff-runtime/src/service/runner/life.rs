@@ -12,7 +12,7 @@ use crate::process::Process;
 use crate::service::builds::Aborted;
 use crate::service::config::Watchdog;
 use crate::service::daemon::{Daemon, Living, Origin, is_to_be_started_again};
-use crate::service::greeting::{Greeting, Heard, SILENCE_MAX};
+use crate::service::greeting::{Greeting, Heard, Hello, SILENCE_MAX, Wanted};
 use crate::service::ledger::{Place, Record};
 use crate::service::notify;
 use crate::service::report::build_id_text;
@@ -103,7 +103,8 @@ impl Runner {
         if let Watchdog::After(silence) = self.config.watchdog {
             self.core.timers.arm(Timer::Watch, silence);
         }
-        self.core.greeting = Some(Greeting::new(&self.config.control_socket));
+        let wanted = if self.core.daemon.may_be_on_its_way_back() { Wanted::Service } else { Wanted::Hello };
+        self.core.greeting = Some(Greeting::new(&self.config.control_socket, wanted));
         self.greet(Greeting::connect);
     }
 
@@ -111,7 +112,7 @@ impl Runner {
     pub(super) fn forget_session(&mut self) {
         self.core.greeting = None;
         self.core.watch = Watch::apart();
-        for timer in [Timer::Greet, Timer::Watch] {
+        for timer in [Timer::Greet, Timer::Watch, Timer::Resume] {
             self.core.timers.disarm(timer);
         }
     }
@@ -125,31 +126,61 @@ impl Runner {
                 }
             }
             Heard::NobodyFor(pause) => self.core.timers.arm(Timer::Greet, pause),
-            Heard::Hello { pid, build_id, version } => {
-                let build = build_id_text(&build_id);
-                let is_new = matches!(self.core.daemon, Daemon::Starting(_));
-                let origin = self.core.daemon.living().map(|living| living.origin);
-                if !self.core.daemon.heard(pid, build_id) {
-                    let path = self.config.control_socket.display();
-                    warn!(pid, %path, "another process than the daemon answers on the control path");
-                    self.core.timers.arm(Timer::Greet, self.config.warm.min(ACCEPT_PAUSE));
-                    return;
+            Heard::NotServing { pid, pause } => {
+                self.core.timers.arm(Timer::Greet, pause);
+                let is_ours = self.core.daemon.living().is_some_and(|living| living.process.pid() == pid);
+                if is_ours && self.core.timers.at_ns(Timer::Resume).is_none() {
+                    info!(pid, "the daemon is on its way back from a handover and does not serve yet");
+                    self.core.timers.arm(Timer::Resume, self.config.resume);
                 }
-                if let Some(channel) = self.core.greeting.take().and_then(Greeting::into_channel)
-                    && self.config.watchdog != Watchdog::Off
-                {
-                    self.core.watch.attach(channel, version);
-                }
-                self.core.unheard = 0;
-                self.core.timers.disarm(Timer::Slow);
-                self.core.timers.disarm(Timer::Greet);
-                if is_new {
-                    info!(pid, build, "the daemon serves");
-                    if origin == Some(Origin::Ours) {
-                        self.core.lineage.heard();
-                        self.write_down();
-                    }
-                    notify::notify(notify::State::Ready);
+            }
+            Heard::Hello(hello) => self.greeted(hello),
+        }
+    }
+
+    fn greeted(&mut self, hello: Hello) {
+        let Hello { pid, build_id, version } = hello;
+        let build = build_id_text(&build_id);
+        let is_new = matches!(self.core.daemon, Daemon::Starting(_));
+        let origin = self.core.daemon.living().map(|living| living.origin);
+        if !self.core.daemon.heard(pid, build_id) {
+            let path = self.config.control_socket.display();
+            warn!(pid, %path, "another process than the daemon answers on the control path");
+            self.core.timers.arm(Timer::Greet, self.config.warm.min(ACCEPT_PAUSE));
+            return;
+        }
+        if let Some((channel, said)) = self.core.greeting.take().and_then(Greeting::into_session)
+            && self.config.watchdog != Watchdog::Off
+        {
+            self.core.watch.attach(channel, version, said);
+        }
+        self.core.unheard = 0;
+        for timer in [Timer::Slow, Timer::Greet, Timer::Resume] {
+            self.core.timers.disarm(timer);
+        }
+        if is_new {
+            info!(pid, build, "the daemon serves");
+            if origin == Some(Origin::Ours) {
+                self.core.lineage.heard();
+                self.write_down();
+            }
+            notify::notify(notify::State::Ready);
+        }
+    }
+
+    /// The daemon was found on its way back from a handover that an earlier supervisor has left, and does not come to its end.
+    /// As in a handover it counts as dead then, unless nobody is to be ended for silence.
+    pub(super) fn resume_overdue(&mut self, punctual: Punctual) {
+        let within = self.config.resume;
+        let Some(living) = self.core.daemon.living() else { return };
+        let pid = living.process.pid();
+        match (self.config.watchdog, punctual) {
+            (Watchdog::Off, _) => warn!(pid, ?within, "the daemon does not serve again; it is left alone"),
+            (Watchdog::After(_), Punctual::No) => self.core.timers.arm(Timer::Resume, within),
+            (Watchdog::After(_), Punctual::Yes) => {
+                error!(pid, ?within, "the daemon does not serve again: it is ended");
+                if let Err(error) = living.process.kill() {
+                    error!(pid, %error, "the daemon can't be ended");
                 }
             }
         }

@@ -4,5 +4,6 @@
 
 mod cast;
 mod handovers;
+mod placement;
 mod refusals;
 mod restarts;

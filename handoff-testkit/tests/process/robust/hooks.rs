@@ -2,9 +2,12 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::thread;
 
 use handoff_testkit::fixture::{Fixture, Setup};
+use rustix::process::Signal;
 
+use crate::recovery::scene::signal;
 use crate::stage::within_patience;
 use crate::{Outcome, check, trials};
 
@@ -23,6 +26,8 @@ trials![
     a_resume_that_fails_twice,
     a_resume_that_panics,
     a_resume_that_never_returns,
+    a_resume_that_outlives_its_supervisor,
+    a_resume_that_outlives_its_supervisor_and_never_returns,
     a_daemon_that_freezes_in_its_drain,
     children_that_live_on,
 ];
@@ -145,19 +150,61 @@ fn a_resume_that_panics() -> Outcome {
     undone(&["drain: fail", "resume: panic"], "told to fail")
 }
 
-/// It has its bound to read a large state in, and then it counts as dead: the last good build is started.
+/// It has its bound to read a large state in, and then it counts as dead: the last good build is started. What counts is the
+/// bound on the way back, and not the deadline, which is far.
 fn a_resume_that_never_returns() -> Outcome {
     let setup = Setup::role("daemon-scripted")?.listener("http", "127.0.0.1:0");
     let mut fixture = setup.config("retire = \"3s\"").config("watchdog = \"3s\"").config("resume = \"1s\"").start()?;
     let pid = fixture.incumbent_pid()?;
     tell(&fixture, &["drain: fail", "resume: hang"])?;
-    let upgrade = fixture.upgrade(&["--deadline", "20s"])?;
+    let upgrade = fixture.upgrade(&["--deadline", "300s", "--drain-grace", "300s"])?;
     let is_told = upgrade.stderr.trim_end().lines().count() == 1 && !upgrade.stderr.contains("serves on");
     let dead = format!("pid {pid} is dead: the last good build is started");
     check(
         upgrade.code == Some(2) && is_told && upgrade.stderr.contains(&dead),
         format!("{upgrade:?} {:?}", calls(&fixture)),
     )?;
+    another_serves(&mut fixture, pid)?;
+    commits(&fixture)
+}
+
+/// A daemon that is on its way back when its supervisor dies, under the next supervisor.
+fn orphaned_on_its_way_back(resume: &str, config: &str) -> Result<(Fixture, u32), Box<dyn std::error::Error>> {
+    let setup = Setup::role("daemon-scripted")?.listener("http", "127.0.0.1:0");
+    let mut fixture = setup.config("retire = \"3s\"").config("watchdog = \"3s\"").config(config).start()?;
+    let pid = fixture.incumbent_pid()?;
+    tell(&fixture, &["drain: fail", resume])?;
+    let script = fixture.data_dir().join("script");
+    thread::scope(|scope| -> Outcome {
+        let upgrade = scope.spawn(|| fixture.upgrade(&[]));
+        let is_at_it = within_patience(|| fs::read_to_string(&script).is_ok_and(|left| left.is_empty()));
+        check(is_at_it, format!("the resume runs: {:?}\n{}", calls(&fixture), fixture.log()))?;
+        signal(fixture.supervisor_pid(), Signal::KILL)?;
+        upgrade.join().map_err(|_| "the order was given")??;
+        Ok(())
+    })?;
+    fixture.kill_supervisor()?;
+    fixture.launch_supervisor()?;
+    Ok((fixture, pid))
+}
+
+/// Its library's thread says Hello and beats as ever; that is not to serve.
+fn a_resume_that_outlives_its_supervisor() -> Outcome {
+    let (mut fixture, pid) = orphaned_on_its_way_back("resume: hold", "resume = \"120s\"")?;
+    let said = || fixture.log().contains("is on its way back from a handover");
+    check(within_patience(said), format!("it was asked whether it serves:\n{}", fixture.log()))?;
+    let status = fixture.status()?;
+    check(status["state"] == "starting" && status["incumbent"].is_null(), format!("{status}"))?;
+    fs::write(fixture.data_dir().join("go"), "")?;
+    let serves = fixture.wait_until("it serves again", |status| status["state"] == "serving")?;
+    check(serves["incumbent"]["pid"] == pid, format!("the same process: {serves}"))?;
+    check(calls(&fixture).iter().any(|call| call == "resume: done"), format!("{:?}", calls(&fixture)))?;
+    commits(&fixture)
+}
+
+/// It counts as dead as in a handover.
+fn a_resume_that_outlives_its_supervisor_and_never_returns() -> Outcome {
+    let (mut fixture, pid) = orphaned_on_its_way_back("resume: hang", "resume = \"3s\"")?;
     another_serves(&mut fixture, pid)?;
     commits(&fixture)
 }
