@@ -104,11 +104,15 @@ fn run() -> Result<(), Box<dyn Error>> {
             let lock = begun.lock(&data_dir)?;
             cross(IN_OPENING)?;
             let log = Daemon::open(&data_dir, lock.epoch(), listener)?;
+            let (lines, fingerprint) = {
+                let log = log.log();
+                (log.lines, log.fingerprint())
+            };
             let ready = ReadinessSnapshot {
                 listening_on: vec![log.listener.address()?],
                 healthz_ok: true,
-                advertised_revision_per_shard: vec![log.log().lines],
-                data_dir_fingerprint: Some(log.log().fingerprint()),
+                advertised_revision_per_shard: vec![lines],
+                data_dir_fingerprint: Some(fingerprint),
             };
             (begun.announce_and_bind(ready, &control, lock)?, log)
         }
