@@ -52,11 +52,14 @@
 //! there is run again, with its seed, every time.
 
 mod answer;
+mod besides;
+mod beyond;
 mod control;
 pub(crate) mod daemon;
 mod durability;
 mod footprint;
 pub mod manners;
+mod place;
 mod points;
 mod report;
 mod row;
@@ -77,6 +80,7 @@ use std::{io, thread};
 use handoff_runtime::Timing;
 
 pub use crate::audit::Written;
+pub use besides::{Limits, Meanwhile, Moved, Times};
 pub use control::Control;
 pub use points::{Fault, OwnPoint, Place, Point, Role};
 pub use report::{Report, RowReport};
@@ -144,8 +148,7 @@ impl Matrix {
     #[must_use]
     pub fn pairs(mut self, count: usize) -> Self {
         let mut random = Random(self.seed);
-        let single: Vec<Row> =
-            Row::all(&[]).into_iter().filter(|row| row.second.is_none() && row.beside == Beside::Nobody).collect();
+        let single: Vec<Row> = Row::all(&[]).into_iter().filter(Row::is_plain).collect();
         let first: Vec<_> =
             single.iter().filter(|row| matches!(row.fault, Fault::Exit | Fault::Kill | Fault::Error)).collect();
         let second: Vec<_> = first.iter().filter(|row| row.point.role() != Role::Supervisor).collect();
@@ -262,7 +265,7 @@ impl Matrix {
 const TIMING: Timing = Timing {
     heartbeat: Duration::from_millis(150),
     liveness: Duration::from_millis(1500),
-    hello: Duration::from_millis(1500),
+    hello: Duration::from_millis(2500),
     successor_slack: Duration::from_millis(300),
     limbo_slack: Duration::from_millis(900),
     closed_grace: Duration::from_millis(200),
@@ -277,6 +280,10 @@ const TIMING: Timing = Timing {
 const HOLD: Duration = Duration::from_millis(400);
 /// How long the whole machine stands still: longer than a peer is waited for, and shorter than a handover may take.
 const PAUSE: Duration = Duration::from_millis(2000);
+/// How long a resume may take before the incumbent counts as dead. The protocol's is 30 s.
+const RESUME: Duration = Duration::from_millis(2000);
+/// A drain grace, or a deadline, that is over before a silence means death; longer than a handover up to its seal takes.
+const SHORT_LIMIT: Duration = Duration::from_millis(600);
 /// One attempt of a client takes no longer: a process that froze with a request in hand must not hide that another one serves.
 const ATTEMPT: Duration = Duration::from_millis(250);
 /// A descriptor may be closed a moment later than the last answer was given.
@@ -366,7 +373,7 @@ mod tests {
         assert_eq!(count("n-after-lock/kill"), 1);
         assert_eq!(count("successor/n-after-lock/kill"), 1);
         assert_eq!(count("n-after-loc?/kill"), 1);
-        assert_eq!(count("n-after-lock/kill+*"), 1);
+        assert_eq!(count("n-after-lock/kill+o-*"), 1);
         assert!(count("*+slow-hooks") > 4);
         assert!(count("stop*") > count("stop"));
         assert_eq!(count("nothing"), 0);
