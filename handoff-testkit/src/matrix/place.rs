@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 
 use super::besides::Moved;
@@ -22,8 +22,9 @@ type Contents = BTreeMap<OsString, Vec<u8>>;
 impl Place {
     pub(super) fn new() -> io::Result<Self> {
         let place = Self { room: tempfile::tempdir()?, moved: None };
-        fs::create_dir(place.at("data"))?;
-        fs::create_dir(place.at("other"))?;
+        for name in ["data", "other"] {
+            fs::DirBuilder::new().mode(0o700).create(place.at(name))?;
+        }
         place.lead_to("data")?;
         Ok(place)
     }
