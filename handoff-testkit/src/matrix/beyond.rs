@@ -86,3 +86,23 @@ pub(super) fn no_handover_while_moved(scene: &mut Scene<'_>, moved: Moved, servi
     }
     Ok(problems)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::Matrix;
+    use super::*;
+
+    #[test]
+    fn an_error_whose_words_are_lost_is_told() {
+        let matrix = Matrix::built_in().filter("*/matrix-opened/error");
+        let row = &matrix.rows()[0];
+        let answer =
+            |reason| Upgrade { code: Some(2), outcome: Some(json!({ "abort_reason": reason })), stderr: String::new() };
+        assert_eq!(untold(row, &answer("the successor can't take over: an error on purpose at matrix-opened")), None);
+        assert!(untold(row, &answer("the successor can't take over: the daemon gave up")).is_some());
+        let another = Matrix::built_in().filter("n-after-lock/kill");
+        assert_eq!(untold(&another.rows()[0], &answer("the successor was killed")), None, "nobody had words");
+    }
+}
