@@ -265,7 +265,7 @@ impl Matrix {
 const TIMING: Timing = Timing {
     heartbeat: Duration::from_millis(150),
     liveness: Duration::from_millis(1500),
-    hello: Duration::from_millis(2500),
+    hello: Duration::from_millis(4000),
     successor_slack: Duration::from_millis(300),
     limbo_slack: Duration::from_millis(900),
     closed_grace: Duration::from_millis(200),
