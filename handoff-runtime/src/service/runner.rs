@@ -96,6 +96,8 @@ enum Timer {
     Accept,
     /// Look whether the daemon is alive.
     Watch,
+    /// The daemon has had its time to come back from a handover that was undone.
+    Resume,
     /// The daemon has stood its probation.
     Probation,
     /// This process has had its time to leave.
@@ -242,6 +244,7 @@ impl Runner {
             // The listening socket is polled again.
             Timer::Accept => {}
             Timer::Watch => self.look_after_daemon(punctual),
+            Timer::Resume => self.resume_overdue(punctual),
             Timer::Probation => self.probation_over(),
             Timer::Retire(pid) => {
                 if let Some(retiring) = self.core.retiring.iter_mut().find(|retiring| retiring.pid() == pid) {

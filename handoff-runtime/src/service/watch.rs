@@ -14,6 +14,8 @@ use crate::Result;
 use crate::channel::{Channel, Received};
 use crate::process::Process;
 
+use super::greeting::Session;
+
 /// The first version whose incumbents serve sessions side by side. An older one would keep a supervisor waiting.
 const SESSIONS_SINCE: ProtoVersion = 2;
 
@@ -62,14 +64,16 @@ impl Watch {
     }
 
     /// Keeps the connection on which it said Hello.
-    pub(super) fn attach(&mut self, mut channel: Channel, version: ProtoVersion) {
+    pub(super) fn attach(&mut self, mut channel: Channel, version: ProtoVersion, session: Session) {
         // To the end: a channel that was left in the middle of what had arrived says `Nothing` once too often.
         if version < SESSIONS_SINCE || matches!(answers(&mut channel), Answers::Over) {
             return;
         }
         *self = Self::Attached(channel);
-        let chosen = Message::HelloAck { proto_version_chosen: PROTO_MAX.min(version), handoff_id: HandoffId::new() };
-        self.say(&chosen);
+        if session == Session::Fresh {
+            let proto_version_chosen = PROTO_MAX.min(version);
+            self.say(&Message::HelloAck { proto_version_chosen, handoff_id: HandoffId::new() });
+        }
         self.beat();
     }
 
@@ -189,7 +193,7 @@ mod tests {
         theirs.send(1, &Message::Heartbeat { ts_ms: 0 }).unwrap();
         assert!(matches!(ours.receive(), Received::Message { .. }), "as a Hello was, before");
         let mut watch = Watch::apart();
-        watch.attach(ours, PROTO_MAX);
+        watch.attach(ours, PROTO_MAX, Session::Fresh);
         let heard = |channel: &mut Channel| match channel.receive() {
             Received::Message { message, .. } => handoff_proto::short_name(&message).to_owned(),
             _ => "nothing".to_owned(),
@@ -212,7 +216,7 @@ mod tests {
     fn a_daemon_of_version_1_is_left_its_only_session() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut watch = Watch::apart();
-        watch.attach(Channel::new(ours), 1);
+        watch.attach(Channel::new(ours), 1, Session::Fresh);
         assert!(matches!(watch, Watch::Apart(_)));
         assert!(matches!(Channel::new(theirs).receive(), Received::Closed));
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::besides::{Limits, Meanwhile, Moved, Times};
-use super::points::{Fault, OwnPoint, Place, Point, Role};
+use super::points::{Fault, OwnPoint, Place, Point};
 use super::table::{
     self, Bound, Expected, OPENINGS, Serving, expected, expected_of_two, expected_with_a_slow_opening,
     expected_with_slow_hooks,
@@ -181,9 +181,7 @@ impl Row {
     }
 
     fn with_a_failing_resume(times: Times) -> impl Iterator<Item = Self> {
-        // Only the supervisor that has ordered the resume bounds it.
-        let is_bounded = move |abort: &&Strike| times != Times::Always || abort.point.role() != Role::Supervisor;
-        ABORTS.iter().filter(is_bounded).filter_map(move |abort| {
+        ABORTS.iter().filter_map(move |abort| {
             let expected = table::expected_with_a_failing_resume(expected(abort.point, abort.fault)?, times);
             Some(Self { hooks: Hooks::FailingResume(times), ..Self::of(*abort, expected) })
         })

@@ -12,7 +12,7 @@ use crate::process::Process;
 use crate::service::builds::Aborted;
 use crate::service::config::Watchdog;
 use crate::service::daemon::{Daemon, Living, Origin, is_to_be_started_again};
-use crate::service::greeting::{Greeting, Heard, SILENCE_MAX};
+use crate::service::greeting::{Doubt, Greeting, Heard, SILENCE_MAX};
 use crate::service::ledger::{Place, Record};
 use crate::service::notify;
 use crate::service::report::build_id_text;
@@ -103,7 +103,11 @@ impl Runner {
         if let Watchdog::After(silence) = self.config.watchdog {
             self.core.timers.arm(Timer::Watch, silence);
         }
-        self.core.greeting = Some(Greeting::new(&self.config.control_socket));
+        let doubt = match &self.core.daemon {
+            Daemon::Starting(Living { origin: Origin::Adopted, .. }) => Doubt::MayBeResuming,
+            _ => Doubt::None,
+        };
+        self.core.greeting = Some(Greeting::new(&self.config.control_socket, doubt));
         self.greet(Greeting::connect);
     }
 
@@ -111,7 +115,7 @@ impl Runner {
     pub(super) fn forget_session(&mut self) {
         self.core.greeting = None;
         self.core.watch = Watch::apart();
-        for timer in [Timer::Greet, Timer::Watch] {
+        for timer in [Timer::Greet, Timer::Watch, Timer::Resume] {
             self.core.timers.disarm(timer);
         }
     }
@@ -125,6 +129,12 @@ impl Runner {
                 }
             }
             Heard::NobodyFor(pause) => self.core.timers.arm(Timer::Greet, pause),
+            Heard::NotBackFor(pause) => {
+                self.core.timers.arm(Timer::Greet, pause);
+                if self.core.timers.at_ns(Timer::Resume).is_none() {
+                    self.core.timers.arm(Timer::Resume, self.config.resume);
+                }
+            }
             Heard::Hello { pid, build_id, version } => {
                 let build = build_id_text(&build_id);
                 let is_new = matches!(self.core.daemon, Daemon::Starting(_));
@@ -135,14 +145,15 @@ impl Runner {
                     self.core.timers.arm(Timer::Greet, self.config.warm.min(ACCEPT_PAUSE));
                     return;
                 }
-                if let Some(channel) = self.core.greeting.take().and_then(Greeting::into_channel)
+                if let Some((channel, session)) = self.core.greeting.take().and_then(Greeting::into_channel)
                     && self.config.watchdog != Watchdog::Off
                 {
-                    self.core.watch.attach(channel, version);
+                    self.core.watch.attach(channel, version, session);
                 }
                 self.core.unheard = 0;
                 self.core.timers.disarm(Timer::Slow);
                 self.core.timers.disarm(Timer::Greet);
+                self.core.timers.disarm(Timer::Resume);
                 if is_new {
                     info!(pid, build, "the daemon serves");
                     if origin == Some(Origin::Ours) {
@@ -159,6 +170,19 @@ impl Runner {
         if let Some(living) = self.core.daemon.living() {
             let (pid, seconds) = (living.process.pid(), living.started.elapsed().as_secs());
             warn!(pid, seconds, "the daemon does not answer on its control path yet; it is left alone");
+        }
+    }
+
+    /// One that has answered for so long that it is not back counts as dead, as it does for the handover's own supervisor.
+    pub(super) fn resume_overdue(&mut self, punctual: Punctual) {
+        let Some(living) = self.core.daemon.living() else { return };
+        if self.config.watchdog == Watchdog::Off || punctual == Punctual::No {
+            return;
+        }
+        let (pid, seconds) = (living.process.pid(), self.config.resume.as_secs_f64());
+        error!(pid, seconds, "the daemon does not come back from a handover that was undone: it is ended");
+        if let Err(error) = living.process.kill() {
+            error!(pid, %error, "the daemon can't be ended");
         }
     }
 
