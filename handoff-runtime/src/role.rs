@@ -208,6 +208,12 @@ impl HandshookSuccessor {
         let Self { driver, inherited, handoff_id, place, prepared } = self;
         Ok(BegunSuccessor { driver, inherited, handoff_id, place, prepared, mode, sealed })
     }
+
+    /// Gives the handover up before its turn. The reason reaches whoever ordered it; then exit: the old process was not asked to stop,
+    /// or resumes.
+    pub fn give_up(self, reason: impl std::fmt::Display) {
+        self.driver.give_up(reason.to_string());
+    }
 }
 
 /// A successor whose turn has come: take the listeners, [`lock`](Self::lock), open the data, check it against

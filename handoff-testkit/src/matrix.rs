@@ -52,14 +52,18 @@
 //! there is run again, with its seed, every time.
 
 mod answer;
+mod besides;
+mod beyond;
 mod control;
 pub(crate) mod daemon;
 mod durability;
 mod footprint;
 pub mod manners;
+mod place;
 mod points;
 mod report;
 mod row;
+mod rows;
 mod scene;
 mod series;
 mod settled;
@@ -76,191 +80,14 @@ use std::{io, thread};
 use handoff_runtime::Timing;
 
 pub use crate::audit::Written;
+pub use besides::{Limits, Meanwhile, Moved, Times};
 pub use control::Control;
 pub use points::{Fault, OwnPoint, Place, Point, Role};
 pub use report::{Report, RowReport};
+pub use rows::{Beside, Hooks, Row, Strike};
 pub use subject::{BuiltIn, Subject};
 pub use table::{Bound, Epoch, Expected, Serving, expected};
 pub use trials::{main, trials};
-
-use table::{OPENINGS, expected_of_two, expected_with_a_slow_opening, expected_with_slow_hooks};
-
-/// One fault at one point.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Strike {
-    /// Where it happens, and to whom.
-    pub point: Point,
-    /// What happens.
-    pub fault: Fault,
-}
-
-/// How long the daemon's hooks and its opening take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hooks {
-    /// As long as they take.
-    AsTheyAre,
-    /// Drain and seal take so long that a fault strikes while the incumbent is in them.
-    Slow,
-    /// The successor's opening takes this long.
-    Opening(Duration),
-}
-
-/// Who is there besides the service and its clients.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Beside {
-    /// Nobody.
-    Nobody,
-    /// One that waits for the data directory's lock, and second daemons that are started in a loop. Neither gets in.
-    Strangers,
-}
-
-/// A fault, and what must come of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Row {
-    /// Where it happens, and to whom.
-    pub point: Point,
-    /// What happens.
-    pub fault: Fault,
-    /// What the daemon does meanwhile.
-    pub hooks: Hooks,
-    /// A second fault, which may strike while the first one is being settled.
-    pub second: Option<Strike>,
-    /// Who is there meanwhile.
-    pub beside: Beside,
-    /// What must come of it.
-    pub expected: Expected,
-}
-
-/// Second faults that meet the ones who settle the first: the likely pairs. Others are drawn, see [`Matrix::pairs`].
-const LIKELY_PAIRS: &[(Strike, Strike)] = &[
-    (strike(Point::SAfterBeginSent, Fault::Kill), strike(Point::NAfterLock, Fault::Kill)),
-    (strike(Point::SAfterSealCompleteRecv, Fault::Exit), strike(Point::SInRecovery, Fault::Exit)),
-    (strike(Point::SAfterReadyRecv, Fault::Exit), strike(Point::SInRecovery, Fault::Kill)),
-    (strike(Point::SAfterPrepareSent, Fault::Exit), strike(Point::OInResume, Fault::Error)),
-    (strike(Point::OInDrain, Fault::Kill), strike(Point::NAfterLock, Fault::Kill)),
-    (strike(Point::OInSeal, Fault::Error), strike(Point::OInResume, Fault::Kill)),
-    (strike(Point::OAfterSealCompleteSent, Fault::Kill), strike(Point::NBeforeAnnounceReady, Fault::Kill)),
-    (strike(Point::NAfterLock, Fault::Kill), strike(Point::OInResume, Fault::Error)),
-    (strike(Point::NBeforeAnnounceReady, Fault::Error), strike(Point::OInResume, Fault::Kill)),
-    (strike(Point::NAfterReady, Fault::Kill), strike(Point::OInResume, Fault::Delay)),
-];
-
-/// Faults in which the service lives throughout, so that its lock on the directory does: whoever waits for it never gets it.
-const AMONG_STRANGERS: &[Strike] = &[
-    strike(Point::SAfterPrepareSent, Fault::Kill),
-    strike(Point::SAfterSealCompleteRecv, Fault::Kill),
-    strike(Point::SAfterBeginSent, Fault::Kill),
-    strike(Point::OInDrain, Fault::Kill),
-    strike(Point::OInSeal, Fault::Kill),
-    strike(Point::OInSeal, Fault::Stop),
-    strike(Point::OAfterSealFlockReleased, Fault::Kill),
-    strike(Point::OAfterSealCompleteSent, Fault::Kill),
-    strike(Point::NAfterHandshake, Fault::Kill),
-    strike(Point::NAfterBegin, Fault::Kill),
-    strike(Point::NAfterLock, Fault::Kill),
-    strike(Point::NBeforeAnnounceReady, Fault::Kill),
-];
-
-const fn strike(point: Point, fault: Fault) -> Strike {
-    Strike { point, fault }
-}
-
-impl Row {
-    /// All rows of the table for a daemon that has these points of its own.
-    pub fn all(own: &[OwnPoint]) -> Vec<Self> {
-        let points: Vec<_> = Point::ALL.iter().copied().chain(own.iter().copied().map(Point::Own)).collect();
-        let single = points.iter().flat_map(|point| Fault::ALL.iter().filter_map(|fault| Self::single(*point, *fault)));
-        let has = |place: Place| own.iter().any(|point| point.place == place);
-        let slow = Point::ALL.iter().filter(|_| has(Place::Drain) && has(Place::Seal));
-        let slow = slow.flat_map(|point| Fault::ALL.iter().filter_map(|fault| Self::with_slow_hooks(*point, *fault)));
-        let opening = OPENINGS.iter().filter(|_| has(Place::Opening));
-        let opening =
-            opening.flat_map(|time| Fault::ALL.iter().filter_map(|fault| Self::with_a_slow_opening(*fault, *time)));
-        let pairs = LIKELY_PAIRS.iter().filter_map(|(first, second)| Self::pair(*first, *second));
-        let strangers = AMONG_STRANGERS.iter().filter_map(|strike| Self::among_strangers(*strike));
-        single.chain(slow).chain(opening).chain(pairs).chain(strangers).collect()
-    }
-
-    fn single(point: Point, fault: Fault) -> Option<Self> {
-        if let Point::Own(own) = point
-            && !own.faults.contains(&fault)
-        {
-            return None;
-        }
-        let expected = expected(point, fault)?;
-        Some(Self { point, fault, hooks: Hooks::AsTheyAre, second: None, beside: Beside::Nobody, expected })
-    }
-
-    fn among_strangers(Strike { point, fault }: Strike) -> Option<Self> {
-        Some(Self { beside: Beside::Strangers, ..Self::single(point, fault)? })
-    }
-
-    fn with_slow_hooks(point: Point, fault: Fault) -> Option<Self> {
-        let expected = expected_with_slow_hooks(point, fault)?;
-        Some(Self { point, fault, hooks: Hooks::Slow, second: None, beside: Beside::Nobody, expected })
-    }
-
-    fn with_a_slow_opening(fault: Fault, time: Duration) -> Option<Self> {
-        let expected = expected_with_a_slow_opening(fault, time)?;
-        Some(Self {
-            point: Point::SAfterBeginSent,
-            fault,
-            hooks: Hooks::Opening(time),
-            second: None,
-            beside: Beside::Nobody,
-            expected,
-        })
-    }
-
-    fn pair(first: Strike, second: Strike) -> Option<Self> {
-        let of_two = expected_of_two(expected(first.point, first.fault)?, expected(second.point, second.fault)?);
-        Some(Self {
-            point: first.point,
-            fault: first.fault,
-            hooks: Hooks::AsTheyAre,
-            second: Some(second),
-            beside: Beside::Nobody,
-            expected: of_two,
-        })
-    }
-
-    /// The fault by which the row is known.
-    pub fn strike(&self) -> Strike {
-        Strike { point: self.point, fault: self.fault }
-    }
-
-    /// `ROLE/POINT/FAULT`, such as `successor/n-after-lock/kill`, with what is particular behind a `+`.
-    pub fn name(&self) -> String {
-        let hooks = match self.hooks {
-            Hooks::AsTheyAre => String::new(),
-            Hooks::Slow => "+slow-hooks".to_owned(),
-            Hooks::Opening(time) => format!("+opens-in-{}ms", time.as_millis()),
-        };
-        let second = self.second.map_or(String::new(), |it| format!("+{}/{}", it.point.name(), it.fault.name()));
-        let beside = match self.beside {
-            Beside::Nobody => "",
-            Beside::Strangers => "+strangers",
-        };
-        format!("{}/{}/{}{hooks}{second}{beside}", self.point.role(), self.point.name(), self.fault.name())
-    }
-
-    /// Whether a pattern with `*` and `?` means this row: by its role, its point, its fault, `POINT/FAULT` or its whole name.
-    pub fn is_meant_by(&self, pattern: &str) -> bool {
-        let name = self.name();
-        let without_role = name.split_once('/').map_or("", |(_, rest)| rest);
-        let (role, point, fault) = (self.point.role().to_string(), self.point.name(), self.fault.name());
-        let names = [role.as_str(), point, fault, without_role, &name];
-        names.iter().any(|name| matches(pattern.as_bytes(), name.as_bytes()))
-    }
-
-    /// What the daemon itself may need besides: whoever takes over, or takes back, opens the data.
-    fn opens(&self, matrix: &Matrix) -> Duration {
-        match self.expected.bound {
-            Bound::Nothing if self.expected.serving == [Serving::Old] => Duration::ZERO,
-            _ => matrix.subject.opens_within(),
-        }
-    }
-}
 
 /// The matrix for one daemon.
 pub struct Matrix {
@@ -321,8 +148,7 @@ impl Matrix {
     #[must_use]
     pub fn pairs(mut self, count: usize) -> Self {
         let mut random = Random(self.seed);
-        let single: Vec<Row> =
-            Row::all(&[]).into_iter().filter(|row| row.second.is_none() && row.beside == Beside::Nobody).collect();
+        let single: Vec<Row> = Row::all(&[]).into_iter().filter(Row::is_plain).collect();
         let first: Vec<_> =
             single.iter().filter(|row| matches!(row.fault, Fault::Exit | Fault::Kill | Fault::Error)).collect();
         let second: Vec<_> = first.iter().filter(|row| row.point.role() != Role::Supervisor).collect();
@@ -439,7 +265,7 @@ impl Matrix {
 const TIMING: Timing = Timing {
     heartbeat: Duration::from_millis(150),
     liveness: Duration::from_millis(1500),
-    hello: Duration::from_millis(1500),
+    hello: Duration::from_millis(4000),
     successor_slack: Duration::from_millis(300),
     limbo_slack: Duration::from_millis(900),
     closed_grace: Duration::from_millis(200),
@@ -454,6 +280,10 @@ const TIMING: Timing = Timing {
 const HOLD: Duration = Duration::from_millis(400);
 /// How long the whole machine stands still: longer than a peer is waited for, and shorter than a handover may take.
 const PAUSE: Duration = Duration::from_millis(2000);
+/// How long a resume may take before the incumbent counts as dead. The protocol's is 30 s.
+const RESUME: Duration = Duration::from_millis(2000);
+/// A drain grace, or a deadline, that is over before a silence means death; longer than a handover up to its seal takes.
+const SHORT_LIMIT: Duration = Duration::from_millis(600);
 /// One attempt of a client takes no longer: a process that froze with a request in hand must not hide that another one serves.
 const ATTEMPT: Duration = Duration::from_millis(250);
 /// A descriptor may be closed a moment later than the last answer was given.
@@ -488,6 +318,7 @@ fn matches(pattern: &[u8], name: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::rows::LIKELY_PAIRS;
     use super::*;
 
     #[test]
@@ -542,7 +373,7 @@ mod tests {
         assert_eq!(count("n-after-lock/kill"), 1);
         assert_eq!(count("successor/n-after-lock/kill"), 1);
         assert_eq!(count("n-after-loc?/kill"), 1);
-        assert_eq!(count("n-after-lock/kill+*"), 2);
+        assert_eq!(count("n-after-lock/kill+o-*"), 1);
         assert!(count("*+slow-hooks") > 4);
         assert!(count("stop*") > count("stop"));
         assert_eq!(count("nothing"), 0);

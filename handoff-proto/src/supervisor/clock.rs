@@ -29,12 +29,25 @@ impl Handover {
     }
 
     fn hello_overdue(&mut self, effects: &mut Vec<Effect>) {
-        let within = self.timing.hello;
         if self.step == Step::GreetingIncumbent {
-            self.refuse(format!("the incumbent did not say Hello within {within:?}"), effects);
+            self.refuse(format!("the incumbent did not say Hello within {:?}", self.timing.hello), effects);
         } else if self.step == Step::GreetingSuccessor {
-            let reason = format!("the successor did not say Hello within {within:?}");
+            let within = self.greeting_bound();
+            let reason = match self.incumbent_link() {
+                Link::Gone => {
+                    format!("the incumbent died, and the successor did not say Hello within {within:?} of that")
+                }
+                Link::Open | Link::Closing | Link::Cut => format!("the successor did not say Hello within {within:?}"),
+            };
             self.undo(reason, effects);
+        }
+    }
+
+    /// How long a successor may take to say Hello: with the incumbent dead nobody serves meanwhile.
+    pub(super) fn greeting_bound(&self) -> Duration {
+        match self.incumbent_link() {
+            Link::Gone => self.timing.promotion.min(self.timing.hello),
+            Link::Open | Link::Closing | Link::Cut => self.timing.hello,
         }
     }
 
@@ -187,7 +200,8 @@ impl Handover {
     pub(super) fn woke_late(&self, effects: &mut Vec<Effect>) {
         let mut arm = |timer, after| effects.push(Effect::Arm(timer, after));
         match &self.step {
-            Step::GreetingIncumbent | Step::GreetingSuccessor => arm(Timer::Hello, self.timing.hello),
+            Step::GreetingIncumbent => arm(Timer::Hello, self.timing.hello),
+            Step::GreetingSuccessor => arm(Timer::Hello, self.greeting_bound()),
             Step::Preparing { warmth: Warmth::Warming, .. } => arm(Timer::Warm, self.warm_bound()),
             Step::Draining => {
                 arm(Timer::DrainGrace, self.drain_grace_and_slack());

@@ -181,7 +181,7 @@ impl Handover {
             self.step = Step::GreetingSuccessor;
             effects.push(Effect::Record(Phase::Negotiating));
             effects.push(Effect::Reached(Milestone::SuccessorSpawned));
-            effects.push(Effect::Arm(Timer::Hello, self.timing.hello));
+            effects.push(Effect::Arm(Timer::Hello, self.greeting_bound()));
             // It may have been lost while the successor was started, when nothing could be undone yet.
             if self.incumbent_link() == Link::Cut {
                 self.undo("the incumbent's session ended while the successor was started".into(), effects);

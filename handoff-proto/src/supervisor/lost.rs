@@ -73,7 +73,8 @@ impl Handover {
             Step::Preparing { warmth: Warmth::Warming, .. } => {
                 effects.push(Effect::Arm(Timer::Warm, self.warm_bound()));
             }
-            Step::Spawning | Step::GreetingSuccessor | Step::Preparing { .. } => {}
+            Step::GreetingSuccessor => effects.push(Effect::Arm(Timer::Hello, self.greeting_bound())),
+            Step::Spawning | Step::Preparing { .. } => {}
             // Its data are sealed.
             Step::Looking { .. } | Step::AwaitingReady(_) | Step::AwaitingPath(_) => {}
             Step::Connecting | Step::Over => {}

@@ -190,14 +190,15 @@ fn failure(reason: &str, outcome: &Outcome) -> String {
     }
 }
 
-/// Without a word of the supervisor the lease has said that it serves.
+/// Without a word of the supervisor the lease has said that the data are its own: its resume may still be under way, or fail.
 fn old_process(pid: u32, known: Option<OldProcess>) -> String {
     match known {
         Some(OldProcess::NotHeard) => {
             format!("pid {pid} lives and has not said yet that it serves again: see `handoff status`")
         }
         Some(OldProcess::Dead) => format!("pid {pid} is dead: the last good build is started in its place"),
-        Some(OldProcess::Serves | OldProcess::Replaced) | None => format!("pid {pid} serves on"),
+        None => format!("pid {pid} has its data: `handoff status` says whether it serves"),
+        Some(OldProcess::Serves | OldProcess::Replaced) => format!("pid {pid} serves on"),
     }
 }
 
@@ -242,7 +243,10 @@ mod tests {
             }
         };
         assert_eq!(line(Came::Committed), "committed: pid 7 -> 8, epoch 3", "no time of it is known");
-        assert_eq!(line(Came::Undone), format!("aborted: {GONE}; pid 7 serves on"));
+        assert_eq!(
+            line(Came::Undone),
+            format!("aborted: {GONE}; pid 7 has its data: `handoff status` says whether it serves")
+        );
         assert_eq!(line(Came::NotTried), format!("{GONE}, before a new process was started; pid 7 serves on"));
         assert_eq!(line(Came::NotKnown), format!("{GONE}; {ASK}"));
     }

@@ -14,7 +14,7 @@ use handoff_proto::{Checked, Message, ProcessId, Side};
 use rustix::event::PollFlags;
 
 use super::crew::{Hooks, IdleWorker};
-use super::lock_slot::LockSlot;
+use super::lock_slot::{InItsPlace, LockSlot};
 use super::path_watch::PathWatch;
 use super::watch::{Found, Until, Watch, What};
 use super::{Incumbent, Served};
@@ -122,7 +122,8 @@ impl Driver {
         // From here on a failure keeps the lock: the slot's drop does.
         let lock = Arc::new(Mutex::new(LockSlot::new(lock)));
         let waker = worker.waker();
-        let (jobs, bench) = Jobs::new(Arc::clone(&drainable), waker.clone());
+        let hooks = InItsPlace { hooks: Arc::clone(&drainable), lock: Arc::clone(&lock) };
+        let (jobs, bench) = Jobs::new(Arc::new(hooks), waker.clone());
         let path_watch = PathWatch::new(control.path());
         let mut driver = Self {
             machine: Checked::new(IncumbentMachine::new(config)),

@@ -5,11 +5,15 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use handoff_lock::{Attempt, Claim, DataDirLock, LockError, Unlocked, look};
 use handoff_proto::incumbent::{Directory, LockTried};
 use handoff_proto::{HandoffId, LeaseView};
 
+use crate::drainable::{
+    DrainContext, DrainReport, Drainable, HookError, Resume, SealContext, SealReport, StateSnapshot,
+};
 use crate::ownership;
 use crate::transfer;
 
@@ -53,6 +57,14 @@ impl LockSlot {
     /// Whether this process owns the data.
     pub(super) fn is_held(&self) -> bool {
         matches!(self.condition, Condition::Held(_))
+    }
+
+    /// Whether the directory's name still leads to what is held.
+    fn check_in_place(&self) -> Result<(), LockError> {
+        match &self.condition {
+            Condition::Held(lock) => lock.check_in_place(),
+            Condition::Claimed(_) | Condition::Free(_) | Condition::Released => Ok(()),
+        }
     }
 
     /// Names this process to people.
@@ -175,6 +187,32 @@ impl Drop for LockSlot {
         if let Condition::Held(lock) = self.take() {
             lock.forget();
         }
+    }
+}
+
+/// The daemon's hooks, of which the resume is not called while the data directory's name leads to another directory, or to none: a daemon
+/// opens its data by that name, and would go on with a copy (promise 3).
+pub(super) struct InItsPlace {
+    pub(super) hooks: Arc<dyn Drainable>,
+    pub(super) lock: Arc<Mutex<LockSlot>>,
+}
+
+impl Drainable for InItsPlace {
+    fn drain(&self, cx: &DrainContext) -> Result<DrainReport, HookError> {
+        self.hooks.drain(cx)
+    }
+
+    fn seal(&self, cx: &SealContext) -> Result<SealReport, HookError> {
+        self.hooks.seal(cx)
+    }
+
+    fn resume_after_abort(&self, resume: &Resume) -> Result<(), HookError> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).check_in_place()?;
+        self.hooks.resume_after_abort(resume)
+    }
+
+    fn snapshot_state(&self) -> StateSnapshot {
+        self.hooks.snapshot_state()
     }
 }
 

@@ -5,21 +5,40 @@ use std::process::{Child, Stdio};
 
 use serde_json::Value;
 
-use super::Serving;
+use super::{Limits, SHORT_LIMIT, Serving};
 use crate::fixture::{Fixture, Upgrade};
 
 /// `handoff upgrade`, under way. Dropping it kills the client, which is nobody's role.
 pub(super) struct Order(Option<Child>);
 
 impl Order {
-    pub(super) fn give(fixture: &Fixture, binary: Option<&std::path::Path>) -> io::Result<Self> {
+    pub(super) fn give(fixture: &Fixture, binary: Option<&std::path::Path>, limits: Limits) -> io::Result<Self> {
         let mut command = fixture.command(&["upgrade", "--json", "--state-dir"])?;
-        command.arg(fixture.state_dir()).args(binary).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let limit = match limits {
+            Limits::AsConfigured => None,
+            Limits::ShortGrace => Some("--drain-grace"),
+            Limits::ShortDeadline => Some("--deadline"),
+        };
+        let limit = limit.map(|limit| [limit.to_owned(), format!("{}ms", SHORT_LIMIT.as_millis())]);
+        command
+            .arg(fixture.state_dir())
+            .args(limit.into_iter().flatten())
+            .args(binary)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         Ok(Self(Some(command.spawn()?)))
     }
 
     pub(super) fn pid(&self) -> u32 {
         self.0.as_ref().map_or(0, Child::id)
+    }
+
+    /// Whether it has ended.
+    pub(super) fn is_answered(&mut self) -> io::Result<bool> {
+        match &mut self.0 {
+            Some(child) => Ok(child.try_wait()?.is_some()),
+            None => Ok(true),
+        }
     }
 
     /// Waits for its end; what it printed.
@@ -71,7 +90,23 @@ pub(super) fn contradictions(answer: &Upgrade, fact: &Fact) -> Vec<String> {
         (Some(6), _, Supervisor::WasHit) => true,
         _ => false,
     };
+    let incumbent = said["incumbent"].as_str().unwrap_or("nothing");
+    let incumbent_fits = match incumbent {
+        "serves" => !committed && fact.who == Serving::Old,
+        "replaced" => committed,
+        "dead" => !committed && fact.who != Serving::Old,
+        // It may have come back, or not, since then.
+        "not_heard" => !committed,
+        // Nobody could say.
+        _ => true,
+    };
+    let serves_on = answer.stderr.contains(&format!("pid {} serves on", fact.old));
     let claims = [
+        (incumbent_fits, format!("upgrade says of the old one {incumbent:?}, and the {} one serves", fact.who)),
+        (
+            fact.who == Serving::Old || !serves_on,
+            format!("upgrade says {:?}, and the {} one serves", answer.stderr.trim_end(), fact.who),
+        ),
         (code_fits, format!("upgrade exits with {:?}, and the {} one serves", answer.code, fact.who)),
         (answer.outcome.is_some(), "upgrade prints no object".to_owned()),
         (
@@ -105,7 +140,7 @@ pub(super) fn history_contradicts(fixture: &Fixture, answer: &Upgrade) -> io::Re
     let output = fixture.handoff("history", &["-n", "1"])?;
     let entries: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap_or_default();
     let entry = entries.first().cloned().unwrap_or_default();
-    let differs = ["handoff_id", "committed", "abort_reason", "old_pid", "new_pid", "epoch"];
+    let differs = ["handoff_id", "committed", "abort_reason", "incumbent", "old_pid", "new_pid", "epoch"];
     let differs: Vec<_> = differs.into_iter().filter(|key| entry[key] != said[key]).collect();
     Ok(if differs.is_empty() {
         Ok(())
@@ -121,14 +156,15 @@ mod tests {
     use super::*;
 
     const NEW: Fact = Fact { who: Serving::New, old: 10, serving: 11, epoch: 2, supervisor: Supervisor::Lived };
+    const FRESH: Fact = Fact { who: Serving::Fresh, serving: 12, ..NEW };
     const OLD: Fact = Fact { who: Serving::Old, serving: 10, epoch: 1, ..NEW };
 
     fn committed() -> Value {
-        json!({"handoff_id": "x", "committed": true, "abort_reason": null, "old_pid": 10, "new_pid": 11, "epoch": 2})
+        json!({"handoff_id": "x", "committed": true, "abort_reason": null, "incumbent": "replaced", "old_pid": 10, "new_pid": 11, "epoch": 2})
     }
 
     fn aborted() -> Value {
-        json!({"handoff_id": "x", "committed": false, "abort_reason": "seal failed", "old_pid": 10, "new_pid": 11, "epoch": 1})
+        json!({"handoff_id": "x", "committed": false, "abort_reason": "seal failed", "incumbent": "serves", "old_pid": 10, "new_pid": 11, "epoch": 1})
     }
 
     fn wrong(code: i32, outcome: Value, fact: &Fact) -> usize {
@@ -143,16 +179,22 @@ mod tests {
     #[test]
     fn an_answer_that_is_true_contradicts_nothing() {
         assert_eq!((wrong(0, committed(), &NEW), wrong(2, aborted(), &OLD)), (0, 0));
-        assert_eq!(wrong(6, aborted(), &Fact { supervisor: Supervisor::WasHit, ..NEW }), 0);
+        let unknown = with(aborted(), "incumbent", json!(null));
+        assert_eq!(wrong(6, unknown, &Fact { supervisor: Supervisor::WasHit, ..NEW }), 0);
     }
 
     #[test]
     fn every_lie_is_told() {
         assert_eq!(wrong(0, committed(), &OLD), 1);
-        assert_eq!(wrong(2, aborted(), &NEW), 1);
-        assert_eq!(wrong(3, aborted(), &NEW), 1);
-        assert_eq!(wrong(6, aborted(), &NEW), 1, "the supervisor lives");
-        assert_eq!(wrong(0, aborted(), &NEW), 3, "committed, a reason, the epoch");
+        assert_eq!(wrong(2, aborted(), &NEW), 2, "the code, the old one");
+        assert_eq!(wrong(3, aborted(), &NEW), 2);
+        assert_eq!(wrong(6, aborted(), &NEW), 2, "the supervisor lives");
+        assert_eq!(wrong(0, aborted(), &NEW), 4, "committed, a reason, the epoch, the old one");
+        for (old, fact) in [("dead", &OLD), ("replaced", &OLD), ("serves", &FRESH)] {
+            assert_eq!(wrong(2, with(aborted(), "incumbent", json!(old)), fact), 1, "{old}");
+        }
+        let text = Upgrade { code: Some(2), outcome: None, stderr: "aborted: x; pid 10 serves on".into() };
+        assert_eq!(contradictions(&text, &FRESH).len(), contradictions(&text, &OLD).len() + 1);
         for (key, value) in
             [("old_pid", json!(9)), ("new_pid", json!(9)), ("epoch", json!(1)), ("committed", json!(false))]
         {

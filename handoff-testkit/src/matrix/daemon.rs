@@ -22,8 +22,8 @@ use std::{env, thread};
 use handoff_runtime::crash::maybe_fail;
 use handoff_runtime::crash_here;
 use handoff_runtime::{
-    DataDirLock, DrainContext, DrainReport, Drainable, HookError, Incumbent, ReadinessSnapshot, Resume, Role,
-    SealContext, SealReport, StateSnapshot, detect_role,
+    BegunSuccessor, DataDirLock, DrainContext, DrainReport, Drainable, HookError, Incumbent, ReadinessSnapshot, Resume,
+    Role, SealContext, SealReport, StateSnapshot, detect_role,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::ioctl_fionbio;
@@ -57,13 +57,17 @@ const IN_SEAL: OwnPoint = OwnPoint { name: "matrix-in-seal", place: Place::Seal,
 const IN_FINGERPRINT: OwnPoint =
     OwnPoint { name: "matrix-in-fingerprint", place: Place::SealReport, faults: &[Fault::Error] };
 const IN_RESUME: OwnPoint = OwnPoint { name: "matrix-in-resume", place: Place::Resume, faults: Fault::ALL };
+/// An error at these four is one that `main` returns: while it warms up, before it takes the lock, under the lock, and when it has opened.
+const IN_WARMING: OwnPoint = OwnPoint { name: "matrix-in-warming", place: Place::Warming, faults: &[Fault::Error] };
+const IN_TURN: OwnPoint = OwnPoint { name: "matrix-before-lock", place: Place::Turn, faults: &[Fault::Error] };
+const OPENED: OwnPoint = OwnPoint { name: "matrix-opened", place: Place::Opened, faults: &[Fault::Error] };
 const IN_OPENING: OwnPoint = OwnPoint { name: "matrix-in-opening", place: Place::Opening, faults: Fault::ALL };
 const IN_WRITE: OwnPoint = OwnPoint { name: "matrix-in-write", place: Place::Write, faults: Fault::PROCESS };
 const IN_COLD_START: OwnPoint = OwnPoint { name: "matrix-in-cold-start", place: Place::ColdStart, faults: Fault::ALL };
 
 /// Where it can be made to fail by itself, or to take its time.
 pub(super) const POINTS: &[OwnPoint] =
-    &[IN_DRAIN, IN_SEAL, IN_FINGERPRINT, IN_RESUME, IN_OPENING, IN_WRITE, IN_COLD_START];
+    &[IN_DRAIN, IN_SEAL, IN_FINGERPRINT, IN_RESUME, IN_WARMING, IN_TURN, IN_OPENING, OPENED, IN_WRITE, IN_COLD_START];
 
 /// Crosses a point of its own: fails there if it is told to.
 fn cross(point: OwnPoint) -> io::Result<()> {
@@ -97,22 +101,18 @@ fn run() -> Result<(), Box<dyn Error>> {
             (Incumbent::bind_cold_start(&control, lock)?, log)
         }
         Role::Successor(successor) => {
-            let mut begun = successor.handshake(b"matrix".to_vec())?.wait_for_begin()?;
-            let tcp = begun.take_listener(LISTENER).map(Listener::Tcp);
-            let unix = || begun.take_unix_listener(LISTENER).map(Listener::Unix);
-            let listener = tcp.or_else(unix).ok_or("no listener")?;
-            let lock = begun.lock(&data_dir)?;
-            cross(IN_OPENING)?;
-            let log = Daemon::open(&data_dir, lock.epoch(), listener)?;
-            let (lines, fingerprint) = {
-                let log = log.log();
-                (log.lines, log.fingerprint())
-            };
-            let ready = ReadinessSnapshot {
-                listening_on: vec![log.listener.address()?],
-                healthz_ok: true,
-                advertised_revision_per_shard: vec![lines],
-                data_dir_fingerprint: Some(fingerprint),
+            let shaken = successor.handshake(b"matrix".to_vec())?;
+            if let Err(error) = cross(IN_WARMING) {
+                shaken.give_up(&error);
+                return Err(error.into());
+            }
+            let mut begun = shaken.wait_for_begin()?;
+            let (lock, log, ready) = match take_over(&mut begun, &data_dir) {
+                Ok(taken) => taken,
+                Err(error) => {
+                    begun.give_up(&error);
+                    return Err(error);
+                }
             };
             (begun.announce_and_bind(ready, &control, lock)?, log)
         }
@@ -120,6 +120,32 @@ fn run() -> Result<(), Box<dyn Error>> {
     log.accept()?;
     incumbent.serve(log)?;
     Ok(())
+}
+
+/// A successor's turn, up to its report.
+fn take_over(
+    begun: &mut BegunSuccessor,
+    data_dir: &Path,
+) -> Result<(DataDirLock, Daemon, ReadinessSnapshot), Box<dyn Error>> {
+    let tcp = begun.take_listener(LISTENER).map(Listener::Tcp);
+    let unix = || begun.take_unix_listener(LISTENER).map(Listener::Unix);
+    let listener = tcp.or_else(unix).ok_or("no listener")?;
+    cross(IN_TURN)?;
+    let lock = begun.lock(data_dir)?;
+    cross(IN_OPENING)?;
+    let daemon = Daemon::open(data_dir, lock.epoch(), listener)?;
+    let (lines, fingerprint) = {
+        let log = daemon.log();
+        (log.lines, log.fingerprint())
+    };
+    cross(OPENED)?;
+    let ready = ReadinessSnapshot {
+        listening_on: vec![daemon.listener.address()?],
+        healthz_ok: true,
+        advertised_revision_per_shard: vec![lines],
+        data_dir_fingerprint: Some(fingerprint),
+    };
+    Ok((lock, daemon, ready))
 }
 
 /// Where clients connect.

@@ -51,8 +51,14 @@ pub enum Place {
     Resume,
     /// What the seal hook reports: an error makes it report what is not so, and the successor must see that.
     SealReport,
+    /// A successor's start-up, before it says that it is warm.
+    Warming,
+    /// A successor's turn, before it takes the lock.
+    Turn,
     /// A successor's opening of its data, under the lock.
     Opening,
+    /// The same when it has opened them, before it announces itself.
+    Opened,
     /// The write path of the process that serves.
     Write,
     /// The opening of a daemon that is started when none serves.
@@ -62,7 +68,7 @@ pub enum Place {
 impl Place {
     fn role(self) -> Role {
         match self {
-            Self::Opening => Role::Successor,
+            Self::Warming | Self::Turn | Self::Opening | Self::Opened => Role::Successor,
             Self::Drain | Self::Seal | Self::SealReport | Self::Resume | Self::Write | Self::ColdStart => {
                 Role::Incumbent
             }
@@ -150,6 +156,17 @@ impl Point {
             Self::Own(OwnPoint { place: Place::Write, .. }) => Provocation::Nothing,
             Self::Own(OwnPoint { place: Place::ColdStart, .. }) => Provocation::DeathOfTheDaemon,
             _ => Provocation::Upgrade,
+        }
+    }
+
+    /// Whether an error there is the daemon's own, which it gives to the library: whoever ordered the handover must be told of it.
+    pub(super) fn is_told_of(self) -> bool {
+        match self {
+            Self::Own(own) => match own.place {
+                Place::Drain | Place::Seal | Place::Warming | Place::Turn | Place::Opening | Place::Opened => true,
+                Place::Resume | Place::SealReport | Place::Write | Place::ColdStart => false,
+            },
+            _ => false,
         }
     }
 

@@ -13,13 +13,14 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::answer::{Fact, Order, Supervisor, contradictions, history_contradicts};
+use super::beyond;
 use super::points::{Fault, Point, Provocation, Role};
 use super::report::RowReport;
 use super::scene::{End, Scene, screenful, under_load};
 use super::settled::{PATIENCE, settled, until, wait_until_served, wait_until_settled_alone};
 use super::table::{Epoch, Serving};
 use super::trap::{Armed, doomed};
-use super::{ATTEMPT, Beside, HOLD, Matrix, PAUSE, Row, Strike, TIMING};
+use super::{ATTEMPT, Beside, HOLD, Hooks, Limits, Matrix, Meanwhile, PAUSE, Row, SHORT_LIMIT, Strike, TIMING, Times};
 use crate::load::Cost;
 use crate::strangers::{Manner, Outsider};
 
@@ -58,8 +59,8 @@ pub(super) fn strike(scene: &mut Scene<'_>, row: &Row, seed: u64, report: &mut R
     let epoch = scene.epoch();
     let mut armed = scene.trap.set(row)?;
     let since = Instant::now();
-    let mut act = Act { row, order: provoke(scene, row, old)?, born: Vec::new(), frozen: None };
-    let serving = act.play(scene, &mut armed, old, report)?;
+    let mut act = Act { row, old, since, order: provoke(scene, row, old)?, born: Vec::new(), frozen: None };
+    let serving = act.play(scene, &mut armed, report)?;
     let outage = scene.load.gaps().longest_between(since, Instant::now());
     report.outage_ms = outage.as_secs_f64() * 1e3;
     scene.trap.clear()?;
@@ -68,13 +69,18 @@ pub(super) fn strike(scene: &mut Scene<'_>, row: &Row, seed: u64, report: &mut R
         // The second supervisor has ended it.
         until("the frozen supervisor is gone", || Ok(frozen.try_wait()?.ok_or("it lives")))?;
     }
-    let who = act.who(scene, report, old, serving)?;
+    let who = act.who(scene, report, serving)?;
     report.outcome = who.to_string();
     report
         .complain(row.expected.serving.contains(&who), || format!("{who} serves\n{}", screenful(&scene.fixture.log())));
     let stays = row.expected.epoch == Epoch::MayRise || scene.epoch() == epoch;
     report.complain(stays, || format!("the lock was let go: epoch {epoch}, then {}", scene.epoch()));
     strangers.iter_mut().try_for_each(Outsider::is_out)?;
+    let missed = if who == Serving::New { 0 } else { scene.trap.resumes_that_did_not_fail() };
+    report.complain(missed == 0, || format!("{missed} resumes less have failed than were to fail"));
+    if let Meanwhile::MovesAfterwards(moved) = row.meanwhile {
+        report.problems.extend(beyond::no_handover_while_moved(scene, moved, serving)?);
+    }
     // Of the very process that went through the undone handover, before the next one.
     report.leak(scene.leaks(serving)?);
     scene.cost += cost(scene.matrix, row, outage);
@@ -98,7 +104,7 @@ fn provoke(scene: &mut Scene<'_>, row: &Row, old: u32) -> io::Result<Option<Orde
                 Some(death) => Some(doomed(scene.fixture, &scene.binary, death)?),
                 None => None,
             };
-            return Order::give(scene.fixture, binary.as_deref()).map(Some);
+            return Order::give(scene.fixture, binary.as_deref(), row.limits).map(Some);
         }
         Provocation::Nothing => {}
         Provocation::DeathOfTheDaemon => signal(old, Signal::KILL),
@@ -111,24 +117,22 @@ fn provoke(scene: &mut Scene<'_>, row: &Row, old: u32) -> io::Result<Option<Orde
 }
 
 /// A row under way.
-struct Act<'a> {
-    row: &'a Row,
-    order: Option<Order>,
+pub(super) struct Act<'a> {
+    pub(super) row: &'a Row,
+    /// Who served before.
+    pub(super) old: u32,
+    /// Since when.
+    pub(super) since: Instant,
+    pub(super) order: Option<Order>,
     /// Processes that were there when the fault struck, and are none of those before.
-    born: Vec<u32>,
+    pub(super) born: Vec<u32>,
     /// A frozen supervisor beside which another one was started.
     frozen: Option<Child>,
 }
 
 impl Act<'_> {
     /// Until all faults that must strike have struck, and somebody serves alone; gives its pid.
-    fn play(
-        &mut self,
-        scene: &mut Scene<'_>,
-        armed: &mut Vec<Armed>,
-        old: u32,
-        report: &mut RowReport,
-    ) -> io::Result<u32> {
+    fn play(&mut self, scene: &mut Scene<'_>, armed: &mut Vec<Armed>, report: &mut RowReport) -> io::Result<u32> {
         let mut waiting = std::mem::take(armed);
         // Two faults that were drawn may exclude each other: then one is enough.
         let wanted = waiting.len().saturating_sub(usize::from(self.row.second.is_some()));
@@ -145,13 +149,15 @@ impl Act<'_> {
             });
             for (fault, pid) in due {
                 struck += 1;
-                self.note_births(scene, old);
+                self.note_births(scene);
                 fault.confirm(scene.fixture, pid)?;
                 report.fired = struck >= wanted;
                 report.second_fired |= self.row.second == Some(fault.strike);
                 self.go_on(fault.strike, scene, pid)?;
             }
-            let unsettled = match struck >= wanted {
+            report.problems.extend(self.put_back_what_was_moved(scene)?);
+            self.catch_a_lie(scene, report);
+            let unsettled = match struck >= wanted && !scene.place.is_moved() {
                 true => match settled(scene.fixture, scene.load) {
                     Ok(serving) => return Ok(serving),
                     Err(unsettled) => unsettled,
@@ -166,15 +172,18 @@ impl Act<'_> {
         }
     }
 
-    fn note_births(&mut self, scene: &Scene<'_>, old: u32) {
+    pub(super) fn note_births(&mut self, scene: &Scene<'_>) {
         let client = self.order.as_ref().map_or(0, Order::pid);
-        let known = [old, scene.fixture.supervisor_pid(), client];
+        let known = [self.old, scene.fixture.supervisor_pid(), client];
         self.born.extend(scene.fixture.processes().into_iter().filter(|pid| !known.contains(pid)));
     }
 
     /// What the world does after a fault: wakes who is to wake, starts the supervisor again.
     fn go_on(&mut self, strike: Strike, scene: &mut Scene<'_>, hit: u32) -> io::Result<()> {
         let client = self.order.as_ref().map_or(0, Order::pid);
+        if strike == self.row.strike() && self.row.meanwhile.is_at_the_point() {
+            return self.while_it_stands(strike, scene, hit);
+        }
         match (strike.fault, strike.point.role()) {
             (Fault::Exit, Role::Supervisor) => scene.fixture.launch_supervisor()?,
             (Fault::Kill, Role::Supervisor) => {
@@ -196,7 +205,10 @@ impl Act<'_> {
                 signal(hit, Signal::CONT);
             }
             (Fault::StopCont, Role::Incumbent | Role::Successor) => {
-                last(HOLD);
+                last(match self.row.limits {
+                    Limits::AsConfigured => HOLD,
+                    Limits::ShortGrace | Limits::ShortDeadline => SHORT_LIMIT + HOLD,
+                });
                 signal(hit, Signal::CONT);
             }
             (Fault::Pause, _) => pause(&scene.fixture.processes()),
@@ -206,7 +218,8 @@ impl Act<'_> {
     }
 
     /// Who serves; the order's answer and the history are compared with that.
-    fn who(&mut self, scene: &Scene<'_>, report: &mut RowReport, old: u32, serving: u32) -> io::Result<Serving> {
+    fn who(&mut self, scene: &Scene<'_>, report: &mut RowReport, serving: u32) -> io::Result<Serving> {
+        let old = self.old;
         let Some(order) = self.order.take() else {
             return Ok(if serving == old { Serving::Old } else { Serving::Fresh });
         };
@@ -227,6 +240,7 @@ impl Act<'_> {
             let told = until("the history says what upgrade said", || history_contradicts(scene.fixture, &answer));
             report.problems.extend(told.err().map(|error| error.to_string()));
         }
+        report.problems.extend(beyond::untold(self.row, &answer));
         report.code = answer.code;
         Ok(who)
     }
@@ -239,7 +253,8 @@ fn cost(matrix: &Matrix, row: &Row, outage: Duration) -> Cost {
     let killed = u64::from(row.point.provoked_by() == Provocation::DeathOfTheDaemon);
     let strikes = [Some(row.strike()), row.second];
     let dies = |strike: &&Strike| may_have_clients(strike.point) && strike.fault.is_deadly();
-    let dying = strikes.iter().flatten().filter(dies).count() as u64;
+    let ended = row.meanwhile == Meanwhile::IncumbentDies || row.hooks == Hooks::FailingResume(Times::Always);
+    let dying = strikes.iter().flatten().filter(dies).count() as u64 + u64::from(ended);
     let attempts = (outage.as_millis() / ATTEMPT.as_millis()) as u64;
     let may_wait = row.expected.bound.time() >= ATTEMPT;
     let frozen =
@@ -320,7 +335,7 @@ impl RowReport {
         self.fired && self.problems.iter().all(by_time)
     }
 
-    fn complain(&mut self, held: bool, problem: impl FnOnce() -> String) {
+    pub(super) fn complain(&mut self, held: bool, problem: impl FnOnce() -> String) {
         if !held {
             self.problems.push(problem());
         }

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::answer::{self, Fact, Supervisor};
+use super::place::Place;
 use super::settled::{lease, until, until_within, wait_until_settled};
 use super::subject::{Spoken, Subject};
 use super::trap::Trap;
-use super::{ATTEMPT, CLOSED_WITHIN, Matrix, Serving, TIMING};
+use super::{ATTEMPT, CLOSED_WITHIN, Matrix, RESUME, Serving, TIMING};
 use crate::audit::{OnDisk, Verdict};
 use crate::fixture::{Fixture, Setup};
 use crate::leaks::descriptors;
@@ -27,6 +28,8 @@ pub(super) struct Scene<'a> {
     pub(super) load: &'a Load,
     pub(super) metronome: &'a Metronome,
     pub(super) trap: Trap,
+    /// Where the data is.
+    pub(super) place: Place,
     /// The program that serves, and takes over.
     pub(super) binary: PathBuf,
     /// What the faults so far may have cost the clients.
@@ -52,6 +55,7 @@ pub(super) fn setup(subject: &dyn Subject) -> io::Result<Setup> {
         ms("drain_grace", Duration::from_secs(2)),
         ms("warm", Duration::from_secs(3) + opens),
         ms("retire", Duration::from_millis(700)),
+        ms("resume", RESUME + opens),
     ];
     Ok(lines.iter().fold(subject.setup()?.supervisor_env(name, timing), |setup, line| setup.config(line)))
 }
@@ -60,18 +64,19 @@ pub(super) fn setup(subject: &dyn Subject) -> io::Result<Setup> {
 /// is on disk.
 pub(super) fn under_load(matrix: &Matrix, play: impl FnOnce(&mut Scene<'_>) -> io::Result<()>) -> io::Result<End> {
     let trap = Trap::new(matrix.subject.points())?;
-    let setup = setup(&*matrix.subject)?;
+    let place = Place::new()?;
+    let setup = setup(&*matrix.subject)?.data_dir(place.name());
     let binary = setup.binary().to_owned();
     let (name, value) = trap.variable();
     let mut fixture = setup.supervisor_env(name, value).prepare()?;
-    let end = play_out(matrix, &mut fixture, trap, binary, play);
+    let end = play_out(matrix, &mut fixture, (trap, place), binary, play);
     end.map_err(|error| io::Error::new(error.kind(), format!("{error}\n{}", screenful(&fixture.log()))))
 }
 
 fn play_out(
     matrix: &Matrix,
     fixture: &mut Fixture,
-    trap: Trap,
+    (trap, place): (Trap, Place),
     binary: PathBuf,
     play: impl FnOnce(&mut Scene<'_>) -> io::Result<()>,
 ) -> io::Result<End> {
@@ -86,7 +91,8 @@ fn play_out(
     };
     let load = Load::start(&spec, Arc::new(Spoken(Arc::clone(&matrix.subject))))?;
     let metronome = Metronome::start(fixture.path())?;
-    let mut scene = Scene { matrix, fixture, load: &load, metronome: &metronome, trap, binary, cost: Cost::NOTHING };
+    let mut scene =
+        Scene { matrix, fixture, load: &load, metronome: &metronome, trap, place, binary, cost: Cost::NOTHING };
     play(&mut scene)?;
     let cost = scene.cost;
     let seen = load.stop()?;

@@ -5,8 +5,9 @@
 
 use std::time::Duration;
 
+use super::besides::{Moved, Times};
 use super::points::{Fault, OwnPoint, Place, Point};
-use super::{HOLD, PAUSE, TIMING};
+use super::{HOLD, PAUSE, RESUME, SHORT_LIMIT, Strike, TIMING};
 
 /// Who serves when all has settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -229,6 +230,10 @@ fn expected_within(place: Place, fault: Fault) -> Option<Expected> {
             _ => expected(Point::OInSeal, fault),
         },
         Place::Resume => expected(Point::OInResume, fault),
+        // The daemon's half of the runtime's points.
+        Place::Warming => expected(Point::NAfterHandshake, fault),
+        Place::Turn => expected(Point::NAfterBegin, fault),
+        Place::Opened => expected(Point::NBeforeAnnounceReady, fault),
         Place::Opening => match fault {
             Fault::Exit | Fault::Kill | Fault::Error => must(OLD, RESUMED),
             Fault::Stop => must(OLD, Silence),
@@ -295,4 +300,110 @@ pub(super) fn expected_with_a_slow_opening(fault: Fault, opening: Duration) -> O
 pub(super) fn expected_of_two(first: Expected, second: Expected) -> Expected {
     let time = first.bound.time() + second.bound.time() + Bound::Unanswered.time();
     Expected { serving: ANY, bound: Bound::Noticed(time), epoch: Epoch::MayRise }
+}
+
+/// The pauses of a resume that is tried again: 100 ms, and twice as long each time.
+const RETRIED_ONCE: Duration = Duration::from_millis(100);
+const RETRIED_THRICE: Duration = Duration::from_millis(100 + 200 + 400);
+
+/// What must come of an undone handover when the incumbent's resume fails. One that fails for too long is the death of the incumbent.
+pub(super) fn expected_with_a_failing_resume(undone: Expected, times: Times) -> Expected {
+    let after = |more| Bound::Noticed(undone.bound.time() + more);
+    match times {
+        Times::Once => Expected { bound: after(RETRIED_ONCE), ..undone },
+        Times::Thrice => Expected { bound: after(RETRIED_THRICE), ..undone },
+        Times::Always => {
+            let bound = after(RESUME + RESTARTED.time());
+            Expected { serving: FRESH, bound, epoch: Epoch::MayRise }
+        }
+    }
+}
+
+/// What must come of an incumbent that is silent when its time is over. Nobody is ended before it is known whether it lives: dead, its
+/// successor is promoted; alive, it is undone at its next word.
+pub(super) fn expected_beyond_a_limit(fault: Fault) -> Option<Expected> {
+    match fault {
+        Fault::Stop => must(NEW, Bound::Silence),
+        Fault::StopCont => must(OLD, Bound::Noticed(SHORT_LIMIT + HOLD + RESUMED.time())),
+        Fault::Exit | Fault::Kill | Fault::Pause | Fault::Delay | Fault::Error => None,
+    }
+}
+
+/// What must come of an incumbent that dies before its successor is warm: the successor is promoted when it is; the last good build is
+/// started when it is not soon.
+pub(super) fn expected_of_a_dead_incumbent(Strike { point, fault }: Strike) -> Option<Expected> {
+    use Point as P;
+    let is_warming = match point {
+        P::SAfterOHello | P::SAfterSpawnSuccessor | P::SAfterNHello => false,
+        P::NBeforeHandshake | P::NAfterHandshake => true,
+        P::SAfterPrepareSent
+        | P::SAfterDrainedRecv
+        | P::SAfterSealRequestSent
+        | P::SAfterSealCompleteRecv
+        | P::SAfterBeginSent
+        | P::SAfterReadyRecv
+        | P::SAfterCommitSent
+        | P::SAfterJournalClear
+        | P::SInRecovery
+        | P::OInDrain
+        | P::OAfterDrainedSent
+        | P::OInSeal
+        | P::OAfterSealFlockReleased
+        | P::OAfterSealCompleteSent
+        | P::OAfterCommitRecv
+        | P::OInResume
+        | P::NAfterBegin
+        | P::NAfterLock
+        | P::NBeforeAnnounceReady
+        | P::NAfterReady
+        | P::Own(_) => return None,
+    };
+    match fault {
+        Fault::StopCont => must(NEW, PROMOTED),
+        Fault::Stop if is_warming => must(FRESH, Bound::Noticed(TIMING.promotion + RESTARTED.time())),
+        Fault::Stop | Fault::Exit | Fault::Kill | Fault::Pause | Fault::Delay | Fault::Error => None,
+    }
+}
+
+/// An owner tries again, after pauses that grow, until its directory is in its place.
+const RETRIED: Bound = Bound::Noticed(Duration::from_millis(1000));
+
+/// What must come of a data directory whose name comes to mean another one at this point, until the handover has come to something. It
+/// was resolved before: a link that is switched stops only who has not looked yet. Whoever opens it while it is away leaves.
+pub(super) fn expected_of_a_moved_data_dir(point: Point, moved: Moved) -> Option<Expected> {
+    use Point as P;
+    let by_link = moved == Moved::LinkSwitched;
+    match point {
+        // Before the drain: O never stops.
+        P::SAfterOHello | P::SAfterSpawnSuccessor | P::SAfterNHello | P::NBeforeHandshake | P::NAfterHandshake => {
+            holds(Bound::Nothing)
+        }
+        P::SAfterPrepareSent
+        | P::SAfterDrainedRecv
+        | P::SAfterSealRequestSent
+        | P::SAfterSealCompleteRecv
+        | P::OInDrain
+        | P::OAfterDrainedSent
+        | P::OInSeal
+        | P::OAfterSealFlockReleased
+        | P::NAfterBegin
+        | P::NAfterLock
+        | P::NBeforeAnnounceReady => {
+            if by_link {
+                must(NEW, RESUMED)
+            } else {
+                must(OLD, RETRIED)
+            }
+        }
+        // N is at it meanwhile, and may be Active before.
+        P::SAfterBeginSent | P::OAfterSealCompleteSent => must(if by_link { NEW } else { OLD_OR_NEW }, RETRIED),
+        // N serves.
+        P::OAfterCommitRecv | P::NAfterReady | P::SAfterReadyRecv | P::SAfterCommitSent | P::SAfterJournalClear => {
+            must(NEW, RESUMED)
+        }
+        // N is dead, and nobody but the clock says when it is put back.
+        P::OInResume if moved == Moved::Copied => None,
+        P::OInResume => must(OLD, RETRIED),
+        P::SInRecovery | P::Own(_) => None,
+    }
 }

@@ -15,7 +15,7 @@ use rustix::process::Signal;
 use super::points::{Fault, Place, Point, Role};
 use super::settled::{PATIENCE, until};
 use super::table::SLOW_HOOK;
-use super::{HOLD, Hooks, Row, Strike};
+use super::{HOLD, Hooks, Row, Strike, Times};
 use crate::crash::ProcessCrash;
 use crate::fixture::Fixture;
 use crate::leaks::process_state;
@@ -27,6 +27,8 @@ pub(super) struct Trap {
     set: u32,
     /// The subject's own points that lie in its hooks and in its opening: where it can be made slow.
     slow: Vec<(Place, &'static str)>,
+    /// What must have been left by the resumes that were to fail, one after the other.
+    failing_resumes: Vec<ProcessCrash>,
 }
 
 /// A fault that is ordered.
@@ -39,7 +41,7 @@ pub(super) struct Armed {
 impl Trap {
     pub(super) fn new(points: &[super::OwnPoint]) -> io::Result<Self> {
         let slow = points.iter().map(|point| (point.place, point.name)).collect();
-        Ok(Self { dir: tempfile::tempdir()?, set: 0, slow })
+        Ok(Self { dir: tempfile::tempdir()?, set: 0, slow, failing_resumes: Vec::new() })
     }
 
     /// The variable by which the service's processes find their orders.
@@ -51,7 +53,8 @@ impl Trap {
     pub(super) fn set(&mut self, row: &Row) -> io::Result<Vec<Armed>> {
         let strikes = [Some(row.strike()), row.second];
         let armed = strikes.into_iter().flatten().map(|strike| self.arm(strike)).collect::<io::Result<Vec<_>>>()?;
-        let faults: Vec<String> = armed.iter().map(Armed::order).chain(self.delays(row.hooks)).collect();
+        let resumes = self.fail_resumes(row.hooks)?;
+        let faults: Vec<String> = armed.iter().map(Armed::order).chain(self.delays(row.hooks)).chain(resumes).collect();
         self.write(&faults.join("\n"))?;
         Ok(armed)
     }
@@ -72,7 +75,7 @@ impl Trap {
     /// What makes hooks or an opening slow: each process sleeps there, each time.
     fn delays(&self, hooks: Hooks) -> Vec<String> {
         let (places, time): (&[Place], _) = match hooks {
-            Hooks::AsTheyAre => return Vec::new(),
+            Hooks::AsTheyAre | Hooks::FailingResume(_) => return Vec::new(),
             Hooks::Slow => (&[Place::Drain, Place::Seal], SLOW_HOOK),
             Hooks::Opening(time) => (&[Place::Opening], time),
         };
@@ -80,6 +83,33 @@ impl Trap {
         delayed
             .map(|(_, name)| format!("HANDOFF_CRASH_AT={name}\nHANDOFF_CRASH_HOW=delay:{}\n", time.as_millis()))
             .collect()
+    }
+
+    /// What makes the incumbent's resume fail, so often in a row.
+    fn fail_resumes(&mut self, hooks: Hooks) -> io::Result<Vec<String>> {
+        self.failing_resumes.clear();
+        let (count, once) = match hooks {
+            Hooks::FailingResume(Times::Once) => (1, "HANDOFF_CRASH_ONCE=1\n"),
+            Hooks::FailingResume(Times::Thrice) => (3, "HANDOFF_CRASH_ONCE=1\n"),
+            Hooks::FailingResume(Times::Always) => (1, ""),
+            Hooks::AsTheyAre | Hooks::Slow | Hooks::Opening(_) => return Ok(Vec::new()),
+        };
+        for _ in 0..count {
+            let strike = Strike { point: Point::OInResume, fault: Fault::Error };
+            let armed = self.arm(strike)?;
+            self.failing_resumes.push(armed.crash);
+        }
+        Ok(self
+            .failing_resumes
+            .iter()
+            .map(|crash| format!("HANDOFF_CRASH_HOW=error\n{once}{}", lines(crash)))
+            .collect())
+    }
+
+    /// How many of the resumes that were to fail have not. Each has a directory of its own, and one that fails again and again writes its
+    /// marker anew: that there is one says enough.
+    pub(super) fn resumes_that_did_not_fail(&self) -> usize {
+        self.failing_resumes.iter().filter(|crash| !crash.marker_path().exists()).count()
     }
 
     /// Whoever reads it finds it whole.
@@ -117,10 +147,7 @@ impl Armed {
             Fault::Delay => format!("delay:{}", HOLD.as_millis()),
             Fault::Error => "error".to_owned(),
         };
-        let variables = self.crash.env();
-        let lines =
-            variables.iter().map(|(name, value)| format!("{}={}\n", name.to_string_lossy(), value.to_string_lossy()));
-        format!("HANDOFF_CRASH_HOW={how}\nHANDOFF_CRASH_ONCE=1\n{}", lines.collect::<String>())
+        format!("HANDOFF_CRASH_HOW={how}\nHANDOFF_CRASH_ONCE=1\n{}", lines(&self.crash))
     }
 
     /// The pid of the process that left the marker, once there is one.
@@ -169,4 +196,13 @@ impl Armed {
     fn awake(&self) -> PathBuf {
         self.crash.marker_path().with_extension("awake")
     }
+}
+
+/// Where it happens, and where it leaves its marker.
+fn lines(crash: &ProcessCrash) -> String {
+    let variables = crash.env();
+    let line = |(name, value): &(std::ffi::OsString, std::ffi::OsString)| {
+        format!("{}={}\n", name.to_string_lossy(), value.to_string_lossy())
+    };
+    variables.iter().map(line).collect()
 }

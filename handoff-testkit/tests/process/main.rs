@@ -58,6 +58,7 @@ fn main() -> ExitCode {
         ChildRole { name: eyes::BEQUEATHER, main: eyes::bequeath },
         ChildRole { name: recovery::daemon::ROLE, main: recovery::daemon::main },
         ChildRole { name: recovery::leftovers::LOCKER, main: recovery::leftovers::locker },
+        ChildRole { name: robust::hidden::ROLE, main: robust::hidden::main },
         ChildRole { name: robust::STRANGER, main: robust::stranger },
     ]);
     let arguments = libtest_mimic::Arguments::from_args();

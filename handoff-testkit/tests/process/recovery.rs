@@ -5,6 +5,7 @@
 //! lost, no client was refused, and no process is left. Where the fault is the death of the only process that serves,
 //! requests may stay unanswered; nothing else may happen.
 
+mod bounds;
 pub(crate) mod daemon;
 mod frozen;
 pub(crate) mod leftovers;
@@ -17,7 +18,7 @@ use libtest_mimic::Trial;
 use crate::{Outcome, skip};
 
 pub(crate) fn all() -> Vec<Trial> {
-    [restart::all(), probation::all(), frozen::all(), leftovers::all()].into_iter().flatten().collect()
+    [restart::all(), probation::all(), frozen::all(), bounds::all(), leftovers::all()].into_iter().flatten().collect()
 }
 
 fn trial(name: &str, test: impl FnOnce() -> Outcome + Send + 'static) -> Trial {

@@ -3,6 +3,7 @@
 
 mod clients;
 mod files;
+pub(crate) mod hidden;
 mod hooks;
 mod limits;
 mod placement;
@@ -11,5 +12,8 @@ pub(crate) use clients::{STRANGER, stranger};
 use libtest_mimic::Trial;
 
 pub(crate) fn all() -> Vec<Trial> {
-    [clients::all(), files::all(), hooks::all(), limits::all(), placement::all()].into_iter().flatten().collect()
+    [clients::all(), files::all(), hidden::all(), hooks::all(), limits::all(), placement::all()]
+        .into_iter()
+        .flatten()
+        .collect()
 }

@@ -67,7 +67,12 @@ impl Stage {
 
     /// Starts it: its first handover is the test's.
     pub(crate) fn start_fresh(setup: Setup) -> Result<Self, Box<dyn std::error::Error>> {
-        let fixture = setup.start()?;
+        Self::on(setup.prepare()?)
+    }
+
+    /// The same in a directory that was changed before.
+    pub(crate) fn on(mut fixture: Fixture) -> Result<Self, Box<dyn std::error::Error>> {
+        fixture.start_supervisor()?;
         let spec =
             LoadSpec { clients: CLIENTS, ..LoadSpec::new(fixture.endpoint("http")?, &fixture.path().join("acks")) };
         let load = Load::start(&spec, StoreClient::new())?;

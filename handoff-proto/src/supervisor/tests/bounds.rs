@@ -166,6 +166,26 @@ fn a_successor_whose_incumbent_is_dead_has_a_short_time_to_warm_up() {
 }
 
 #[test]
+fn a_dead_incumbent_shortens_the_wait_for_its_successors_greeting() {
+    let promotion = Timing::default().promotion;
+    for dies_first in [true, false] {
+        let mut desk = Desk::new(plan());
+        desk.give(Input::Connected(O)).give(Input::FromIncumbent(hello(Side::Incumbent, O.pid, 2)));
+        match dies_first {
+            true => desk.give(Input::IncumbentGone).give(Input::Spawned(N)),
+            false => desk.give(Input::Spawned(N)).give(Input::IncumbentGone),
+        };
+        assert_eq!(armed(&desk, Timer::Hello), Some(promotion), "dies first: {dies_first}");
+        desk.done.clear();
+        desk.give(Input::WokeLate);
+        assert_eq!(armed(&desk, Timer::Hello), Some(promotion));
+        desk.give(Input::Fired(Timer::Hello)).give(Input::SuccessorGone("was killed".into()));
+        desk.give(Input::JournalSynced);
+        assert_eq!(desk.reason(), "the incumbent died, and the successor did not say Hello within 2s of that");
+    }
+}
+
+#[test]
 fn an_opening_has_a_bound_of_its_own_and_progress_puts_it_off() {
     let mut desk = Desk::sealing();
     desk.give(seal_complete(&[5, 6])).give(lease(O, LeaseState::Sealed, EPOCH));

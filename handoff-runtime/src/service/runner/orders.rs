@@ -229,7 +229,10 @@ impl Runner {
             self.core.daemon.has_to_be_heard();
         }
         self.write_down();
-        if self.core.daemon.living().is_some() {
+        if incumbent == Some(OldProcess::Dead) {
+            // Nobody may be told in between that it serves.
+            self.daemon_left();
+        } else if self.core.daemon.living().is_some() {
             self.expect_greeting();
         }
     }

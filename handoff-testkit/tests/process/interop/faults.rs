@@ -16,7 +16,7 @@ use rustix::process::Signal;
 use super::Library::{self, Ours, Theirs};
 use crate::{Outcome, check, skip};
 use daemon::{DRAIN, OPENING, SEAL, WARM, WHY};
-use stage::{DEADLINE, DRAIN_GRACE, Noisy, Stage, THEIR_SLACK, TIMING};
+use stage::{DATA, DEADLINE, DRAIN_GRACE, Noisy, OTHER, Stage, THEIR_SLACK, TIMING};
 
 /// Who plays what.
 #[derive(Clone, Copy)]
@@ -65,10 +65,16 @@ const THEIR_SUPERVISOR: [(&str, Test); 2] = [
     ("supervisor_freezes_after_begin", supervisor_freezes_after_begin),
 ];
 
+/// That supervisor looks at no directory.
+const OUR_SUPERVISOR: [(&str, Test); 2] = [
+    ("data_dir_is_switched_between_handovers", data_dir_is_switched_between_handovers),
+    ("data_dir_is_switched_while_the_successor_warms", data_dir_is_switched_while_the_successor_warms),
+];
+
 pub(crate) fn all() -> Vec<Trial> {
     let mut trials = Vec::new();
     for (mix, cast) in CASTS {
-        let more: &[_] = if cast.supervisor == Theirs { &THEIR_SUPERVISOR } else { &[] };
+        let more: &[_] = if cast.supervisor == Theirs { &THEIR_SUPERVISOR } else { &OUR_SUPERVISOR };
         for (name, test) in EVERYWHERE.iter().chain(&SUPERVISOR_TESTS).chain(more) {
             trials.push(skip::trial(format!("interop::faults::{mix}::{name}"), move || repeated(*test, cast)));
         }
@@ -299,5 +305,38 @@ fn supervisor_freezes_after_begin(cast: Cast) -> Outcome {
     stage.strike(held.call.id(), Signal::CONT)?;
     answered(&stage, held.call, 0, "")?;
     serves(held.pid, stage.serving()?, &stage)?;
+    stage.end(cast.successor)
+}
+
+fn data_dir_is_switched_between_handovers(cast: Cast) -> Outcome {
+    let (stage, old) = cast.start()?;
+    stage.lead_to(OTHER)?;
+    answered(&stage, stage.call(cast.successor)?, 3, "data directory")?;
+    serves(old, stage.serving()?, &stage)?;
+    check(stage.strays()?.is_empty(), format!("written to the wrong directory: {:?}", stage.strays()?))?;
+    stage.lead_to(DATA)?;
+    stage.end(cast.successor)
+}
+
+/// A successor of version 1 does not say when it is warm, so the supervisor has looked when it said Hello; it has a path without links, and
+/// the switch misses it. One of version 2 is looked at when it is warm.
+fn data_dir_is_switched_while_the_successor_warms(cast: Cast) -> Outcome {
+    let (stage, old) = cast.start()?;
+    let held = stage.held_at(WARM, cast.successor)?;
+    stage.lead_to(OTHER)?;
+    stage.let_go()?;
+    let expected = match cast.successor {
+        Ours => {
+            answered(&stage, held.call, 2, "data directory")?;
+            old
+        }
+        Theirs => {
+            answered(&stage, held.call, 0, "")?;
+            held.pid
+        }
+    };
+    serves(expected, stage.serving()?, &stage)?;
+    check(stage.strays()?.is_empty(), format!("written to the wrong directory: {:?}", stage.strays()?))?;
+    stage.lead_to(DATA)?;
     stage.end(cast.successor)
 }

@@ -18,6 +18,9 @@ use rustix::process::{Signal, getpid, kill_process};
 pub(crate) const ROLE: &str = "moody-store";
 const MOOD: &str = "MOOD";
 
+/// Why a build gives up.
+pub(super) const WHY: &str = "the index is of another store";
+
 /// What a build does wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mood {
@@ -27,6 +30,14 @@ pub(super) enum Mood {
     FreezesInStart,
     /// As a successor, it opens only when there is a file `open` beside its data.
     OpensSlowly,
+    /// The same, and it says all the while that it gets on.
+    OpensSlowlyAndSaysSo,
+    /// As a successor, it is warm only when there is a file `warm` beside its data.
+    WarmsSlowly,
+    /// As a successor, it gives up while it warms, and says why.
+    GivesUpInWarming,
+    /// As a successor, it gives up under the lock, and says why.
+    GivesUpUnderTheLock,
     /// As a successor, it freezes under the lock.
     FreezesUnderTheLock,
     /// As a successor, it freezes as soon as its lease is Active.
@@ -47,10 +58,14 @@ pub(super) enum Mood {
     Old,
 }
 
-const ALL: [Mood; 12] = [
+const ALL: [Mood; 16] = [
     Mood::Good,
     Mood::FreezesInStart,
     Mood::OpensSlowly,
+    Mood::OpensSlowlyAndSaysSo,
+    Mood::WarmsSlowly,
+    Mood::GivesUpInWarming,
+    Mood::GivesUpUnderTheLock,
     Mood::FreezesUnderTheLock,
     Mood::FreezesActive,
     Mood::DiesServing,
@@ -108,9 +123,20 @@ fn run(args: Vec<std::ffi::OsString>) -> Result<()> {
             incumbent
         }
         Role::Successor(successor) => {
-            let mut begun = successor.handshake(options.build_id.clone().into_bytes())?.wait_for_begin()?;
+            let shaken = successor.handshake(options.build_id.clone().into_bytes())?;
+            if hooks.mood == Mood::GivesUpInWarming {
+                shaken.give_up(WHY);
+                return Err(WHY.into());
+            }
+            hooks.warm_up();
+            let mut begun = shaken.wait_for_begin()?;
             let lock = begun.lock(&options.data_dir)?;
-            hooks.under_the_lock()?;
+            if hooks.mood == Mood::GivesUpUnderTheLock {
+                begun.give_up(WHY);
+                return Err(WHY.into());
+            }
+            let progress = begun.open_progress();
+            hooks.under_the_lock(|| progress.report())?;
             let opened = daemon.open(lock.epoch())?;
             let listeners: Vec<_> =
                 begun.listener_names().iter().filter_map(|name| begun.take_listener(name)).collect();
@@ -167,9 +193,19 @@ impl Hooks {
         }
     }
 
-    fn under_the_lock(&self) -> Result<()> {
+    fn warm_up(&self) {
+        while self.mood == Mood::WarmsSlowly && !self.data_dir.with_file_name("warm").exists() {
+            thread::park_timeout(Duration::from_millis(5));
+        }
+    }
+
+    fn under_the_lock(&self, gets_on: impl Fn()) -> Result<()> {
         self.freeze_if(Mood::FreezesUnderTheLock);
-        while self.mood == Mood::OpensSlowly && !self.data_dir.with_file_name("open").exists() {
+        let is_slow = matches!(self.mood, Mood::OpensSlowly | Mood::OpensSlowlyAndSaysSo);
+        while is_slow && !self.data_dir.with_file_name("open").exists() {
+            if self.mood == Mood::OpensSlowlyAndSaysSo {
+                gets_on();
+            }
             thread::park_timeout(Duration::from_millis(5));
         }
         self.check_format()

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -42,6 +43,10 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(4);
 pub(super) const THEIR_SLACK: Duration = Duration::from_secs(1);
 /// The drain's part of it, longer than silence is borne.
 pub(super) const DRAIN_GRACE: Duration = Duration::from_secs(3);
+
+/// Where the data directory's name leads to, and where it must not.
+pub(super) const DATA: &str = "real";
+pub(super) const OTHER: &str = "other";
 
 /// For what only a defect makes wait.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -123,7 +128,10 @@ impl Stage {
             .config(&ms("drain_grace", DRAIN_GRACE))
             .config(&ms("retire", Duration::from_millis(700)))
             .prepare()?;
-        fs::create_dir_all(fixture.data_dir())?;
+        for dir in [DATA, OTHER] {
+            fs::DirBuilder::new().mode(0o700).create(fixture.path().join(dir))?;
+        }
+        symlink(DATA, fixture.data_dir())?;
         fs::write(fixture.path().join("library"), incumbent.name())?;
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let spec = LoadSpec {
@@ -205,6 +213,19 @@ impl Stage {
         self.strike(supervisor.id(), Signal::TERM)?;
         let status = supervisor.wait()?;
         check(status.success(), format!("it stops well, not {status}:\n{}", self.fixture.log()))
+    }
+
+    /// The data directory's name, a link, leads there from now on.
+    pub(super) fn lead_to(&self, dir: &str) -> io::Result<()> {
+        let next = self.fixture.path().join("next");
+        symlink(dir, &next)?;
+        fs::rename(next, self.fixture.data_dir())
+    }
+
+    /// What was written to the directory that the link leads to only now and then.
+    pub(super) fn strays(&self) -> io::Result<Vec<std::ffi::OsString>> {
+        let entries = self.fixture.path().join(OTHER).read_dir()?;
+        entries.map(|entry| entry.map(|entry| entry.file_name())).collect()
     }
 
     /// Who answers clients.
