@@ -97,7 +97,7 @@ pub use drainable::{
 pub use environment::forget_role;
 pub use error::{Error, Result};
 pub use handoff_journal::StateJournal;
-pub use handoff_lock::{DataDirLock, LockError};
+pub use handoff_lock::{DataDirLock, LockError, ServingLock};
 pub use handoff_proto::supervisor::Watchdog;
 pub use handoff_proto::{BeginMode, HandoffId, Timing};
 pub use incumbent::{Incumbent, Served};

@@ -2,13 +2,14 @@
 //!
 //! [`detect_role`] → [`Successor`] → [`HandshookSuccessor`] → [`BegunSuccessor`] → [`Incumbent`]. Each step consumes the
 //! stage before it, so a call out of order does not compile. Dropping any stage gives the handover up: the supervisor
-//! hears it, the incumbent serves on or again. Nothing here ends the process; after an error, exit.
+//! hears it, the incumbent serves on or again. A lock that was taken is not let go of by that, only by its own
+//! [`release`](ServingLock::release) or the end of the process. Nothing here ends the process; after an error, exit.
 
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-use handoff_lock::{DataDirLock, Unlocked};
+use handoff_lock::{ServingLock, Unlocked};
 use handoff_proto::{BeginMode, HandoffId, Timing};
 
 use crate::crash::{self, fail_here, points};
@@ -56,7 +57,7 @@ pub enum Role {
 /// # fn start(data_dir: &Path, control: &Path) -> Result<(Incumbent, Store, TcpListener), Box<dyn std::error::Error>> {
 /// let (incumbent, store, listener) = match detect_role()? {
 ///     Role::ColdStart { mut inherited } => {
-///         let lock = DataDirLock::acquire(data_dir)?;
+///         let lock = DataDirLock::acquire(data_dir)?.for_serving();
 ///         let store = open_store(data_dir, lock.epoch())?;
 ///         let listener = inherited.take("http").ok_or("no listener named http")?;
 ///         (Incumbent::bind_cold_start(control, lock)?, store, listener)
@@ -212,6 +213,8 @@ impl HandshookSuccessor {
 
 /// A successor whose turn has come: take the listeners, [`lock`](Self::lock), open the data, check it against
 /// [`sealed`](Self::sealed), and [`announce_and_bind`](Self::announce_and_bind) before the deadline.
+///
+/// Dropping it gives the handover up, and keeps a lock that was taken until the process exits.
 #[derive(Debug)]
 pub struct BegunSuccessor {
     driver: Driver,
@@ -266,11 +269,14 @@ impl BegunSuccessor {
     /// Takes the data-dir lock: a successor's only way to it. Waits until the deadline while another holds it, and goes on
     /// only if the lease, read under the lock, is the one that this handover is about (promise 1).
     ///
+    /// Dropping the lock keeps it until the process exits, since what was opened under it may still write. A process that
+    /// gives up and lives on [releases](ServingLock::release) it when nothing does.
+    ///
     /// # Errors
     /// [`Error::Aborted`]: the handover is off, the deadline has passed, or somebody else's turn has come; nothing was
     /// touched. [`Error::DataDirElsewhere`]: `data_dir` is not the directory that is handed over. [`Error::Lock`]: the lock
     /// failed. [`Error::Usage`]: it was called before. After the first three, exit.
-    pub fn lock(&mut self, data_dir: &Path) -> Result<DataDirLock> {
+    pub fn lock(&mut self, data_dir: &Path) -> Result<ServingLock> {
         match self.prepared.take().filter(|prepared| prepared.data_dir() == data_dir) {
             Some(prepared) => self.take(prepared),
             None => {
@@ -284,12 +290,12 @@ impl BegunSuccessor {
     ///
     /// # Errors
     /// As [`lock`](Self::lock).
-    pub fn lock_on_any_filesystem(&mut self, data_dir: &Path) -> Result<DataDirLock> {
+    pub fn lock_on_any_filesystem(&mut self, data_dir: &Path) -> Result<ServingLock> {
         self.place.check(data_dir)?;
         self.take(Unlocked::open_on_any_filesystem(data_dir)?)
     }
 
-    fn take(&mut self, unlocked: Unlocked) -> Result<DataDirLock> {
+    fn take(&mut self, unlocked: Unlocked) -> Result<ServingLock> {
         let (lock, mode) = self.driver.lock(unlocked)?;
         injected(fail_here!(points::N_AFTER_LOCK))?;
         self.mode = mode;
@@ -322,14 +328,15 @@ impl BegunSuccessor {
         self,
         readiness: ReadinessSnapshot,
         control_socket: &Path,
-        lock: DataDirLock,
+        lock: ServingLock,
     ) -> Result<Incumbent> {
         self.announce_and_serve(readiness, control_socket, lock, || {})
     }
 
     /// The same, and `serve` is called as soon as clients may be served (promise 5), once and on this thread: when the lease
     /// says Active, and before the supervisor is told. What it tells the old process then, and the old process's exit,
-    /// want the processors too: a daemon that accepts by then has the shorter pause. Let `serve` return at once.
+    /// want the processors too: a daemon that accepts by then has the shorter pause. Let `serve` return at once. If it panics, the
+    /// lock is kept until the process exits.
     ///
     /// # Errors
     /// As [`announce_and_bind`](Self::announce_and_bind); `serve` was not called then.
@@ -337,13 +344,10 @@ impl BegunSuccessor {
         mut self,
         readiness: ReadinessSnapshot,
         control_socket: &Path,
-        lock: DataDirLock,
+        lock: ServingLock,
         serve: impl FnOnce(),
     ) -> Result<Incumbent> {
-        if let Err(error) = injected(fail_here!(points::N_BEFORE_ANNOUNCE_READY)) {
-            lock.forget();
-            return Err(error);
-        }
+        injected(fail_here!(points::N_BEFORE_ANNOUNCE_READY))?;
         Ok(Incumbent::taken_over(self.driver.announce(readiness, control_socket, lock, serve)?))
     }
 }

@@ -20,7 +20,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
-use handoff_lock::{DataDirLock, Unlocked};
+use handoff_lock::{ServingLock, Unlocked};
 use handoff_proto::successor::{
     Answer, Call, Errand, GaveUp, Input, LockShown, Outcome, Report, Sealed, Successor as Machine,
 };
@@ -158,7 +158,7 @@ impl Driver {
     }
 
     /// Takes the lock when it is this process's turn, and tells how the data was left.
-    pub(crate) fn lock(&mut self, unlocked: Unlocked) -> Result<(DataDirLock, BeginMode)> {
+    pub(crate) fn lock(&mut self, unlocked: Unlocked) -> Result<(ServingLock, BeginMode)> {
         self.hands.look_at(unlocked);
         match self.call(Call::Lock)? {
             Answer::Locked { mode } => Ok((self.hands.take_lock()?, mode)),
@@ -182,7 +182,7 @@ impl Driver {
         &mut self,
         readiness: ReadinessSnapshot,
         control_socket: &Path,
-        lock: DataDirLock,
+        lock: ServingLock,
         serve: impl FnOnce(),
     ) -> Result<Announced> {
         let report = Report {
@@ -205,24 +205,13 @@ impl Driver {
         core.turn();
         core.step(Input::Daemon(Call::Announce { report, lock: shown }));
         drop(core);
-        let announced = self.answer_and_serve(&mut serve_once);
-        let taken_over = announced.and_then(|_| {
-            let serving = self.hands.take_serving()?;
-            let helper = self.helper.take().ok_or_else(|| Error::Usage("it has taken over before".into()))?;
-            Ok((serving, helper))
-        });
-        match taken_over {
-            Ok((serving, helper)) => {
-                serve_once();
-                let parting = self.shared.part();
-                let (waker, relief) = self.shared.wakers();
-                Ok(Announced { serving, helper, waker, relief, parting })
-            }
-            Err(error) => {
-                self.hands.keep_lock_until_exit();
-                Err(error)
-            }
-        }
+        self.answer_and_serve(&mut serve_once)?;
+        let serving = self.hands.take_serving()?;
+        let helper = self.helper.take().ok_or_else(|| Error::Usage("it has taken over before".into()))?;
+        serve_once();
+        let parting = self.shared.part();
+        let (waker, relief) = self.shared.wakers();
+        Ok(Announced { serving, helper, waker, relief, parting })
     }
 
     fn accepted(&mut self, answer: Answer) -> Result<Answer> {
@@ -239,7 +228,12 @@ impl Drop for Driver {
     fn drop(&mut self) {
         let Some(helper) = self.helper.take() else { return };
         let call = if std::thread::panicking() { Call::GiveUp("the daemon panicked".into()) } else { Call::Dropped };
-        self.shared.lock().step(Input::Daemon(call));
+        let mut core = self.shared.lock();
+        core.step(Input::Daemon(call));
+        // One whose lease is Active gives nothing up any more. But if its `serve` has panicked it does not serve either: the
+        // supervisor hears that it is gone, and does not wait for it.
+        core.hang_up();
+        drop(core);
         self.shared.end();
         // It blocks on nothing but its own wait, which has just ended.
         helper.join();

@@ -119,7 +119,6 @@ impl Driver {
         let owner = lock.lease().owner;
         let me = ProcessId { pid: owner.pid, start_time: owner.start_time };
         let config = Config { me, epoch: lock.epoch(), build_id: build_id.clone(), timing };
-        // From here on a failure keeps the lock: the slot's drop does.
         let lock = Arc::new(Mutex::new(LockSlot::new(lock)));
         let waker = worker.waker();
         let (jobs, bench) = Jobs::new(Arc::clone(&drainable), waker.clone());

@@ -118,7 +118,7 @@ impl Core {
     }
 
     /// The library thread waits on a duplicate of the socket, so closing alone would not end the connection.
-    fn hang_up(&mut self) {
+    pub(super) fn hang_up(&mut self) {
         self.wake_due = true;
         if let Some(channel) = self.channel.take() {
             // Fails only when the supervisor has closed first, and then there is nothing left to end.

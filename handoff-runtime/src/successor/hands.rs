@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use handoff_lock::{Attempt, Claim, DataDirLock, Lease, Unlocked};
+use handoff_lock::{Attempt, Claim, Lease, ServingLock, Unlocked};
 use handoff_proto::successor::{Age, Errand, Found, Outcome};
 
 use crate::control::{ControlSocket, StagedControl};
@@ -31,7 +31,7 @@ pub(super) struct Hands {
 #[derive(Debug)]
 pub(crate) struct Serving {
     pub(crate) control: ControlSocket,
-    pub(crate) lock: DataDirLock,
+    pub(crate) lock: ServingLock,
     pub(crate) build_id: Vec<u8>,
 }
 
@@ -40,7 +40,8 @@ enum Hold {
     Nothing,
     Unlocked(Unlocked),
     Claim(Claim),
-    Lock(DataDirLock),
+    /// A drop keeps it until the process exits: the daemon's store may be open.
+    Lock(ServingLock),
 }
 
 #[derive(Debug)]
@@ -62,7 +63,7 @@ impl Hands {
     }
 
     /// The lock that the daemon gives back, and where it wants to answer.
-    pub(super) fn present(&mut self, lock: DataDirLock, control_path: &Path) {
+    pub(super) fn present(&mut self, lock: ServingLock, control_path: &Path) {
         self.hold = Hold::Lock(lock);
         self.control_path = control_path.to_owned();
     }
@@ -75,7 +76,7 @@ impl Hands {
     }
 
     /// The lock, for the daemon.
-    pub(super) fn take_lock(&mut self) -> Result<DataDirLock> {
+    pub(super) fn take_lock(&mut self) -> Result<ServingLock> {
         match std::mem::replace(&mut self.hold, Hold::Nothing) {
             Hold::Lock(lock) => Ok(lock),
             other => {
@@ -91,13 +92,6 @@ impl Hands {
             return Err(missing("control socket"));
         };
         Ok(Serving { control, lock: self.take_lock()?, build_id: std::mem::take(&mut self.build_id) })
-    }
-
-    /// The daemon's store may still be open: nobody else may have the lock before this process is gone.
-    pub(super) fn keep_lock_until_exit(&mut self) {
-        if let Hold::Lock(lock) = std::mem::replace(&mut self.hold, Hold::Nothing) {
-            lock.forget();
-        }
     }
 
     /// Why the last errand failed.
@@ -158,7 +152,7 @@ impl Hands {
         let Hold::Claim(claim) = std::mem::replace(&mut self.hold, Hold::Nothing) else { return Err(missing("lock")) };
         let lock = claim.claim_quietly(Some(handoff_id)).map_err(|(_, error)| error)?;
         let epoch = lock.lease().epoch;
-        self.hold = Hold::Lock(lock);
+        self.hold = Hold::Lock(lock.for_serving());
         Ok(Outcome::Claimed { epoch })
     }
 

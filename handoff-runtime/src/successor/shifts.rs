@@ -146,8 +146,7 @@ impl Shared {
 
     /// The handover is given up: the library thread sees it at once, and ends.
     pub(super) fn end(&self) {
-        self.give_back();
-        self.waker.wake();
+        let _channel = self.part();
     }
 
     /// What wakes the library thread, for what it does next.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use handoff_lock::{DataDirLock, LeaseState, LockError, Unlocked, read_lease};
+use handoff_lock::{DataDirLock, LeaseState, LockError, ServingLock, Unlocked, read_lease};
 use handoff_proto::frame::{read_message, write_message};
 use handoff_proto::{BeginMode, HandoffId, Message, Side, Timing, WireError};
 use tempfile::TempDir;
@@ -162,14 +162,14 @@ fn ready(revisions: &[u64]) -> ReadinessSnapshot {
 }
 
 /// A successor that holds the lock and opens, and its supervisor.
-fn opening(sealed: &Sealed, revisions: &[u64]) -> (Supervisor, Driver, DataDirLock) {
+fn opening(sealed: &Sealed, revisions: &[u64]) -> (Supervisor, Driver, ServingLock) {
     let (mut supervisor, mut driver) = Supervisor::greet(2);
     supervisor.begin_warmed(&mut driver, sealed.epoch, revisions);
     let lock = take_lock(&mut driver, sealed.path()).unwrap();
     (supervisor, driver, lock)
 }
 
-fn take_lock(driver: &mut Driver, dir: &Path) -> Result<DataDirLock> {
+fn take_lock(driver: &mut Driver, dir: &Path) -> Result<ServingLock> {
     Ok(driver.lock(Unlocked::open(dir)?)?.0)
 }
 
@@ -311,7 +311,7 @@ fn takes_part_in_the_directorys_lock_that_was_passed() {
     let taken = take_lock(&mut driver, sealed.path()).unwrap();
     drop(fallback);
     assert!(is_closed_to_strangers(sealed.path()), "it outlives the incumbent's part");
-    drop(taken);
+    taken.release().unwrap();
     assert!(!is_closed_to_strangers(sealed.path()));
 }
 
@@ -481,7 +481,7 @@ fn only_the_lock_of_this_handover_is_accepted() {
     let sealed = Sealed::new();
     let (mut supervisor, mut driver, lock) = opening(&sealed, &[5]);
     lock.release().unwrap();
-    let own = DataDirLock::acquire(sealed.path()).unwrap();
+    let own = DataDirLock::acquire(sealed.path()).unwrap().for_serving();
     let error = driver.announce(ready(&[5]), &sealed.socket(), own, never).unwrap_err();
     assert!(matches!(error, Error::Usage(_)), "{error}");
     assert_not_ready(&mut supervisor);
@@ -524,8 +524,9 @@ fn dropping_it_at_any_stage_ends_the_session() {
 
     let sealed = Sealed::new();
     let (mut supervisor, driver, lock) = opening(&sealed, &[]);
-    drop((driver, lock));
+    drop(driver);
     assert_not_ready(&mut supervisor);
+    lock.release().unwrap();
     assert!(!sealed.is_locked());
 }
 

@@ -9,6 +9,7 @@ mod daemons;
 mod datagrams;
 mod eyes;
 mod failing_syscalls;
+mod guest;
 mod interop;
 mod matrix;
 mod recovery;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         ChildRole { name: "daemon-ours", main: |_| daemons::exit_code(daemons::ours::main()) },
         ChildRole { name: "daemon-scripted", main: |_| daemons::exit_code(daemons::scripted::main()) },
         ChildRole { name: "daemon-theirs", main: |_| daemons::exit_code(daemons::theirs::main()) },
+        ChildRole { name: guest::daemon::ROLE, main: |_| guest::daemon::main() },
         ChildRole { name: eyes::shards::ROLE, main: |_| daemons::exit_code(eyes::shards::main()) },
         ChildRole {
             name: interop::faults::daemon::ROLE,
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         datagrams::all(),
         eyes::all(),
         failing_syscalls::all(),
+        guest::all(),
         interop::all(),
         interop::faults::all(),
         matrix::all(),
