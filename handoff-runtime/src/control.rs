@@ -23,6 +23,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept
 
 use crate::channel::{Channel, Received};
 use crate::error::{Error, Result};
+use crate::events;
 use crate::sys::fork::StaysHere;
 use crate::sys::poll;
 use crate::timers::instant_after;
@@ -109,7 +110,7 @@ impl ControlSocket {
             let channel = Channel::new(UnixStream::from(socket));
             match is_one_of_us(&channel) {
                 Ok(()) => return Ok(Some(channel)),
-                Err(error) => tracing::warn!(path = %self.path.display(), %error, "a client was turned away"),
+                Err(error) => events::warn!(path = %self.path.display(), %error, "a client was turned away"),
             }
         }
         Ok(None)
@@ -277,7 +278,7 @@ impl Drop for StagingName {
         }
         match fs::remove_file(&self.0) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
-                tracing::warn!(path = %self.0.display(), %error, "a staging name could not be removed");
+                events::warn!(path = %self.0.display(), %error, "a staging name could not be removed");
             }
             _ => {}
         }

@@ -19,6 +19,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::data_dir::Told;
 use crate::error::{Error, Result};
+use crate::events;
 use crate::listeners::{InheritedListeners, is_listener, retain};
 use crate::sys;
 use crate::sys::spawn::FIRST_FD;
@@ -167,7 +168,7 @@ impl Variables {
             return Err(unusable(LISTEN_PID, format!("it names process {told}, and this one is {own_pid}: {mend}")));
         }
         if !has_channel {
-            tracing::info!(listen_pid = told, "the inherited listeners are another process's");
+            events::info!(listen_pid = told, "the inherited listeners are another process's");
         }
         // A supervisor of another make may leave the variable as its own manager has set it.
         Ok(has_channel)
@@ -189,7 +190,7 @@ impl Variables {
         let claimed: u64 = number(LISTEN_FDS, count)?;
         let count = claimed.min(fds_max);
         if count < claimed {
-            tracing::warn!(claimed, limit = fds_max, "LISTEN_FDS names more descriptors than there can be");
+            events::warn!(claimed, limit = fds_max, "LISTEN_FDS names more descriptors than there can be");
         }
         let text = self.listen_fdnames.as_deref().unwrap_or_default().to_string_lossy();
         let given = text.split(':').map(|name| if name.is_empty() { UNNAMED } else { name });
@@ -212,7 +213,7 @@ impl Variables {
             None => return Ok(None),
             Some(role) if role == ROLE_SUCCESSOR => {}
             Some(role) => {
-                tracing::warn!(?role, "an unknown HANDOFF_ROLE is taken for a cold start");
+                events::warn!(?role, "an unknown HANDOFF_ROLE is taken for a cold start");
                 return Ok(None);
             }
         }

@@ -26,6 +26,7 @@ use crate::control::{ControlSocket, StagedControl, check_socket_path};
 use crate::crash;
 use crate::drainable::Drainable;
 use crate::error::{Error, Result};
+use crate::events;
 use crate::listeners;
 use crate::successor::{Announced, Serving};
 use crew::IdleWorker;
@@ -83,7 +84,7 @@ impl Incumbent {
     /// Says what names this build; supervisors and `handoff status` show it, the lease keeps its first 64 bytes.
     pub fn with_build_id(mut self, build_id: Vec<u8>) -> Self {
         if let Err(error) = self.lock.activate(&build_id) {
-            tracing::warn!(%error, "the build id could not be written into the lease");
+            events::warn!(%error, "the build id could not be written into the lease");
         }
         self.build_id = build_id;
         self
@@ -105,9 +106,11 @@ impl Incumbent {
     /// the build that can read it. Anything else: the loop can't go on; the lock is kept until the process exits, because the
     /// store may be open.
     pub fn serve<D: Drainable + 'static>(self, drainable: D) -> Result<Served> {
+        events::prepare();
         let (driver, bench, worker) = driver::Driver::new(self, Arc::new(drainable));
         let served = worker.serve(driver, bench);
         listeners::forget();
+        events::settle();
         served
     }
 }

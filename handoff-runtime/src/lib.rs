@@ -58,6 +58,7 @@ mod data_dir;
 pub mod drainable;
 mod environment;
 pub mod error;
+mod events;
 mod helper;
 mod incumbent;
 mod listeners;

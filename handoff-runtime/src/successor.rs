@@ -29,6 +29,7 @@ use handoff_proto::{BeginMode, HandoffId, Timing};
 use crate::channel::Channel;
 use crate::drainable::ReadinessSnapshot;
 use crate::error::{Error, Result};
+use crate::events;
 use crate::helper::Helper;
 use crate::relief::Relief;
 use crate::waker::Waker;
@@ -81,6 +82,7 @@ impl Driver {
         build_id: Vec<u8>,
         timing: Timing,
     ) -> Result<Self> {
+        events::prepare();
         let failed = |error: io::Error| Error::io("prepare the channel to the supervisor", error);
         let channel = Channel::new(control);
         let polled = channel.polled();
@@ -210,6 +212,7 @@ impl Driver {
         let helper = self.helper.take().ok_or_else(|| Error::Usage("it has taken over before".into()))?;
         serve_once();
         let parting = self.shared.part();
+        events::pass_on();
         let (waker, relief) = self.shared.wakers();
         Ok(Announced { serving, helper, waker, relief, parting })
     }
@@ -237,6 +240,7 @@ impl Drop for Driver {
         self.shared.end();
         // It blocks on nothing but its own wait, which has just ended.
         helper.join();
+        events::settle();
     }
 }
 

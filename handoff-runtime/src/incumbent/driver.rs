@@ -22,6 +22,7 @@ use crate::channel::{Channel, Received};
 use crate::control::ControlSocket;
 use crate::drainable::Drainable;
 use crate::error::{Error, Result};
+use crate::events;
 use crate::process::Process;
 use crate::timers::Timers;
 use crate::waker::Waker;
@@ -191,7 +192,7 @@ impl Driver {
             let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
             slot.announce();
             if let Err(error) = slot.reserve_epochs() {
-                tracing::warn!(error, "epochs could not be reserved ahead");
+                events::warn!(error, "epochs could not be reserved ahead");
             }
         };
         self.jobs.run_errand(errand);
@@ -237,7 +238,7 @@ impl Driver {
         match error {
             None => self.poll_failures = 0,
             Some(error) if self.poll_failures < POLL_FAILURES_MAX => {
-                tracing::warn!(%error, "the control loop could not wait");
+                events::warn!(%error, "the control loop could not wait");
                 self.poll_failures += 1;
             }
             Some(error) => self.failure = Failure::Found(Error::io("wait in the control loop", error)),
@@ -334,7 +335,7 @@ impl Driver {
                 Received::Nothing => return,
                 Received::Closed => return self.closed(id),
                 Received::Malformed(error) => {
-                    tracing::warn!(session = id.0, %error, "a client sent what is no message");
+                    events::warn!(session = id.0, %error, "a client sent what is no message");
                     self.feed(Input::Malformed(id));
                 }
             }
@@ -377,7 +378,7 @@ impl Driver {
                 Ok(None) => return,
                 Err(error) => {
                     // The client still waits, so the socket stays readable: rest instead of spinning.
-                    tracing::warn!(%error, "a client has to wait");
+                    events::warn!(%error, "a client has to wait");
                     self.accepting = Accepting::Resting;
                     self.timers.arm(Alarm::Accept, ACCEPT_PAUSE);
                     return;

@@ -10,6 +10,7 @@ use handoff_lock::{Attempt, Claim, LockError, ServingLock, Unlocked, look};
 use handoff_proto::incumbent::{Directory, LockTried};
 use handoff_proto::{HandoffId, LeaseView};
 
+use crate::events;
 use crate::ownership;
 use crate::transfer;
 
@@ -118,7 +119,7 @@ impl LockSlot {
                 }
                 Attempt::Held(unlocked) => (Condition::Free(unlocked), LockTried::Held),
                 Attempt::Failed(unlocked, error) => {
-                    tracing::warn!(%error, "the data-dir lock could not be tried");
+                    events::warn!(%error, "the data-dir lock could not be tried");
                     (Condition::Free(unlocked), LockTried::Failed)
                 }
             },
@@ -150,7 +151,7 @@ impl LockSlot {
             Condition::Claimed(claim) => Condition::Free(claim.unlock()),
             Condition::Held(lock) => {
                 if let Err(error) = lock.release() {
-                    tracing::warn!(%error, "the data-dir lock was not released cleanly");
+                    events::warn!(%error, "the data-dir lock was not released cleanly");
                 }
                 Condition::Released
             }
@@ -171,7 +172,7 @@ impl LockSlot {
 }
 
 fn text(error: LockError) -> String {
-    tracing::warn!(%error, "the data-dir lock");
+    events::warn!(%error, "the data-dir lock");
     error.to_string()
 }
 

@@ -9,9 +9,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use crate::events::{debug, warn};
 use rustix::event::PollFlags;
 use serde::Serialize;
-use tracing::{debug, warn};
 
 use super::report::{Event, Refusal, Request};
 use crate::sys::socket::peer;

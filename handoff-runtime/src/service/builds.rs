@@ -14,9 +14,9 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use crate::events::{debug, warn};
 use rustix::fs::StatVfsMountFlags;
 use serde::{Deserialize, Serialize};
-use tracing::{debug, warn};
 
 use super::own_file;
 

@@ -17,10 +17,10 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
+use crate::events::warn;
 use handoff_proto::ProcessId;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
-use tracing::warn;
 
 use super::builds::Lineage;
 use super::config::ServiceConfig;

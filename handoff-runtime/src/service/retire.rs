@@ -8,9 +8,9 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
+use crate::events::{info, warn};
 use handoff_proto::{HandoffId, ProcessId};
 use rustix::event::{PollFd, PollFlags};
-use tracing::{info, warn};
 
 use crate::process::Process;
 use crate::sys::poll;

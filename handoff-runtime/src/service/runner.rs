@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use crate::events::{debug, info, warn};
 use handoff_journal::{History, JournalError};
 use rustix::event::{PollFd, PollFlags};
-use tracing::{debug, info, warn};
 
 use super::admin::{AdminSocket, ClientId};
 use super::builds::{Lineage, Shelf};

@@ -7,8 +7,8 @@
 //!
 //! Never decides what becomes of it, and reads no clock.
 
+use crate::events::debug;
 use handoff_proto::{HandoffId, Message, PROTO_MAX, ProtoVersion};
-use tracing::debug;
 
 use crate::Result;
 use crate::channel::{Channel, Received};

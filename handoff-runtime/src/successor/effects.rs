@@ -10,9 +10,11 @@ use handoff_proto::successor::{Answer, Effect, Errand, GaveUp, Input, Milestone,
 use handoff_proto::{HandoffId, Machine as _, Message, ProtoVersion, WireError};
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::Shutdown;
+use tracing::Level;
 
 use crate::channel::{Channel, Received};
 use crate::crash_here;
+use crate::events;
 use crate::timers::Timers;
 
 /// The target of the events of a handover; with the names of the steps it is an interface (`docs/operating.md`).
@@ -80,7 +82,7 @@ impl Core {
     pub(super) fn step(&mut self, input: Input) {
         for effect in self.machine.step(input) {
             if let Err(error) = self.perform(effect) {
-                tracing::debug!(handoff_id = self.shown_id(), %error, "the supervisor can't be told any more");
+                events::debug!(handoff_id = self.shown_id(), %error, "the supervisor can't be told any more");
                 self.outbound = Outbound::Broken;
                 self.wake_due = true;
             }
@@ -151,13 +153,17 @@ impl Core {
             Milestone::Left(GaveUp::Dropped) => self.tell("dropped", None),
             Milestone::Left(why) => {
                 let handoff_id = self.shown_id();
-                tracing::warn!(target: EVENTS, handoff_id, step = "gave_up", reason = %why, "handover");
+                events::warn!(target: EVENTS, handoff_id, step = "gave_up", reason = %why, "handover");
             }
         }
     }
 
+    /// Most of it is said within the pause.
     fn tell(&self, step: &'static str, epoch: Option<u64>) {
-        tracing::info!(target: EVENTS, handoff_id = self.shown_id(), step, epoch, "handover");
+        if events::is_wanted(Level::INFO) {
+            let handoff_id = self.shown_id();
+            events::leave(move || tracing::info!(target: EVENTS, handoff_id, step, epoch, "handover"));
+        }
     }
 
     fn shown_id(&self) -> Option<tracing::field::DisplayValue<HandoffId>> {
@@ -201,7 +207,7 @@ impl Core {
                 (Received::Nothing, Outbound::Broken) => Wire::Closed,
                 (Received::Closed | Received::Malformed(WireError::Io(_)), _) => Wire::Closed,
                 (Received::Malformed(error), _) => {
-                    tracing::warn!(handoff_id = self.shown_id(), %error, "the supervisor's bytes make no sense");
+                    events::warn!(handoff_id = self.shown_id(), %error, "the supervisor's bytes make no sense");
                     Wire::Garbage
                 }
             };

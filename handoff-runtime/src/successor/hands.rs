@@ -11,6 +11,7 @@ use handoff_proto::successor::{Age, Errand, Found, Outcome};
 
 use crate::control::{ControlSocket, StagedControl};
 use crate::error::{Error, Result};
+use crate::events;
 use crate::ownership;
 use crate::timers::now_ns;
 use crate::transfer::{self, Collected};
@@ -109,7 +110,7 @@ impl Hands {
             Errand::ActivateLease { not_after_ns } => self.activate_lease(not_after_ns),
         };
         done.unwrap_or_else(|error| {
-            tracing::error!(%error, "the successor can't take over");
+            events::error!(%error, "the successor can't take over");
             let reason = error.to_string();
             self.error = Some(error);
             Outcome::Failed { reason }
@@ -143,7 +144,7 @@ impl Hands {
             |error| Error::io("take part in the lock of the data directory, which the incumbent has passed", error);
         match transfer::collect(channel.as_fd()).map_err(failed)? {
             Collected::Directory(directory) => unlocked.adopt_directory(directory)?,
-            Collected::Nothing(reason) => tracing::info!(reason, "the incumbent has not passed the directory's lock"),
+            Collected::Nothing(reason) => events::info!(reason, "the incumbent has not passed the directory's lock"),
         }
         Ok(unlocked)
     }

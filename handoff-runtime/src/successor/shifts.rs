@@ -22,6 +22,7 @@ use rustix::event::{PollFd, PollFlags};
 
 use super::effects::{Core, Listener, Thread, Wait};
 use crate::channel::Channel;
+use crate::events;
 use crate::relief::Relief;
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::sys::poll;
@@ -191,8 +192,9 @@ fn next_wait(shared: &Shared) -> Option<Wait> {
 }
 
 fn sleep(fds: &mut [PollFd<'_>], timeout: Option<Duration>) {
+    events::pass_on();
     if let Err(error) = poll::wait(fds, timeout) {
-        tracing::warn!(%error, "poll failed; looking at everything again");
+        events::warn!(%error, "poll failed; looking at everything again");
     }
 }
 

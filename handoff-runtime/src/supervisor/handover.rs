@@ -22,6 +22,7 @@ use crate::channel::{Channel, Received};
 use crate::control;
 use crate::environment::{HANDOFF_DATA_DIR_ID, HANDOFF_SOCK_FD, HANDOFF_TRANSFER_FD};
 use crate::error::{Error, Result};
+use crate::events;
 use crate::outcome::{HandoffOutcome, OldProcess, SpawnSpec};
 use crate::ownership;
 use crate::process::Process;
@@ -445,7 +446,7 @@ impl<'a> Run<'a> {
                 *deadline_ns = self.timers.at_ns(Timer::Deadline).unwrap_or(u64::MAX);
             }
             Message::HelloAck { proto_version_chosen: 1, .. } => {
-                tracing::info!(handoff_id = %self.handoff_id, "a peer speaks version 1 only: what version 2 adds is left out with it");
+                events::info!(handoff_id = %self.handoff_id, "a peer speaks version 1 only: what version 2 adds is left out with it");
             }
             _ => {}
         }
@@ -511,7 +512,7 @@ impl<'a> Run<'a> {
     }
 
     fn journal_failed(&mut self, error: JournalError) {
-        tracing::warn!(handoff_id = %self.handoff_id, %error, "the journal could not be written");
+        events::warn!(handoff_id = %self.handoff_id, %error, "the journal could not be written");
         let text = self.keep(error.into());
         self.results.push_back(Input::JournalFailed(text));
     }
@@ -520,7 +521,7 @@ impl<'a> Run<'a> {
         if let Some(peer) = &self.successor
             && let Err(error) = signal(&peer.process)
         {
-            tracing::warn!(handoff_id = %self.handoff_id, %error, "the successor could not be signalled");
+            events::warn!(handoff_id = %self.handoff_id, %error, "the successor could not be signalled");
         }
         self
     }
@@ -537,7 +538,7 @@ impl<'a> Run<'a> {
         if let Some(peer) = &self.incumbent
             && let Err(error) = peer.process.kill()
         {
-            tracing::warn!(handoff_id = %self.handoff_id, %error, "the incumbent could not be killed");
+            events::warn!(handoff_id = %self.handoff_id, %error, "the incumbent could not be killed");
         }
     }
 

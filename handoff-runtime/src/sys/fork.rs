@@ -8,7 +8,7 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 
 /// A descriptor that stays with the process that opened it.
 #[derive(Debug)]
@@ -53,6 +53,7 @@ impl Drop for StaysHere {
 const PLACES: usize = 64;
 const FREE: RawFd = -1;
 static TABLE: [AtomicI32; PLACES] = [const { AtomicI32::new(FREE) }; PLACES];
+static FORKS: AtomicUsize = AtomicUsize::new(0);
 static GATE: AtomicBool = AtomicBool::new(false);
 
 /// No fork happens while one is held.
@@ -73,7 +74,16 @@ impl Drop for Gate {
     }
 }
 
-fn watch_forks() -> io::Result<()> {
+/// How many forks lie between the first process of this program and this one, counted from when it [watches](watch_forks).
+pub(crate) fn generation() -> usize {
+    FORKS.load(Ordering::Relaxed)
+}
+
+/// Has children that are forked from now on know that they are.
+///
+/// # Errors
+/// There is no memory for it.
+pub(crate) fn watch_forks() -> io::Result<()> {
     static WATCHING: OnceLock<i32> = OnceLock::new();
     let errno = *WATCHING.get_or_init(|| {
         // SAFETY: pthread_atfork(3); the handlers are functions of this program, and the child's is async-signal-safe.
@@ -108,7 +118,14 @@ extern "C" fn after_fork_in_child() {
             }
         }
     }
+    FORKS.fetch_add(1, Ordering::Relaxed);
     GATE.store(false, Ordering::Release);
+}
+
+/// What `child` says in a forked child.
+#[cfg(test)]
+pub(crate) fn in_a_child(child: impl FnMut() -> bool) -> bool {
+    tests::is_fine(tests::fork(child))
 }
 
 #[cfg(test)]
@@ -125,7 +142,7 @@ mod tests {
     use crate::sys::poll;
 
     /// Forks; the child leaves with what `child` says, and without running anything else.
-    fn fork(mut child: impl FnMut() -> bool) -> Pid {
+    pub(super) fn fork(mut child: impl FnMut() -> bool) -> Pid {
         // SAFETY: fork(2); the child runs `child` only, which uses no other thread's locks but the allocator's, and that one is
         // usable in a forked child.
         let pid = unsafe { libc::fork() };
@@ -144,7 +161,7 @@ mod tests {
         FORKS.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_fine(child: Pid) -> bool {
+    pub(super) fn is_fine(child: Pid) -> bool {
         waitpid(Some(child), WaitOptions::empty()).unwrap().unwrap().1.exit_status() == Some(0)
     }
 

@@ -1,6 +1,7 @@
-//! The library in the process of a daemon that goes wrong: what becomes of its lock.
+//! The library in the process of a daemon that goes wrong: what becomes of its lock, and of who listens to its events.
 
 pub(crate) mod daemon;
+pub(crate) mod listener;
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -9,6 +10,7 @@ use handoff_testkit::ROLE_VARIABLE;
 use handoff_testkit::fixture::{Fixture, Setup};
 
 use self::daemon::{Way, let_exit, seen, tell, turns};
+use self::listener::{LISTENER, Listener};
 use crate::daemons::{CONTROL_SOCKET, DATA_DIR};
 use crate::stage::within_patience;
 use crate::{Outcome, check, trials};
@@ -18,6 +20,10 @@ trials![
     an_incumbent_that_is_dropped_keeps_the_lock_until_the_process_is_gone,
     a_successor_that_drops_its_lock_keeps_it_until_the_process_is_gone,
     a_successor_that_panics_serving_keeps_the_lock_until_the_process_is_gone,
+    daemons_whose_events_block_hand_over,
+    daemons_whose_events_panic_hand_over,
+    a_supervisor_whose_events_block_hands_over,
+    a_supervisor_whose_events_panic_hands_over,
 ];
 
 /// A daemon without a supervisor, ended with its test.
@@ -104,4 +110,46 @@ fn a_successor_that_panics_serving_keeps_the_lock_until_the_process_is_gone() ->
     let turns = turns(fixture.data_dir())?;
     let came_back = turns.iter().filter(|&&pid| pid == successor).count() == 1;
     check(all && came_back, format!("{successor} wrote once at a time: {turns:?}\n{}", fixture.log()))
+}
+
+/// Each of the daemons is a successor and then an incumbent, which once takes its data back.
+fn hands_over_and_back(setup: Setup) -> Outcome {
+    let fixture = setup.start()?;
+    for _ in 0..2 {
+        let upgrade = fixture.upgrade(&[])?;
+        check(upgrade.committed(), format!("{upgrade:?}\n{}", fixture.log()))?;
+    }
+    let pid = fixture.incumbent_pid()?;
+    tell(fixture.data_dir(), Way::DropsTheLock)?;
+    let_exit(fixture.data_dir())?;
+    let upgrade = fixture.upgrade(&[])?;
+    let is_undone = upgrade.code == Some(2) && fixture.incumbent_pid()? == pid;
+    check(is_undone, format!("{upgrade:?}\n{}", fixture.log()))?;
+    tell(fixture.data_dir(), Way::Well)?;
+    let upgrade = fixture.upgrade(&[])?;
+    check(upgrade.committed(), format!("{upgrade:?}\n{}", fixture.log()))
+}
+
+fn daemons(listener: Listener) -> Outcome {
+    hands_over_and_back(Setup::role(daemon::ROLE)?.env(LISTENER, format!("{listener:?}")))
+}
+
+fn supervisor(listener: Listener) -> Outcome {
+    hands_over_and_back(Setup::role(daemon::ROLE)?.supervisor_env(LISTENER, format!("{listener:?}")))
+}
+
+fn daemons_whose_events_block_hand_over() -> Outcome {
+    daemons(Listener::Blocks)
+}
+
+fn daemons_whose_events_panic_hand_over() -> Outcome {
+    daemons(Listener::Panics)
+}
+
+fn a_supervisor_whose_events_block_hands_over() -> Outcome {
+    supervisor(Listener::Blocks)
+}
+
+fn a_supervisor_whose_events_panic_hands_over() -> Outcome {
+    supervisor(Listener::Panics)
 }

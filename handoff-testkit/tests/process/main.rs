@@ -46,6 +46,7 @@ macro_rules! trials {
 }
 
 fn main() -> ExitCode {
+    guest::listener::install_if_told();
     handoff_testkit::init_with(&[
         ChildRole { name: "daemon-ours", main: |_| daemons::exit_code(daemons::ours::main()) },
         ChildRole { name: "daemon-scripted", main: |_| daemons::exit_code(daemons::scripted::main()) },

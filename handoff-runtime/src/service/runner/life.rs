@@ -3,8 +3,8 @@
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use crate::events::{error, info, warn};
 use handoff_journal::{HistoryEntry, Phase, StateJournal};
-use tracing::{error, info, warn};
 
 use super::{ACCEPT_PAUSE, Runner, Timer, child_env, report_lost};
 use crate::outcome::Recovery;

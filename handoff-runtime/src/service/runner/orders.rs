@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use tracing::{debug, info, warn};
+use crate::events::{debug, info, warn};
 
 use super::{Runner, child_env, report_lost};
 use crate::Result;
