@@ -6,7 +6,7 @@
 //! [`release`](ServingLock::release) or the end of the process. Nothing here ends the process; after an error, exit.
 
 use std::net::{TcpListener, UdpSocket};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use handoff_lock::{ServingLock, Unlocked};
@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::incumbent::Incumbent;
 use crate::listeners::InheritedListeners;
 use crate::successor::{Driver, OpenProgress};
+use crate::sys::fork::StaysHere;
 
 /// The longest build id that a successor may greet with, in bytes. A lease keeps its first 64.
 const BUILD_ID_BYTES_MAX: usize = 64 * 1024;
@@ -99,27 +100,28 @@ pub fn detect_role() -> Result<Role> {
 /// A successor that has not greeted its supervisor yet. It owns nothing, and must touch nothing.
 #[derive(Debug)]
 pub struct Successor {
-    control: UnixStream,
-    transfer: Option<UnixStream>,
+    control: StaysHere,
+    transfer: Option<StaysHere>,
     inherited: InheritedListeners,
-    timing: Timing,
+    /// Boxed for the sake of `Role`, most of which are cold starts.
+    timing: Box<Timing>,
     place: Place,
 }
 
 impl Successor {
     pub(crate) fn new(
-        control: UnixStream,
-        transfer: Option<UnixStream>,
+        control: StaysHere,
+        transfer: Option<StaysHere>,
         inherited: InheritedListeners,
         data_dir: Option<Told>,
     ) -> Self {
-        Self { control, transfer, inherited, timing: crash::initial_timing(), place: Place::new(data_dir) }
+        Self { control, transfer, inherited, timing: Box::new(crash::initial_timing()), place: Place::new(data_dir) }
     }
 
     /// Other intervals than those of the protocol, for tests.
     #[must_use]
     pub fn with_timing(mut self, timing: Timing) -> Self {
-        self.timing = timing;
+        *self.timing = timing;
         self
     }
 
@@ -140,7 +142,7 @@ impl Successor {
             return Err(Error::Usage(format!("a build id of {bytes} bytes; at most {BUILD_ID_BYTES_MAX} are sent")));
         }
         injected(fail_here!(points::N_BEFORE_HANDSHAKE))?;
-        let mut driver = Driver::greet(self.control, self.transfer, build_id, self.timing)?;
+        let mut driver = Driver::greet(self.control, self.transfer, build_id, *self.timing)?;
         let handoff_id = driver.greeted()?;
         injected(fail_here!(points::N_AFTER_HANDSHAKE))?;
         Ok(HandshookSuccessor { driver, inherited: self.inherited, handoff_id, place: self.place, prepared: None })

@@ -16,7 +16,6 @@ mod shifts;
 mod tests;
 
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -32,6 +31,7 @@ use crate::error::{Error, Result};
 use crate::events;
 use crate::helper::Helper;
 use crate::relief::Relief;
+use crate::sys::fork::StaysHere;
 use crate::waker::Waker;
 use effects::Core;
 use hands::Hands;
@@ -77,8 +77,8 @@ impl Driver {
     /// # Errors
     /// The system gives no thread or descriptor.
     pub(crate) fn greet(
-        control: UnixStream,
-        transfer: Option<UnixStream>,
+        control: StaysHere,
+        transfer: Option<StaysHere>,
         build_id: Vec<u8>,
         timing: Timing,
     ) -> Result<Self> {

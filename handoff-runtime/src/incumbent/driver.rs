@@ -5,7 +5,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +23,7 @@ use crate::drainable::Drainable;
 use crate::error::{Error, Result};
 use crate::events;
 use crate::process::Process;
+use crate::sys::fork::StaysHere;
 use crate::timers::Timers;
 use crate::waker::Waker;
 use crate::worker::{Bench, Jobs};
@@ -80,7 +80,7 @@ pub(super) struct Session {
     pub(super) id: SessionId,
     pub(super) channel: Channel,
     /// The end of the direct channel that came with its last `TransferChannel`.
-    pub(super) transfer: Option<OwnedFd>,
+    pub(super) transfer: Option<StaysHere>,
     pub(super) writing: Writing,
     /// More than one turn's worth has arrived.
     reading: Reading,
@@ -328,7 +328,7 @@ impl Driver {
                 Received::Message { version, message, fds } => {
                     // What comes with any other message is for nobody, and closed.
                     if let Message::TransferChannel { .. } = message {
-                        session.transfer = fds.into_iter().next();
+                        session.transfer = fds.into_iter().next().map(StaysHere::from);
                     }
                     self.feed(Input::Received(id, version, message));
                 }

@@ -13,11 +13,11 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::events::warn;
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::crash;
+use crate::events::warn;
 use crate::process::Process;
 use crate::sys::poll;
 use crate::timers::Timers;

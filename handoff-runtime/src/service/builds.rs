@@ -14,11 +14,11 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use crate::events::{debug, warn};
 use rustix::fs::StatVfsMountFlags;
 use serde::{Deserialize, Serialize};
 
 use super::own_file;
+use crate::events::{debug, warn};
 
 /// The one that serves, the one before it, one that may be the only one that can read the data, and one that is about to
 /// take over.

@@ -17,7 +17,6 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
-use crate::events::warn;
 use handoff_proto::ProcessId;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
@@ -26,6 +25,7 @@ use super::builds::Lineage;
 use super::config::ServiceConfig;
 use super::own_file;
 use crate::data_dir::Identity;
+use crate::events::warn;
 use crate::process::Process;
 
 const VERSION: u32 = 1;

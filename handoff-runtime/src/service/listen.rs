@@ -12,13 +12,13 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use crate::events::{debug, info};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::address::{Address, Listen};
 use super::error::ServiceError;
 use super::report::ListenerStatus;
+use crate::events::{debug, info};
 use crate::listeners::InheritedListeners;
 
 /// The kernel cuts it to `net.core.somaxconn` (listen(2)).

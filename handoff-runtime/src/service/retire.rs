@@ -8,10 +8,10 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use crate::events::{info, warn};
 use handoff_proto::{HandoffId, ProcessId};
 use rustix::event::{PollFd, PollFlags};
 
+use crate::events::{info, warn};
 use crate::process::Process;
 use crate::sys::poll;
 use crate::timers::instant_after;

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use crate::events::{debug, info, warn};
 use handoff_journal::{History, JournalError};
 use rustix::event::{PollFd, PollFlags};
 
@@ -28,6 +27,7 @@ use super::retire::{Gone, Retiring};
 use super::state_dir::StateDir;
 use super::watch::{Punctual, Watch};
 use crate::data_dir::DataDir;
+use crate::events::{debug, info, warn};
 use crate::outcome::Recovery;
 use crate::supervisor::Supervisor;
 use crate::sys::poll;

@@ -7,11 +7,11 @@
 //!
 //! Never decides what becomes of it, and reads no clock.
 
-use crate::events::debug;
 use handoff_proto::{HandoffId, Message, PROTO_MAX, ProtoVersion};
 
 use crate::Result;
 use crate::channel::{Channel, Received};
+use crate::events::debug;
 use crate::process::Process;
 
 /// The first version whose incumbents serve sessions side by side. An older one would keep a supervisor waiting.

@@ -3,7 +3,6 @@
 //! One input at a time, whichever thread has it, under the mutex; nothing here waits. Which thread waits stands in `shifts`.
 
 use std::collections::VecDeque;
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use handoff_proto::successor::{Answer, Effect, Errand, GaveUp, Input, Milestone, Successor as Machine, Timer, Wire};
@@ -15,6 +14,7 @@ use tracing::Level;
 use crate::channel::{Channel, Received};
 use crate::crash_here;
 use crate::events;
+use crate::sys::fork::StaysHere;
 use crate::timers::Timers;
 
 /// The target of the events of a handover; with the names of the steps it is an interface (`docs/operating.md`).
@@ -223,7 +223,7 @@ pub(super) struct Wait {
 }
 
 impl Wait {
-    pub(super) fn on<'fd>(&self, socket: &'fd UnixStream) -> Vec<PollFd<'fd>> {
+    pub(super) fn on<'fd>(&self, socket: &'fd StaysHere) -> Vec<PollFd<'fd>> {
         let mut fds = Vec::with_capacity(2);
         if !self.interest.is_empty() {
             fds.push(PollFd::new(socket, self.interest));

@@ -3,7 +3,6 @@
 //! What a failed errand had to say is kept for the error that the daemon's call returns with.
 
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use handoff_lock::{Attempt, Claim, Lease, ServingLock, Unlocked};
@@ -13,6 +12,7 @@ use crate::control::{ControlSocket, StagedControl};
 use crate::error::{Error, Result};
 use crate::events;
 use crate::ownership;
+use crate::sys::fork::StaysHere;
 use crate::timers::now_ns;
 use crate::transfer::{self, Collected};
 
@@ -22,7 +22,7 @@ pub(super) struct Hands {
     build_id: Vec<u8>,
     control_path: PathBuf,
     /// To the incumbent, until what lies in it is collected.
-    transfer: Option<UnixStream>,
+    transfer: Option<StaysHere>,
     hold: Hold,
     control: Control,
     error: Option<Error>,
@@ -53,7 +53,7 @@ enum Control {
 }
 
 impl Hands {
-    pub(super) fn new(build_id: Vec<u8>, transfer: Option<UnixStream>) -> Self {
+    pub(super) fn new(build_id: Vec<u8>, transfer: Option<StaysHere>) -> Self {
         let (hold, control) = (Hold::Nothing, Control::Nothing);
         Self { build_id, control_path: PathBuf::new(), transfer, hold, control, error: None }
     }

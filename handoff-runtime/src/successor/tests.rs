@@ -45,7 +45,7 @@ impl Supervisor {
         ours.set_read_timeout(Some(FAR)).unwrap();
         let mut supervisor = Self { stream: ours, version };
         supervisor.tell(&Message::HelloAck { proto_version_chosen: version, handoff_id: ID });
-        let mut driver = Driver::greet(theirs, transfer, b"build 7".to_vec(), timing).unwrap();
+        let mut driver = Driver::greet(theirs.into(), transfer.map(Into::into), b"build 7".to_vec(), timing).unwrap();
         assert_eq!(driver.greeted().unwrap(), ID);
         match supervisor.hear() {
             Message::Hello { role: Side::Successor, pid, build_id, .. } => {
@@ -400,14 +400,14 @@ fn begin_counts_even_if_the_supervisor_died_right_after_it() {
 fn a_supervisor_that_never_answers_is_given_up() {
     let (_silent, theirs) = UnixStream::pair().unwrap();
     let timing = Timing { hello: Duration::from_millis(20), ..Timing::default() };
-    let result = Driver::greet(theirs, None, Vec::new(), timing).unwrap().greeted();
+    let result = Driver::greet(theirs.into(), None, Vec::new(), timing).unwrap().greeted();
     assert!(matches!(result, Err(Error::Aborted { .. })), "{result:?}");
 }
 
 #[test]
 fn whoever_does_not_wait_for_the_answer_hangs_up() {
     let (mut supervisor, theirs) = UnixStream::pair().unwrap();
-    drop(Driver::greet(theirs, None, Vec::new(), Timing::default()).unwrap());
+    drop(Driver::greet(theirs.into(), None, Vec::new(), Timing::default()).unwrap());
     let mut sent = Vec::new();
     std::io::Read::read_to_end(&mut supervisor, &mut sent).unwrap();
     assert!(!sent.is_empty(), "the greeting, and then the end");

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use handoff_journal::{Details, Journal, JournalError, StateJournal};
@@ -28,6 +28,7 @@ use crate::ownership;
 use crate::process::Process;
 use crate::progress::{Cancel, Onlooker, Progress, Sealed, Step};
 use crate::spawn::spawn;
+use crate::sys::fork::StaysHere;
 use crate::sys::poll;
 use crate::timers::{Timers, now_ns};
 use crate::transfer;
@@ -53,7 +54,7 @@ pub(super) struct Run<'a> {
     incumbent: Option<Peer>,
     successor: Option<Peer>,
     /// The incumbent's end of the direct channel, until it is passed on. It holds nothing: what is passed is the successor's.
-    transfer: Option<OwnedFd>,
+    transfer: Option<StaysHere>,
     record: StateJournal,
     stopwatch: Stopwatch,
     /// The typed form of what the machine was told as text.
@@ -414,7 +415,7 @@ impl<'a> Run<'a> {
     }
 
     /// The successor, and the other end of its direct channel.
-    fn start_successor(&self, transfer: Transfer) -> Result<(Peer, Option<OwnedFd>)> {
+    fn start_successor(&self, transfer: Transfer) -> Result<(Peer, Option<StaysHere>)> {
         let (channel, theirs) = Channel::pair().map_err(|error| Error::io("make a control channel", error))?;
         let mut channels = vec![(HANDOFF_SOCK_FD, theirs.as_fd())];
         let direct = match transfer {

@@ -103,6 +103,11 @@ mod worker {
 
 mod sys {
     pub(crate) use crate::kernel::{counter, poll};
+
+    /// No child is forked here.
+    pub(crate) mod fork {
+        pub(crate) type StaysHere = std::os::unix::net::UnixStream;
+    }
 }
 
 /// Far more steps than a play has: one that never ends is found.

@@ -3,10 +3,10 @@
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use crate::events::{error, info, warn};
 use handoff_journal::{HistoryEntry, Phase, StateJournal};
 
 use super::{ACCEPT_PAUSE, Runner, Timer, child_env, report_lost};
+use crate::events::{error, info, warn};
 use crate::outcome::Recovery;
 use crate::process::Process;
 use crate::service::builds::Aborted;
