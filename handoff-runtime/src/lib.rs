@@ -106,7 +106,7 @@ pub use listeners::{InheritedListeners, pass_listener_fds_on_spawn};
 pub use outcome::{GivenBack, HandoffOutcome, OldProcess, Recovery, SpawnSpec, Timings};
 pub use process::Process;
 pub use role::{BegunSuccessor, HandshookSuccessor, Role, Successor, detect_role};
-pub use successor::OpenProgress;
+pub use successor::{OpenProgress, telling_why};
 pub use supervisor::Supervisor;
 
 #[cfg(doctest)]

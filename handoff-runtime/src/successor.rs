@@ -11,6 +11,7 @@
 
 mod effects;
 mod hands;
+mod last_words;
 mod shifts;
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,7 @@ use crate::waker::Waker;
 use effects::Core;
 use hands::Hands;
 pub(crate) use hands::Serving;
+pub use last_words::telling_why;
 use shifts::{Next, Shared, converse};
 
 /// The daemon's end: its calls, and the errands in them. Dropping it gives the handover up and ends the library thread.
@@ -230,7 +232,23 @@ impl Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         let Some(helper) = self.helper.take() else { return };
-        let call = if std::thread::panicking() { Call::GiveUp("the daemon panicked".into()) } else { Call::Dropped };
+        let conversation = Conversation { shared: Arc::clone(&self.shared), helper };
+        if let Some(conversation) = last_words::leave(conversation) {
+            let is_panicking = std::thread::panicking();
+            conversation.end(if is_panicking { Call::GiveUp("the daemon panicked".into()) } else { Call::Dropped });
+        }
+    }
+}
+
+/// What is left of a handle that was dropped: the library thread, which talks to the supervisor.
+struct Conversation {
+    shared: Arc<Shared>,
+    helper: Helper,
+}
+
+impl Conversation {
+    /// Ends it, and the thread, with this.
+    fn end(self, call: Call) {
         let mut core = self.shared.lock();
         core.step(Input::Daemon(call));
         // One whose lease is Active gives nothing up any more. But if its `serve` has panicked it does not serve either: the
@@ -239,7 +257,7 @@ impl Drop for Driver {
         drop(core);
         self.shared.end();
         // It blocks on nothing but its own wait, which has just ended.
-        helper.join();
+        self.helper.join();
         events::settle();
     }
 }

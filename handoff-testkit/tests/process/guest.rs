@@ -24,6 +24,7 @@ trials![
     daemons_whose_events_panic_hand_over,
     a_supervisor_whose_events_block_hands_over,
     a_supervisor_whose_events_panic_hands_over,
+    an_error_of_main_is_the_reason,
 ];
 
 /// A daemon without a supervisor, ended with its test.
@@ -152,4 +153,25 @@ fn a_supervisor_whose_events_block_hands_over() -> Outcome {
 
 fn a_supervisor_whose_events_panic_hands_over() -> Outcome {
     supervisor(Listener::Panics)
+}
+
+/// Whoever ordered the handover reads why nothing came of it, at whichever step the successor's `main` failed.
+fn an_error_of_main_is_the_reason() -> Outcome {
+    let fixture = guests()?;
+    let pid = fixture.incumbent_pid()?;
+    let ways = [
+        (Way::FailsWarming, "no certificate is there"),
+        (Way::FailsOpening, "the store is torn at 4711"),
+        (Way::PanicsOpening, "panicked: segment 12 is missing"),
+    ];
+    for (way, words) in ways {
+        tell(fixture.data_dir(), way)?;
+        let upgrade = fixture.upgrade(&[])?;
+        let reason = upgrade.outcome.as_ref().map(|outcome| outcome["abort_reason"].to_string()).unwrap_or_default();
+        check(upgrade.code == Some(2) && reason.contains(words), format!("{way:?}: {upgrade:?}\n{}", fixture.log()))?;
+        check(fixture.incumbent_pid()? == pid, "the incumbent serves on")?;
+    }
+    tell(fixture.data_dir(), Way::Well)?;
+    let upgrade = fixture.upgrade(&[])?;
+    check(upgrade.committed(), format!("{upgrade:?}\n{}", fixture.log()))
 }

@@ -10,7 +10,7 @@ use std::{env, fs, panic, process, thread};
 
 use handoff_runtime::{
     BegunSuccessor, DataDirLock, DrainContext, DrainReport, Drainable, HookError, Incumbent, LockError,
-    ReadinessSnapshot, Resume, Role, SealContext, SealReport, StateSnapshot, detect_role,
+    ReadinessSnapshot, Resume, Role, SealContext, SealReport, StateSnapshot, detect_role, telling_why,
 };
 
 use crate::daemons::{CONTROL_SOCKET, DATA_DIR};
@@ -31,9 +31,24 @@ pub(super) enum Way {
     DropsTheLock,
     /// As a successor it panics in the closure that serves.
     PanicsServing,
+    /// As a successor its `main` returns an error while it warms.
+    FailsWarming,
+    /// The same with the lock in its hand.
+    FailsOpening,
+    /// As a successor it panics with the lock in its hand.
+    PanicsOpening,
 }
 
-const ALL: [Way; 5] = [Way::Well, Way::ReturnsEarly, Way::DropsTheIncumbent, Way::DropsTheLock, Way::PanicsServing];
+const ALL: [Way; 8] = [
+    Way::Well,
+    Way::ReturnsEarly,
+    Way::DropsTheIncumbent,
+    Way::DropsTheLock,
+    Way::PanicsServing,
+    Way::FailsWarming,
+    Way::FailsOpening,
+    Way::PanicsOpening,
+];
 
 type AnyError = Box<dyn std::error::Error>;
 
@@ -70,9 +85,12 @@ pub(crate) fn main() -> ExitCode {
     let way = fs::read_to_string(data_dir.join("way")).unwrap_or_default();
     let way = ALL.into_iter().find(|known| format!("{known:?}") == way).unwrap_or(Way::Well);
     let writer = Writer::new(&data_dir);
-    let ended = panic::catch_unwind(|| run(way, &data_dir, &control, &writer));
+    let ended = panic::catch_unwind(|| telling_why(|| run(way, &data_dir, &control, &writer)));
     if let Ok(Ok(())) = ended {
         return ExitCode::SUCCESS;
+    }
+    if matches!(way, Way::FailsWarming | Way::FailsOpening | Way::PanicsOpening) {
+        return ExitCode::FAILURE;
     }
     let lock = match DataDirLock::acquire(&data_dir) {
         Err(LockError::Held { holder: Some(holder) }) => format!("held by {}", holder.pid),
@@ -93,7 +111,11 @@ fn run(way: Way, data_dir: &Path, control: &Path, writer: &Writer) -> Result<(),
             Incumbent::bind_cold_start(control, lock)?
         }
         Role::Successor(successor) => {
-            let mut begun = successor.handshake(b"guest".to_vec())?.wait_for_begin()?;
+            let greeted = successor.handshake(b"guest".to_vec())?;
+            if way == Way::FailsWarming {
+                return Err("no certificate is there".into());
+            }
+            let mut begun = greeted.wait_for_begin()?;
             let lock = begun.lock(data_dir)?;
             match way {
                 Way::DropsTheLock => {
@@ -101,6 +123,8 @@ fn run(way: Way, data_dir: &Path, control: &Path, writer: &Writer) -> Result<(),
                     drop((lock, begun));
                     return Err("told to drop the lock".into());
                 }
+                Way::FailsOpening => return Err("the store is torn at 4711".into()),
+                Way::PanicsOpening => panic!("segment 12 is missing"),
                 _ => announce(way, begun, lock, control, writer)?,
             }
         }
@@ -111,7 +135,7 @@ fn run(way: Way, data_dir: &Path, control: &Path, writer: &Writer) -> Result<(),
             drop(incumbent);
             return Err("told to drop the incumbent".into());
         }
-        Way::Well | Way::DropsTheLock | Way::PanicsServing => {}
+        _ => {}
     }
     incumbent.serve(writer.clone())?;
     Ok(())
