@@ -76,6 +76,12 @@ impl ServingLock {
     }
 }
 
+impl From<DataDirLock> for ServingLock {
+    fn from(lock: DataDirLock) -> Self {
+        lock.for_serving()
+    }
+}
+
 impl Deref for ServingLock {
     type Target = DataDirLock;
 

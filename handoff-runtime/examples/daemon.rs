@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (incumbent, counter) = match role {
         Role::ColdStart { mut inherited } => {
             let listener = inherited.take("http").ok_or("no listener is named http")?;
-            let lock = DataDirLock::acquire(&data_dir)?;
+            let lock = DataDirLock::acquire(&data_dir)?.for_serving();
             let counter = Counter::open(&data_dir, listener)?;
             (Incumbent::bind_cold_start(&control, lock)?.with_build_id(BUILD_ID.to_vec()), counter)
         }

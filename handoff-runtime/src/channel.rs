@@ -12,6 +12,7 @@ use std::sync::Arc;
 use handoff_proto::frame::{FrameAccumulator, encode};
 use handoff_proto::{Message, ProtoVersion, WireError};
 
+use crate::sys::fork::StaysHere;
 use crate::sys::socket;
 pub(crate) use crate::sys::socket::{FDS_PER_MESSAGE_MAX, Peer};
 
@@ -24,7 +25,7 @@ const INBOUND_BYTES: usize = 16 << 10;
 #[derive(Debug)]
 pub(crate) struct Channel {
     /// Shared with whoever waits for it: its number stays ours until they have seen that it is closed.
-    stream: Arc<UnixStream>,
+    stream: Arc<StaysHere>,
     inbound: Inbound,
     accumulator: FrameAccumulator,
     outbound: VecDeque<Outbound>,
@@ -61,10 +62,10 @@ struct Outbound {
 }
 
 impl Channel {
-    /// Takes over a connected socket.
-    pub(crate) fn new(stream: UnixStream) -> Self {
+    /// Takes over a connected socket. A child that is forked from now on does not have it: its peer hears of our end.
+    pub(crate) fn new(stream: impl Into<StaysHere>) -> Self {
         Self {
-            stream: Arc::new(stream),
+            stream: Arc::new(stream.into()),
             inbound: Inbound::default(),
             accumulator: FrameAccumulator::new(),
             outbound: VecDeque::new(),
@@ -165,7 +166,7 @@ impl Channel {
     }
 
     /// The socket, to wait for what it brings while another thread uses the channel.
-    pub(crate) fn polled(&self) -> Arc<UnixStream> {
+    pub(crate) fn polled(&self) -> Arc<StaysHere> {
         Arc::clone(&self.stream)
     }
 
@@ -201,7 +202,7 @@ impl AsFd for Channel {
 }
 
 /// Writes what the socket takes now; 0: it takes nothing.
-fn write_some(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+fn write_some(stream: &StaysHere, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
     match socket::send(stream.as_fd(), bytes, fds) {
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
         result => result,
@@ -238,7 +239,7 @@ enum Refill {
 
 impl Inbound {
     /// Receives more; only when everything before is decoded or kept by the accumulator.
-    fn refill(&mut self, stream: &UnixStream) -> io::Result<Refill> {
+    fn refill(&mut self, stream: &StaysHere) -> io::Result<Refill> {
         if std::mem::take(&mut self.drained) {
             return Ok(Refill::Nothing);
         }
@@ -305,8 +306,9 @@ mod tests {
     use rustix::io::{FdFlags, fcntl_getfd};
 
     use super::*;
+    use crate::sys::fork::beside_a_child;
     use crate::sys::poll;
-    use crate::testing::{open_fds, run_alone, with_free_fds};
+    use crate::testing::{hears_the_end, open_fds, run_alone, with_free_fds};
 
     fn channels() -> (Channel, Channel) {
         let (ours, theirs) = UnixStream::pair().unwrap();
@@ -552,5 +554,16 @@ mod tests {
         assert_eq!(writer.join().unwrap(), Message::Commit { handoff_id: id });
         wait_readable(&ours);
         assert!(matches!(ours.receive(), Received::Closed));
+    }
+
+    #[test]
+    fn a_forked_child_keeps_no_channel() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (ours, (paired, other)) = (Channel::new(ours), Channel::pair().unwrap());
+        beside_a_child(|| {
+            drop((ours, paired));
+            hears_the_end(theirs);
+            hears_the_end(other.into());
+        });
     }
 }

@@ -11,7 +11,6 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,6 +22,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept
 
 use crate::channel::{Channel, Received};
 use crate::error::{Error, Result};
+use crate::events;
 use crate::sys::fork::StaysHere;
 use crate::sys::poll;
 use crate::timers::instant_after;
@@ -100,16 +100,17 @@ impl ControlSocket {
         let failed = |error: io::Error| Error::io(format!("accept on {}", self.path.display()), error);
         for _ in 0..STRANGERS_PER_CALL_MAX {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let socket = match retry_on_intr(|| accept_with(&*self.socket, flags)) {
+            let accept = || Ok::<_, io::Error>(retry_on_intr(|| accept_with(&*self.socket, flags))?);
+            let socket = match StaysHere::open(accept) {
                 Ok(socket) => socket,
-                Err(Errno::AGAIN) => return Ok(None),
-                Err(Errno::CONNABORTED) => continue,
-                Err(error) => return Err(failed(error.into())),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.kind() == ErrorKind::ConnectionAborted => continue,
+                Err(error) => return Err(failed(error)),
             };
-            let channel = Channel::new(UnixStream::from(socket));
+            let channel = Channel::new(socket);
             match is_one_of_us(&channel) {
                 Ok(()) => return Ok(Some(channel)),
-                Err(error) => tracing::warn!(path = %self.path.display(), %error, "a client was turned away"),
+                Err(error) => events::warn!(path = %self.path.display(), %error, "a client was turned away"),
             }
         }
         Ok(None)
@@ -183,7 +184,7 @@ pub(crate) fn connect(path: &Path) -> Result<Channel> {
     });
     let failed = |error: io::Error| Error::io(format!("connect to control socket {}", path.display()), error);
     let socket = connected.map_err(|error| failed(error.into()))?;
-    Ok(Channel::new(UnixStream::from(socket)))
+    Ok(Channel::new(socket))
 }
 
 /// The pid of the incumbent that answers at `path`, as the kernel knows it. `None`: nobody says Hello in time.
@@ -277,7 +278,7 @@ impl Drop for StagingName {
         }
         match fs::remove_file(&self.0) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
-                tracing::warn!(path = %self.0.display(), %error, "a staging name could not be removed");
+                events::warn!(path = %self.0.display(), %error, "a staging name could not be removed");
             }
             _ => {}
         }
@@ -305,7 +306,8 @@ mod tests {
     use handoff_proto::{Capabilities, PROTO_MAX, PROTO_MIN};
 
     use super::*;
-    use crate::testing::backlog_wanted;
+    use crate::sys::fork::beside_a_child;
+    use crate::testing::{backlog_wanted, hears_the_end};
 
     /// Long enough on any machine; no test waits for it to pass.
     const LONG: Duration = Duration::from_secs(60);
@@ -516,5 +518,18 @@ mod tests {
     fn own_user_and_root_may_speak_and_nobody_else() {
         assert!(may_speak(1000, 1000) && may_speak(0, 1000) && may_speak(0, 0));
         assert!(!may_speak(1001, 1000) && !may_speak(65_534, 0));
+    }
+
+    #[test]
+    fn a_forked_child_keeps_no_client() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.sock");
+        let socket = StagedControl::bind(&path).unwrap().publish().unwrap();
+        let client = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        let accepted = socket.accept().unwrap().unwrap();
+        beside_a_child(|| {
+            drop(accepted);
+            hears_the_end(client);
+        });
     }
 }

@@ -8,7 +8,6 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::parent_id;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,8 +18,10 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::data_dir::Told;
 use crate::error::{Error, Result};
+use crate::events;
 use crate::listeners::{InheritedListeners, is_listener, retain};
 use crate::sys;
+use crate::sys::fork::StaysHere;
 use crate::sys::spawn::FIRST_FD;
 
 /// How many listeners there are.
@@ -63,11 +64,11 @@ pub(crate) enum StartedAs {
         /// The listeners that it got.
         inherited: InheritedListeners,
         /// The channel to the supervisor.
-        control: UnixStream,
+        control: StaysHere,
         /// The data directory that it is about, if the supervisor says.
         data_dir: Option<Told>,
         /// The channel to the incumbent, if that one speaks a version with one.
-        transfer: Option<UnixStream>,
+        transfer: Option<StaysHere>,
     },
 }
 
@@ -167,7 +168,7 @@ impl Variables {
             return Err(unusable(LISTEN_PID, format!("it names process {told}, and this one is {own_pid}: {mend}")));
         }
         if !has_channel {
-            tracing::info!(listen_pid = told, "the inherited listeners are another process's");
+            events::info!(listen_pid = told, "the inherited listeners are another process's");
         }
         // A supervisor of another make may leave the variable as its own manager has set it.
         Ok(has_channel)
@@ -189,7 +190,7 @@ impl Variables {
         let claimed: u64 = number(LISTEN_FDS, count)?;
         let count = claimed.min(fds_max);
         if count < claimed {
-            tracing::warn!(claimed, limit = fds_max, "LISTEN_FDS names more descriptors than there can be");
+            events::warn!(claimed, limit = fds_max, "LISTEN_FDS names more descriptors than there can be");
         }
         let text = self.listen_fdnames.as_deref().unwrap_or_default().to_string_lossy();
         let given = text.split(':').map(|name| if name.is_empty() { UNNAMED } else { name });
@@ -212,7 +213,7 @@ impl Variables {
             None => return Ok(None),
             Some(role) if role == ROLE_SUCCESSOR => {}
             Some(role) => {
-                tracing::warn!(?role, "an unknown HANDOFF_ROLE is taken for a cold start");
+                events::warn!(?role, "an unknown HANDOFF_ROLE is taken for a cold start");
                 return Ok(None);
             }
         }
@@ -228,7 +229,7 @@ impl Variables {
     }
 }
 
-fn claim_channel(variable: &'static str, raw: RawFd) -> Result<UnixStream> {
+fn claim_channel(variable: &'static str, raw: RawFd) -> Result<StaysHere> {
     if raw < FIRST_FD {
         return Err(unusable(variable, format!("{raw} is standard input, output or error")));
     }
@@ -265,12 +266,15 @@ fn fds_max() -> u64 {
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
-    use std::os::fd::AsFd;
+    use std::os::fd::{AsFd, IntoRawFd};
     use std::process::Command;
+
+    use std::os::unix::net::UnixStream;
 
     use super::*;
     use crate::spawn::spawn;
-    use crate::testing::{arguments_for, run_alone};
+    use crate::sys::fork::beside_a_child;
+    use crate::testing::{arguments_for, hears_the_end, run_alone};
 
     const OWN_PID: u32 = 100;
     const FDS_MAX: u64 = 1024;
@@ -371,8 +375,8 @@ mod tests {
         assert!(rustix::io::fcntl_getfd(&control).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
         assert_eq!(env::vars_os().collect::<Vec<_>>(), environment, "other threads may read it at any time");
         assert_eq!(crate::listeners::retained().len(), 1);
-        std::io::Write::write_all(&mut &control, b"hello").unwrap();
-        std::io::Write::write_all(&mut &transfer.unwrap(), b"to the incumbent").unwrap();
+        rustix::io::write(&control, b"hello").unwrap();
+        rustix::io::write(transfer.unwrap(), b"to the incumbent").unwrap();
         assert!(matches!(claim().unwrap(), StartedAs::ColdStart { inherited } if inherited.is_empty()));
     }
 
@@ -493,5 +497,16 @@ mod tests {
         let arguments = arguments_for("environment::tests::claims_as_a_supervisor");
         let mut process = spawn(program.as_ref(), &arguments, &[], &listeners, &[]).unwrap();
         assert!(process.wait().unwrap().unwrap().success());
+    }
+
+    #[test]
+    fn a_forked_child_keeps_no_channel_that_was_inherited() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty()).unwrap();
+        let claimed = claim_channel(HANDOFF_TRANSFER_FD, theirs.into_raw_fd()).unwrap();
+        beside_a_child(|| {
+            drop(claimed);
+            hears_the_end(ours);
+        });
     }
 }

@@ -1,4 +1,4 @@
-//! The library's one thread in a daemon: a successor's conversation with its supervisor, then an incumbent's loop and hooks.
+//! The library's one thread in a daemon, beside that for its `events`: a successor's conversation with its supervisor, then an incumbent's loop and hooks.
 //!
 //! It performs what it is given, one task after the other, and exists before its process owns the data: a successor that can't
 //! have a thread must fail while somebody else serves, and between Prepare and Commit nothing is spawned. A task that panics

@@ -18,7 +18,7 @@ mod watch;
 use std::path::Path;
 use std::sync::Arc;
 
-use handoff_lock::DataDirLock;
+use handoff_lock::ServingLock;
 use handoff_proto::Timing;
 
 use crate::channel::Channel;
@@ -26,17 +26,20 @@ use crate::control::{ControlSocket, StagedControl, check_socket_path};
 use crate::crash;
 use crate::drainable::Drainable;
 use crate::error::{Error, Result};
+use crate::events;
 use crate::listeners;
 use crate::successor::{Announced, Serving};
 use crew::IdleWorker;
 
 /// A daemon that owns its data and can be handed over.
 ///
-/// It holds the data-dir lock and its lease says Active: the daemon may serve.
+/// It holds the data-dir lock and its lease says Active: the daemon may serve. Dropping it, as an early return of `main` and a
+/// panic do, keeps the lock until the process exits, because the daemon's threads may still write (promise 1), and closes the
+/// control socket. [`serve`](Self::serve) lets go of the lock in a handover; a daemon that ends otherwise lets go of it by exiting.
 #[derive(Debug)]
 pub struct Incumbent {
     control: ControlSocket,
-    lock: DataDirLock,
+    lock: ServingLock,
     build_id: Vec<u8>,
     timing: Timing,
     worker: IdleWorker,
@@ -57,22 +60,18 @@ impl Incumbent {
     /// Makes a daemon that was started cold reachable: the control socket is published at its path in the place of whatever
     /// is there, then the lease turns Active. Serve nobody before this returns.
     ///
+    /// A store that starts threads when it is opened wants a lock that is [for serving](crate::DataDirLock::for_serving) by
+    /// then; from here on it is one in any case.
+    ///
     /// # Errors
     /// The path is too long or its directory is not ours to write; the lease can't be written; there is no thread for the
     /// hooks. The lock is then kept until the process exits, because the store may be open: exit.
-    pub fn bind_cold_start(control_socket: &Path, mut lock: DataDirLock) -> Result<Self> {
-        let ready = IdleWorker::start()
-            .and_then(|worker| publish_and_activate(control_socket, &mut lock).map(|control| (control, worker)));
-        match ready {
-            Ok((control, worker)) => {
-                let (build_id, timing) = (Vec::new(), crash::initial_timing());
-                Ok(Self { control, lock, build_id, timing, worker, parting: None })
-            }
-            Err(error) => {
-                lock.forget();
-                Err(error)
-            }
-        }
+    pub fn bind_cold_start(control_socket: &Path, lock: impl Into<ServingLock>) -> Result<Self> {
+        let mut lock = lock.into();
+        let worker = IdleWorker::start()?;
+        let control = publish_and_activate(control_socket, &mut lock)?;
+        let (build_id, timing) = (Vec::new(), crash::initial_timing());
+        Ok(Self { control, lock, build_id, timing, worker, parting: None })
     }
 
     /// A successor that has taken over: its control socket is published, its lease says Active under this build id.
@@ -85,7 +84,7 @@ impl Incumbent {
     /// Says what names this build; supervisors and `handoff status` show it, the lease keeps its first 64 bytes.
     pub fn with_build_id(mut self, build_id: Vec<u8>) -> Self {
         if let Err(error) = self.lock.activate(&build_id) {
-            tracing::warn!(%error, "the build id could not be written into the lease");
+            events::warn!(%error, "the build id could not be written into the lease");
         }
         self.build_id = build_id;
         self
@@ -107,14 +106,16 @@ impl Incumbent {
     /// the build that can read it. Anything else: the loop can't go on; the lock is kept until the process exits, because the
     /// store may be open.
     pub fn serve<D: Drainable + 'static>(self, drainable: D) -> Result<Served> {
+        events::prepare();
         let (driver, bench, worker) = driver::Driver::new(self, Arc::new(drainable));
         let served = worker.serve(driver, bench);
         listeners::forget();
+        events::settle();
         served
     }
 }
 
-fn publish_and_activate(path: &Path, lock: &mut DataDirLock) -> Result<ControlSocket> {
+fn publish_and_activate(path: &Path, lock: &mut ServingLock) -> Result<ControlSocket> {
     check_socket_path(path)?;
     let control = StagedControl::bind(path)?.publish()?;
     lock.activate(&[]).map_err(Error::from)?;

@@ -58,6 +58,7 @@ mod data_dir;
 pub mod drainable;
 mod environment;
 pub mod error;
+mod events;
 mod helper;
 mod incumbent;
 mod listeners;
@@ -97,7 +98,7 @@ pub use drainable::{
 pub use environment::forget_role;
 pub use error::{Error, Result};
 pub use handoff_journal::StateJournal;
-pub use handoff_lock::{DataDirLock, LockError};
+pub use handoff_lock::{DataDirLock, LockError, ServingLock};
 pub use handoff_proto::supervisor::Watchdog;
 pub use handoff_proto::{BeginMode, HandoffId, Timing};
 pub use incumbent::{Incumbent, Served};
@@ -105,7 +106,7 @@ pub use listeners::{InheritedListeners, pass_listener_fds_on_spawn};
 pub use outcome::{GivenBack, HandoffOutcome, OldProcess, Recovery, SpawnSpec, Timings};
 pub use process::Process;
 pub use role::{BegunSuccessor, HandshookSuccessor, Role, Successor, detect_role};
-pub use successor::OpenProgress;
+pub use successor::{OpenProgress, telling_why};
 pub use supervisor::Supervisor;
 
 #[cfg(doctest)]

@@ -17,6 +17,7 @@ use rustix::net::{AddressFamily, SocketType};
 
 use crate::environment::{LISTEN_FDNAMES, LISTEN_FDS, LISTEN_PID};
 use crate::error::{Error, Result};
+use crate::events;
 use crate::sys::fd::claim_inherited;
 use crate::sys::spawn::{FIRST_FD, place_at_exec};
 
@@ -76,7 +77,7 @@ impl InheritedListeners {
             match claim_inherited(raw, Kind::of) {
                 Ok((fd, kind)) => sockets.push(Inherited { name, kind, fd }),
                 Err(error) if is_no_listener(&error) => {
-                    tracing::warn!(descriptor = raw, name, %error, "an inherited descriptor is skipped");
+                    events::warn!(descriptor = raw, name, %error, "an inherited descriptor is skipped");
                 }
                 Err(error) => return Err(Error::io(format!("claim listener {name:?}, descriptor {raw}"), error)),
             }
@@ -88,7 +89,7 @@ impl InheritedListeners {
         let place = self.sockets.iter().position(|socket| socket.name == name && socket.kind == kind)?;
         let fd = self.sockets.remove(place).fd;
         if let Err(error) = ioctl_fionbio(&fd, false) {
-            tracing::warn!(name, %error, "a listener could not be made blocking");
+            events::warn!(name, %error, "a listener could not be made blocking");
         }
         Some(fd)
     }
@@ -180,7 +181,7 @@ pub(crate) fn retain(inherited: &InheritedListeners) {
     for socket in &inherited.sockets {
         match fcntl_dupfd_cloexec(&socket.fd, FIRST_FD) {
             Ok(fd) => retained.push(Retained { name: socket.name.clone(), fd: Arc::new(fd), flags: None }),
-            Err(error) => tracing::warn!(name = socket.name, %error, "a listener can't be kept to be given back"),
+            Err(error) => events::warn!(name = socket.name, %error, "a listener can't be kept to be given back"),
         }
     }
 }
@@ -204,7 +205,7 @@ pub(crate) fn restore_flags() {
             && before != now
             && let Err(error) = fcntl_setfl(&kept.fd, before)
         {
-            tracing::warn!(name = kept.name, %error, "a listener's flags could not be put back");
+            events::warn!(name = kept.name, %error, "a listener's flags could not be put back");
         }
     }
 }

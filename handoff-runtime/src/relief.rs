@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
 
+use crate::events;
 use crate::sync::{AtomicBool, Ordering};
 use crate::sys::{counter, poll};
 
@@ -48,36 +49,45 @@ impl Relief {
     /// Calls in 5 ms from now, unless it is to call earlier.
     pub(crate) fn in_a_moment(&self) {
         if !self.due.swap(true, Ordering::AcqRel) {
-            counter::set_timer(&self.timer, AFTER);
+            self.set(AFTER);
         }
     }
 
     /// Calls now.
     pub(crate) fn at_once(&self) {
         self.due.swap(true, Ordering::AcqRel);
-        counter::set_timer(&self.timer, AT_ONCE);
+        self.set(AT_ONCE);
     }
 
     /// Does not call, unless it just has.
     pub(crate) fn not_needed(&self) {
         if self.due.swap(false, Ordering::AcqRel) {
-            counter::set_timer(&self.timer, Duration::ZERO);
+            self.set(Duration::ZERO);
         }
     }
 
     /// Waits for the call. May return early, as after a signal: look whether there is something to stand in for.
     pub(crate) fn wait(&self) {
+        events::pass_on();
         if let Err(error) = poll::wait(&mut [PollFd::new(self, PollFlags::IN)], None) {
-            tracing::warn!(%error, "could not wait to be called; looking at everything again");
+            events::warn!(%error, "could not wait to be called; looking at everything again");
         }
         self.take();
     }
 
     /// Forgets the call. Take it first, then look at what it was for.
     pub(crate) fn take(&self) {
-        counter::take(&self.timer);
+        if let Err(error) = counter::take(&self.timer) {
+            events::warn!(%error, "a timerfd could not be read");
+        }
         // After the read: whoever finds it due until here is seen by the look that follows.
         self.due.swap(false, Ordering::AcqRel);
+    }
+
+    fn set(&self, after: Duration) {
+        if let Err(error) = counter::set_timer(&self.timer, after) {
+            events::warn!(%error, "a timerfd could not be set");
+        }
     }
 }
 

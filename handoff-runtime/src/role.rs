@@ -2,13 +2,14 @@
 //!
 //! [`detect_role`] → [`Successor`] → [`HandshookSuccessor`] → [`BegunSuccessor`] → [`Incumbent`]. Each step consumes the
 //! stage before it, so a call out of order does not compile. Dropping any stage gives the handover up: the supervisor
-//! hears it, the incumbent serves on or again. Nothing here ends the process; after an error, exit.
+//! hears it, the incumbent serves on or again. A lock that was taken is not let go of by that, only by its own
+//! [`release`](ServingLock::release) or the end of the process. Nothing here ends the process; after an error, exit.
 
 use std::net::{TcpListener, UdpSocket};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use handoff_lock::{DataDirLock, Unlocked};
+use handoff_lock::{ServingLock, Unlocked};
 use handoff_proto::{BeginMode, HandoffId, Timing};
 
 use crate::crash::{self, fail_here, points};
@@ -19,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::incumbent::Incumbent;
 use crate::listeners::InheritedListeners;
 use crate::successor::{Driver, OpenProgress};
+use crate::sys::fork::StaysHere;
 
 /// The longest build id that a successor may greet with, in bytes. A lease keeps its first 64.
 const BUILD_ID_BYTES_MAX: usize = 64 * 1024;
@@ -56,7 +58,7 @@ pub enum Role {
 /// # fn start(data_dir: &Path, control: &Path) -> Result<(Incumbent, Store, TcpListener), Box<dyn std::error::Error>> {
 /// let (incumbent, store, listener) = match detect_role()? {
 ///     Role::ColdStart { mut inherited } => {
-///         let lock = DataDirLock::acquire(data_dir)?;
+///         let lock = DataDirLock::acquire(data_dir)?.for_serving();
 ///         let store = open_store(data_dir, lock.epoch())?;
 ///         let listener = inherited.take("http").ok_or("no listener named http")?;
 ///         (Incumbent::bind_cold_start(control, lock)?, store, listener)
@@ -98,27 +100,28 @@ pub fn detect_role() -> Result<Role> {
 /// A successor that has not greeted its supervisor yet. It owns nothing, and must touch nothing.
 #[derive(Debug)]
 pub struct Successor {
-    control: UnixStream,
-    transfer: Option<UnixStream>,
+    control: StaysHere,
+    transfer: Option<StaysHere>,
     inherited: InheritedListeners,
-    timing: Timing,
+    /// Boxed for the sake of `Role`, most of which are cold starts.
+    timing: Box<Timing>,
     place: Place,
 }
 
 impl Successor {
     pub(crate) fn new(
-        control: UnixStream,
-        transfer: Option<UnixStream>,
+        control: StaysHere,
+        transfer: Option<StaysHere>,
         inherited: InheritedListeners,
         data_dir: Option<Told>,
     ) -> Self {
-        Self { control, transfer, inherited, timing: crash::initial_timing(), place: Place::new(data_dir) }
+        Self { control, transfer, inherited, timing: Box::new(crash::initial_timing()), place: Place::new(data_dir) }
     }
 
     /// Other intervals than those of the protocol, for tests.
     #[must_use]
     pub fn with_timing(mut self, timing: Timing) -> Self {
-        self.timing = timing;
+        *self.timing = timing;
         self
     }
 
@@ -139,7 +142,7 @@ impl Successor {
             return Err(Error::Usage(format!("a build id of {bytes} bytes; at most {BUILD_ID_BYTES_MAX} are sent")));
         }
         injected(fail_here!(points::N_BEFORE_HANDSHAKE))?;
-        let mut driver = Driver::greet(self.control, self.transfer, build_id, self.timing)?;
+        let mut driver = Driver::greet(self.control, self.transfer, build_id, *self.timing)?;
         let handoff_id = driver.greeted()?;
         injected(fail_here!(points::N_AFTER_HANDSHAKE))?;
         Ok(HandshookSuccessor { driver, inherited: self.inherited, handoff_id, place: self.place, prepared: None })
@@ -218,6 +221,8 @@ impl HandshookSuccessor {
 
 /// A successor whose turn has come: take the listeners, [`lock`](Self::lock), open the data, check it against
 /// [`sealed`](Self::sealed), and [`announce_and_bind`](Self::announce_and_bind) before the deadline.
+///
+/// Dropping it gives the handover up, and keeps a lock that was taken until the process exits.
 #[derive(Debug)]
 pub struct BegunSuccessor {
     driver: Driver,
@@ -272,11 +277,14 @@ impl BegunSuccessor {
     /// Takes the data-dir lock: a successor's only way to it. Waits until the deadline while another holds it, and goes on
     /// only if the lease, read under the lock, is the one that this handover is about (promise 1).
     ///
+    /// Dropping the lock keeps it until the process exits, since what was opened under it may still write. A process that
+    /// gives up and lives on [releases](ServingLock::release) it when nothing does.
+    ///
     /// # Errors
     /// [`Error::Aborted`]: the handover is off, the deadline has passed, or somebody else's turn has come; nothing was
     /// touched. [`Error::DataDirElsewhere`]: `data_dir` is not the directory that is handed over. [`Error::Lock`]: the lock
     /// failed. [`Error::Usage`]: it was called before. After the first three, exit.
-    pub fn lock(&mut self, data_dir: &Path) -> Result<DataDirLock> {
+    pub fn lock(&mut self, data_dir: &Path) -> Result<ServingLock> {
         match self.prepared.take().filter(|prepared| prepared.data_dir() == data_dir) {
             Some(prepared) => self.take(prepared),
             None => {
@@ -290,12 +298,12 @@ impl BegunSuccessor {
     ///
     /// # Errors
     /// As [`lock`](Self::lock).
-    pub fn lock_on_any_filesystem(&mut self, data_dir: &Path) -> Result<DataDirLock> {
+    pub fn lock_on_any_filesystem(&mut self, data_dir: &Path) -> Result<ServingLock> {
         self.place.check(data_dir)?;
         self.take(Unlocked::open_on_any_filesystem(data_dir)?)
     }
 
-    fn take(&mut self, unlocked: Unlocked) -> Result<DataDirLock> {
+    fn take(&mut self, unlocked: Unlocked) -> Result<ServingLock> {
         let (lock, mode) = self.driver.lock(unlocked)?;
         injected(fail_here!(points::N_AFTER_LOCK))?;
         self.mode = mode;
@@ -328,14 +336,15 @@ impl BegunSuccessor {
         self,
         readiness: ReadinessSnapshot,
         control_socket: &Path,
-        lock: DataDirLock,
+        lock: ServingLock,
     ) -> Result<Incumbent> {
         self.announce_and_serve(readiness, control_socket, lock, || {})
     }
 
     /// The same, and `serve` is called as soon as clients may be served (promise 5), once and on this thread: when the lease
     /// says Active, and before the supervisor is told. What it tells the old process then, and the old process's exit,
-    /// want the processors too: a daemon that accepts by then has the shorter pause. Let `serve` return at once.
+    /// want the processors too: a daemon that accepts by then has the shorter pause. Let `serve` return at once. If it panics, the
+    /// lock is kept until the process exits.
     ///
     /// # Errors
     /// As [`announce_and_bind`](Self::announce_and_bind); `serve` was not called then.
@@ -343,13 +352,10 @@ impl BegunSuccessor {
         mut self,
         readiness: ReadinessSnapshot,
         control_socket: &Path,
-        lock: DataDirLock,
+        lock: ServingLock,
         serve: impl FnOnce(),
     ) -> Result<Incumbent> {
-        if let Err(error) = injected(fail_here!(points::N_BEFORE_ANNOUNCE_READY)) {
-            lock.forget();
-            return Err(error);
-        }
+        injected(fail_here!(points::N_BEFORE_ANNOUNCE_READY))?;
         Ok(Incumbent::taken_over(self.driver.announce(readiness, control_socket, lock, serve)?))
     }
 }

@@ -62,6 +62,7 @@ use crate::control;
 use crate::crash;
 use crate::data_dir::DataDir;
 use crate::environment::claim_listeners;
+use crate::events;
 use crate::listeners::InheritedListeners;
 use crate::outcome::{GivenBack, Recovery};
 use crate::process::Process;
@@ -124,7 +125,10 @@ impl Service {
     /// The system's, when the service can't even wait for events. The daemon lives on, and a service that is started again
     /// adopts it (promise 7).
     pub fn run(self) -> Result<Ended> {
-        self.runner.run(self.recovery)
+        events::prepare();
+        let ended = self.runner.run(self.recovery);
+        events::settle();
+        ended
     }
 }
 
@@ -173,7 +177,7 @@ const ASKED_FOR_LISTENERS_MAX: u32 = 6;
 fn end_if_frozen(serving: Option<Process>, config: &ServiceConfig) -> Result<()> {
     let Some(mut serving) = serving else { return Ok(()) };
     if config.watchdog != Watchdog::Off && serving.is_stopped()? {
-        tracing::error!(pid = serving.pid(), "the daemon is frozen: it is ended");
+        events::error!(pid = serving.pid(), "the daemon is frozen: it is ended");
         serving.kill()?;
         serving.wait()?;
     }
@@ -216,7 +220,7 @@ fn with_data_dir(config: ServiceConfig, known: &Record) -> (ServiceConfig, Optio
         None => DataDir::resolve(name),
     };
     if let Err(error) = data_dir.check() {
-        tracing::warn!(%error, "no handover is tried as long as this is so");
+        events::warn!(%error, "no handover is tried as long as this is so");
     }
     let path = data_dir.path().to_owned();
     (ServiceConfig { data_dir: Some(path), ..config }, Some(Arc::new(data_dir)))
@@ -229,7 +233,7 @@ fn supervisor(config: &ServiceConfig, data_dir: Option<Arc<DataDir>>) -> Result<
         Watchdog::After(liveness) => {
             let heartbeat = Timing::default().heartbeat;
             if liveness <= heartbeat {
-                tracing::warn!(
+                events::warn!(
                     ?liveness,
                     ?heartbeat,
                     "the watchdog is not longer than a heartbeat takes: a healthy process may be ended"
@@ -262,9 +266,9 @@ fn make_way(in_the_way: Vec<Process>, config: &ServiceConfig) -> bool {
         return false;
     }
     let pids: Vec<_> = in_the_way.iter().map(Process::pid).collect();
-    tracing::warn!(?pids, "an address is in use, and processes that were told to leave have not left: they are ended");
+    events::warn!(?pids, "an address is in use, and processes that were told to leave have not left: they are ended");
     retire::end_all(in_the_way, config.retire)
-        .inspect_err(|error| tracing::warn!(%error, "an old process could not be ended"))
+        .inspect_err(|error| events::warn!(%error, "an old process could not be ended"))
         .is_ok()
 }
 

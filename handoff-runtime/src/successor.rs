@@ -11,16 +11,16 @@
 
 mod effects;
 mod hands;
+mod last_words;
 mod shifts;
 #[cfg(test)]
 mod tests;
 
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
-use handoff_lock::{DataDirLock, Unlocked};
+use handoff_lock::{ServingLock, Unlocked};
 use handoff_proto::successor::{
     Answer, Call, Errand, GaveUp, Input, LockShown, Outcome, Report, Sealed, Successor as Machine,
 };
@@ -29,12 +29,15 @@ use handoff_proto::{BeginMode, HandoffId, Timing};
 use crate::channel::Channel;
 use crate::drainable::ReadinessSnapshot;
 use crate::error::{Error, Result};
+use crate::events;
 use crate::helper::Helper;
 use crate::relief::Relief;
+use crate::sys::fork::StaysHere;
 use crate::waker::Waker;
 use effects::Core;
 use hands::Hands;
 pub(crate) use hands::Serving;
+pub use last_words::telling_why;
 use shifts::{Next, Shared, converse};
 
 /// The daemon's end: its calls, and the errands in them. Dropping it gives the handover up and ends the library thread.
@@ -76,11 +79,12 @@ impl Driver {
     /// # Errors
     /// The system gives no thread or descriptor.
     pub(crate) fn greet(
-        control: UnixStream,
-        transfer: Option<UnixStream>,
+        control: StaysHere,
+        transfer: Option<StaysHere>,
         build_id: Vec<u8>,
         timing: Timing,
     ) -> Result<Self> {
+        events::prepare();
         let failed = |error: io::Error| Error::io("prepare the channel to the supervisor", error);
         let channel = Channel::new(control);
         let polled = channel.polled();
@@ -158,7 +162,7 @@ impl Driver {
     }
 
     /// Takes the lock when it is this process's turn, and tells how the data was left.
-    pub(crate) fn lock(&mut self, unlocked: Unlocked) -> Result<(DataDirLock, BeginMode)> {
+    pub(crate) fn lock(&mut self, unlocked: Unlocked) -> Result<(ServingLock, BeginMode)> {
         self.hands.look_at(unlocked);
         match self.call(Call::Lock)? {
             Answer::Locked { mode } => Ok((self.hands.take_lock()?, mode)),
@@ -182,7 +186,7 @@ impl Driver {
         &mut self,
         readiness: ReadinessSnapshot,
         control_socket: &Path,
-        lock: DataDirLock,
+        lock: ServingLock,
         serve: impl FnOnce(),
     ) -> Result<Announced> {
         let report = Report {
@@ -205,24 +209,14 @@ impl Driver {
         core.turn();
         core.step(Input::Daemon(Call::Announce { report, lock: shown }));
         drop(core);
-        let announced = self.answer_and_serve(&mut serve_once);
-        let taken_over = announced.and_then(|_| {
-            let serving = self.hands.take_serving()?;
-            let helper = self.helper.take().ok_or_else(|| Error::Usage("it has taken over before".into()))?;
-            Ok((serving, helper))
-        });
-        match taken_over {
-            Ok((serving, helper)) => {
-                serve_once();
-                let parting = self.shared.part();
-                let (waker, relief) = self.shared.wakers();
-                Ok(Announced { serving, helper, waker, relief, parting })
-            }
-            Err(error) => {
-                self.hands.keep_lock_until_exit();
-                Err(error)
-            }
-        }
+        self.answer_and_serve(&mut serve_once)?;
+        let serving = self.hands.take_serving()?;
+        let helper = self.helper.take().ok_or_else(|| Error::Usage("it has taken over before".into()))?;
+        serve_once();
+        let parting = self.shared.part();
+        events::pass_on();
+        let (waker, relief) = self.shared.wakers();
+        Ok(Announced { serving, helper, waker, relief, parting })
     }
 
     fn accepted(&mut self, answer: Answer) -> Result<Answer> {
@@ -238,11 +232,33 @@ impl Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         let Some(helper) = self.helper.take() else { return };
-        let call = if std::thread::panicking() { Call::GiveUp("the daemon panicked".into()) } else { Call::Dropped };
-        self.shared.lock().step(Input::Daemon(call));
+        let conversation = Conversation { shared: Arc::clone(&self.shared), helper };
+        if let Some(conversation) = last_words::leave(conversation) {
+            let is_panicking = std::thread::panicking();
+            conversation.end(if is_panicking { Call::GiveUp("the daemon panicked".into()) } else { Call::Dropped });
+        }
+    }
+}
+
+/// What is left of a handle that was dropped: the library thread, which talks to the supervisor.
+struct Conversation {
+    shared: Arc<Shared>,
+    helper: Helper,
+}
+
+impl Conversation {
+    /// Ends it, and the thread, with this.
+    fn end(self, call: Call) {
+        let mut core = self.shared.lock();
+        core.step(Input::Daemon(call));
+        // One whose lease is Active gives nothing up any more. But if its `serve` has panicked it does not serve either: the
+        // supervisor hears that it is gone, and does not wait for it.
+        core.hang_up();
+        drop(core);
         self.shared.end();
         // It blocks on nothing but its own wait, which has just ended.
-        helper.join();
+        self.helper.join();
+        events::settle();
     }
 }
 

@@ -29,6 +29,7 @@ use crate::control::check_socket_path;
 use crate::crash;
 use crate::data_dir::DataDir;
 use crate::error::{Error, Result};
+use crate::events;
 use crate::listeners::check_name;
 use crate::outcome::{HandoffOutcome, Recovery, SpawnSpec};
 use crate::process::Process;
@@ -169,6 +170,7 @@ impl Supervisor {
     /// control socket; [`Error::NotTried`] for an incumbent that can't be talked to; [`Error::DataDirElsewhere`]. What fails later is an outcome that is
     /// not committed.
     pub fn perform_handoff(&self, spec: SpawnSpec) -> Result<HandoffOutcome> {
+        events::prepare();
         self.check_data_dir()?;
         let cancel = Cancel::new().map_err(|error| Error::io("prepare a handover", error))?;
         let outcome = self.perform_watched(
@@ -183,6 +185,7 @@ impl Supervisor {
             },
         )?;
         self.make_end_durable();
+        events::settle();
         outcome
     }
 
@@ -223,7 +226,7 @@ impl Supervisor {
         if let Some(journal) = &mut desk.journal
             && let Err(error) = journal.sync()
         {
-            tracing::warn!(%error, "the end of a handover may not survive a power loss");
+            events::warn!(%error, "the end of a handover may not survive a power loss");
         }
     }
 
@@ -235,7 +238,9 @@ impl Supervisor {
     /// [`Error::HandoffInProgress`]; [`Error::DataDirHeld`] when a process that is not ours to end holds the data: start
     /// nothing then; else the system's.
     pub fn resume_from_journal(&self) -> Result<Recovery> {
-        self.resume_with(Remembered::default())
+        let recovery = self.resume_with(Remembered::default());
+        events::settle();
+        recovery
     }
 
     /// The same, with what a service remembers besides: these processes are ours too.
@@ -264,7 +269,7 @@ impl Supervisor {
             let journal = Journal::open(path)?;
             if let Some(set_aside) = journal.set_aside() {
                 let kept_at = set_aside.kept_at.display();
-                tracing::warn!(reason = %set_aside.reason, %kept_at, "the journal could not be read; a new one is begun");
+                events::warn!(reason = %set_aside.reason, %kept_at, "the journal could not be read; a new one is begun");
             }
             *kept = Some(journal);
         }
@@ -288,7 +293,7 @@ impl Supervisor {
     /// Says once that a supervisor without a data directory can't look at the lease.
     fn say_without_lease(&self) {
         if !self.said_without_lease.swap(true, Ordering::Relaxed) {
-            tracing::warn!(
+            events::warn!(
                 "no data directory is known: what the lease would tell is left out (Supervisor::with_data_dir)"
             );
         }

@@ -34,6 +34,13 @@ pub(crate) fn in_new_namespaces(letters: &str) -> Command {
     command
 }
 
+/// Waits until nobody has the other end any more; whatever was sent is thrown away.
+pub(crate) fn hears_the_end(mut end: std::os::unix::net::UnixStream) {
+    end.set_nonblocking(false).unwrap();
+    end.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    end.read_to_end(&mut Vec::new()).expect("somebody has the other end still");
+}
+
 /// The open descriptors of this process.
 pub(crate) fn open_fds() -> Vec<i32> {
     let entries = std::fs::read_dir("/proc/self/fd").unwrap();

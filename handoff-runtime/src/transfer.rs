@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 
 use handoff_proto::transfer::{HEADER_BYTES, Kind};
 
+use crate::sys::fork::StaysHere;
 use crate::sys::socket;
 
 /// What lay in the channel.
@@ -20,8 +21,8 @@ pub(crate) enum Collected {
     Nothing(String),
 }
 
-/// Both ends: the incumbent's and the successor's.
-pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+/// Both ends: the incumbent's and the successor's, which is to be given to a child.
+pub(crate) fn pair() -> io::Result<(StaysHere, OwnedFd)> {
     let (incumbents, successors) = UnixStream::pair()?;
     Ok((incumbents.into(), successors.into()))
 }
@@ -79,7 +80,8 @@ mod tests {
     use rustix::io::{Errno, FdFlags, fcntl_getfd};
 
     use super::*;
-    use crate::testing::{open_fds, run_alone, with_free_fds};
+    use crate::sys::fork::beside_a_child;
+    use crate::testing::{hears_the_end, open_fds, run_alone, with_free_fds};
 
     fn is_locked(dir: &tempfile::TempDir) -> bool {
         let stranger = File::open(dir.path()).unwrap();
@@ -166,5 +168,14 @@ mod tests {
     #[test]
     fn a_descriptor_that_finds_no_room_is_an_error() {
         run_alone("transfer::tests::at_the_limit_of_files");
+    }
+
+    #[test]
+    fn a_forked_child_keeps_no_end_of_the_incumbents() {
+        let (incumbents, successors) = pair().unwrap();
+        beside_a_child(|| {
+            drop(incumbents);
+            hears_the_end(successors.into());
+        });
     }
 }

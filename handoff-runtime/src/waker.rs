@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use crate::events;
 use crate::sync::{AtomicBool, Ordering};
 use crate::sys::counter;
 
@@ -31,14 +32,17 @@ impl Waker {
         if self.awake.swap(true, Ordering::AcqRel) {
             return;
         }
-        if !counter::count_up(&self.event) {
+        if let Err(error) = counter::count_up(&self.event) {
             self.awake.store(false, Ordering::Release);
+            events::warn!(%error, "an eventfd could not be written");
         }
     }
 
     /// Forgets the wake-ups so far. Drain first, then look at what they were for.
     pub(crate) fn drain(&self) {
-        counter::take(&self.event);
+        if let Err(error) = counter::take(&self.event) {
+            events::warn!(%error, "an eventfd could not be read");
+        }
         // After the read: who wakes between the two writes nothing, and what it is for is looked at next. Before it, that one's
         // write would be read away, and later ones believe that the descriptor is still readable.
         self.awake.swap(false, Ordering::AcqRel);

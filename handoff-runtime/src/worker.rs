@@ -15,6 +15,7 @@ use handoff_proto::incumbent::{Drain, Input, Progress, ResumeEnd, Seal};
 use crate::crash::{fail_here, points};
 use crate::crash_here;
 use crate::drainable::{DrainContext, Drainable, HookError, Resume, SealContext, StateNotReadable};
+use crate::events;
 use crate::sys::signals::Mask;
 use crate::waker::Waker;
 
@@ -149,7 +150,7 @@ impl Bench {
                     Ok(()) => ResumeEnd::Serving,
                     Err(error) if is_not_readable(error.as_ref()) => ResumeEnd::NotReadable(error.to_string()),
                     Err(error) => {
-                        tracing::error!(%error, "resume_after_abort failed");
+                        events::error!(%error, "resume_after_abort failed");
                         ResumeEnd::Failed(error.to_string())
                     }
                 },

@@ -65,7 +65,7 @@ pub enum GaveUp {
         reason: String,
     },
     /// The daemon let go of its handle.
-    #[error("the daemon gave up")]
+    #[error("the daemon let go of the handover before it announced itself, and did not say why; its log may")]
     Dropped,
 }
 

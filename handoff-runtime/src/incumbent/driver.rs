@@ -5,7 +5,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,7 +21,9 @@ use crate::channel::{Channel, Received};
 use crate::control::ControlSocket;
 use crate::drainable::Drainable;
 use crate::error::{Error, Result};
+use crate::events;
 use crate::process::Process;
+use crate::sys::fork::StaysHere;
 use crate::timers::Timers;
 use crate::waker::Waker;
 use crate::worker::{Bench, Jobs};
@@ -79,7 +80,7 @@ pub(super) struct Session {
     pub(super) id: SessionId,
     pub(super) channel: Channel,
     /// The end of the direct channel that came with its last `TransferChannel`.
-    pub(super) transfer: Option<OwnedFd>,
+    pub(super) transfer: Option<StaysHere>,
     pub(super) writing: Writing,
     /// More than one turn's worth has arrived.
     reading: Reading,
@@ -119,7 +120,6 @@ impl Driver {
         let owner = lock.lease().owner;
         let me = ProcessId { pid: owner.pid, start_time: owner.start_time };
         let config = Config { me, epoch: lock.epoch(), build_id: build_id.clone(), timing };
-        // From here on a failure keeps the lock: the slot's drop does.
         let lock = Arc::new(Mutex::new(LockSlot::new(lock)));
         let waker = worker.waker();
         let hooks = InItsPlace { hooks: Arc::clone(&drainable), lock: Arc::clone(&lock) };
@@ -193,7 +193,7 @@ impl Driver {
             let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
             slot.announce();
             if let Err(error) = slot.reserve_epochs() {
-                tracing::warn!(error, "epochs could not be reserved ahead");
+                events::warn!(error, "epochs could not be reserved ahead");
             }
         };
         self.jobs.run_errand(errand);
@@ -239,7 +239,7 @@ impl Driver {
         match error {
             None => self.poll_failures = 0,
             Some(error) if self.poll_failures < POLL_FAILURES_MAX => {
-                tracing::warn!(%error, "the control loop could not wait");
+                events::warn!(%error, "the control loop could not wait");
                 self.poll_failures += 1;
             }
             Some(error) => self.failure = Failure::Found(Error::io("wait in the control loop", error)),
@@ -329,14 +329,14 @@ impl Driver {
                 Received::Message { version, message, fds } => {
                     // What comes with any other message is for nobody, and closed.
                     if let Message::TransferChannel { .. } = message {
-                        session.transfer = fds.into_iter().next();
+                        session.transfer = fds.into_iter().next().map(StaysHere::from);
                     }
                     self.feed(Input::Received(id, version, message));
                 }
                 Received::Nothing => return,
                 Received::Closed => return self.closed(id),
                 Received::Malformed(error) => {
-                    tracing::warn!(session = id.0, %error, "a client sent what is no message");
+                    events::warn!(session = id.0, %error, "a client sent what is no message");
                     self.feed(Input::Malformed(id));
                 }
             }
@@ -379,7 +379,7 @@ impl Driver {
                 Ok(None) => return,
                 Err(error) => {
                     // The client still waits, so the socket stays readable: rest instead of spinning.
-                    tracing::warn!(%error, "a client has to wait");
+                    events::warn!(%error, "a client has to wait");
                     self.accepting = Accepting::Resting;
                     self.timers.arm(Alarm::Accept, ACCEPT_PAUSE);
                     return;

@@ -7,12 +7,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use handoff_proto::incumbent::{Effect, Input, Milestone, SessionId, Why};
 use handoff_proto::{HandoffId, Message, Phase, ProtoVersion, StatusReport, WireError, revisions};
 
+use tracing::Level;
+
 use super::driver::{Alarm, Driver, Writing};
 use super::lock_slot::LockSlot;
 use crate::channel::{Channel, FDS_PER_MESSAGE_MAX};
 use crate::control;
 use crate::crash_here;
 use crate::drainable::{Resume, StateSnapshot};
+use crate::events;
 use crate::listeners::{self, Retained};
 use crate::process::Process;
 use crate::worker::{Job, panic_text};
@@ -97,7 +100,7 @@ impl Driver {
             None => Err("no channel came with the message that announced it".into()),
         };
         if let Err(reason) = &passed {
-            tracing::warn!(
+            events::warn!(
                 reason,
                 "the directory's lock can't be passed to the successor: a stranger may slip in between"
             );
@@ -130,7 +133,7 @@ impl Driver {
     fn send_status(&mut self, session: SessionId, phase: Option<Phase>, epoch: u64) {
         let drainable = &self.drainable;
         let snapshot = catch_unwind(AssertUnwindSafe(|| drainable.snapshot_state())).unwrap_or_else(|panic| {
-            tracing::error!(panic = panic_text(&*panic), "snapshot_state panicked");
+            events::error!(panic = panic_text(&*panic), "snapshot_state panicked");
             StateSnapshot::default()
         });
         let StateSnapshot { shard_count, open_conns, last_revision_per_shard } = snapshot;
@@ -161,8 +164,8 @@ impl Driver {
 
     fn close(&mut self, id: SessionId, why: Why) {
         match why {
-            Why::Violation | Why::Busy | Why::Late => tracing::warn!(session = id.0, ?why, "session closed"),
-            Why::Silent | Why::Crowded | Why::Failed => tracing::info!(session = id.0, ?why, "session closed"),
+            Why::Violation | Why::Busy | Why::Late => events::warn!(session = id.0, ?why, "session closed"),
+            Why::Silent | Why::Crowded | Why::Failed => events::info!(session = id.0, ?why, "session closed"),
         }
         self.sessions.retain(|session| session.id != id);
     }
@@ -173,7 +176,7 @@ impl Driver {
                 self.successor = Some(process);
                 self.results.push_back(Input::SuccessorWatched);
             }
-            Err(reason) => tracing::info!(pid, reason, "the successor can't be watched"),
+            Err(reason) => events::info!(pid, reason, "the successor can't be watched"),
         }
     }
 
@@ -181,7 +184,7 @@ impl Driver {
         if let Some(process) = &self.successor
             && let Err(error) = signal(process)
         {
-            tracing::warn!(%error, doing, "the successor got no signal");
+            events::warn!(%error, doing, "the successor got no signal");
         }
     }
 
@@ -207,7 +210,7 @@ impl Driver {
     fn publish_control(&mut self) {
         let published = self.control.publish_again();
         if let Err(error) = &published {
-            tracing::warn!(%error, "the control path can't be published again; it is tried later");
+            events::warn!(%error, "the control path can't be published again; it is tried later");
         }
         self.path_watch.again(self.control.path());
         self.results.push_back(Input::ControlPublished(published.map_err(|error| error.to_string())));
@@ -222,7 +225,7 @@ fn messages_of<T>(listeners: &[T]) -> impl Iterator<Item = &[T]> {
 }
 
 fn unwritable(writing: &mut Writing, error: &WireError) {
-    tracing::info!(%error, "a client can't be written to");
+    events::info!(%error, "a client can't be written to");
     *writing = Writing::Failed;
 }
 
@@ -252,11 +255,22 @@ fn reached(handoff_id: HandoffId, milestone: Milestone) {
         | Milestone::SealStarted
         | Milestone::SealCompleteSent
         | Milestone::CommitReceived
-        | Milestone::Resumed => tracing::info!(target: EVENTS, %handoff_id, step, "handover"),
-        Milestone::Aborted | Milestone::InLimbo | Milestone::LockRetaken | Milestone::Superseded => {
-            tracing::warn!(target: EVENTS, %handoff_id, step, "handover");
+        | Milestone::Resumed => {
+            tell(Level::INFO, move || tracing::info!(target: EVENTS, %handoff_id, step, "handover"));
         }
-        Milestone::ResumeFailed => tracing::error!(target: EVENTS, %handoff_id, step, "handover"),
+        Milestone::Aborted | Milestone::InLimbo | Milestone::LockRetaken | Milestone::Superseded => {
+            tell(Level::WARN, move || tracing::warn!(target: EVENTS, %handoff_id, step, "handover"));
+        }
+        Milestone::ResumeFailed => {
+            tell(Level::ERROR, move || tracing::error!(target: EVENTS, %handoff_id, step, "handover"));
+        }
+    }
+}
+
+/// Most of them are reached within the pause.
+fn tell(level: Level, emit: impl FnOnce() + Send + 'static) {
+    if events::is_wanted(level) {
+        events::leave(emit);
     }
 }
 

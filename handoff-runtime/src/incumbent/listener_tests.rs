@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use handoff_lock::DataDirLock;
 use handoff_proto::frame::{read_message, write_message};
 use handoff_proto::{HandoffId, Message};
 use rustix::fs::{OFlags, fcntl_getfl};

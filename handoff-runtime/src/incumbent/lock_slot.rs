@@ -1,19 +1,20 @@
 //! The data-dir lock in whatever condition it is, as the machine's effects move it.
 //!
 //! When the slot is dropped with the lock in it, `serve` has failed: the lock then stays until the process exits, because
-//! the daemon's store may still be open (promise 1).
+//! the daemon's store may still be open (promise 1). A lock that was taken back is again one that a drop keeps.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use handoff_lock::{Attempt, Claim, DataDirLock, LockError, Unlocked, look};
+use handoff_lock::{Attempt, Claim, LockError, ServingLock, Unlocked, look};
 use handoff_proto::incumbent::{Directory, LockTried};
 use handoff_proto::{HandoffId, LeaseView};
 
 use crate::drainable::{
     DrainContext, DrainReport, Drainable, HookError, Resume, SealContext, SealReport, StateSnapshot,
 };
+use crate::events;
 use crate::ownership;
 use crate::transfer;
 
@@ -26,7 +27,7 @@ pub(super) struct LockSlot {
 
 #[derive(Debug)]
 enum Condition {
-    Held(DataDirLock),
+    Held(ServingLock),
     /// Taken, and nothing written yet.
     Claimed(Claim),
     /// The descriptors are open, so that taking it needs no new one.
@@ -36,7 +37,7 @@ enum Condition {
 }
 
 impl LockSlot {
-    pub(super) fn new(lock: DataDirLock) -> Self {
+    pub(super) fn new(lock: ServingLock) -> Self {
         let data_dir = lock.data_dir().to_owned();
         Self { condition: Condition::Held(lock), data_dir }
     }
@@ -88,8 +89,8 @@ impl LockSlot {
     /// Writes the lease as Sealed and unlocks.
     pub(super) fn seal(&mut self, directory: Directory) -> Result<(), String> {
         let seal = match directory {
-            Directory::Released => DataDirLock::seal,
-            Directory::Passed => DataDirLock::seal_and_pass,
+            Directory::Released => ServingLock::seal,
+            Directory::Passed => ServingLock::seal_and_pass,
         };
         let (next, result) = match self.take() {
             Condition::Held(lock) => match seal(lock) {
@@ -130,7 +131,7 @@ impl LockSlot {
                 }
                 Attempt::Held(unlocked) => (Condition::Free(unlocked), LockTried::Held),
                 Attempt::Failed(unlocked, error) => {
-                    tracing::warn!(%error, "the data-dir lock could not be tried");
+                    events::warn!(%error, "the data-dir lock could not be tried");
                     (Condition::Free(unlocked), LockTried::Failed)
                 }
             },
@@ -146,7 +147,7 @@ impl LockSlot {
             Condition::Claimed(claim) => match claim.claim_quietly(None) {
                 Ok(lock) => {
                     let epoch = lock.epoch();
-                    (Condition::Held(lock), Ok(epoch))
+                    (Condition::Held(lock.for_serving()), Ok(epoch))
                 }
                 Err((unlocked, error)) => (Condition::Free(unlocked), Err(text(error))),
             },
@@ -162,7 +163,7 @@ impl LockSlot {
             Condition::Claimed(claim) => Condition::Free(claim.unlock()),
             Condition::Held(lock) => {
                 if let Err(error) = lock.release() {
-                    tracing::warn!(%error, "the data-dir lock was not released cleanly");
+                    events::warn!(%error, "the data-dir lock was not released cleanly");
                 }
                 Condition::Released
             }
@@ -170,7 +171,7 @@ impl LockSlot {
         };
     }
 
-    fn held(&mut self) -> Result<&mut DataDirLock, String> {
+    fn held(&mut self) -> Result<&mut ServingLock, String> {
         match &mut self.condition {
             Condition::Held(lock) => Ok(lock),
             Condition::Claimed(_) | Condition::Free(_) | Condition::Released => Err(not_held()),
@@ -179,14 +180,6 @@ impl LockSlot {
 
     fn take(&mut self) -> Condition {
         std::mem::replace(&mut self.condition, Condition::Released)
-    }
-}
-
-impl Drop for LockSlot {
-    fn drop(&mut self) {
-        if let Condition::Held(lock) = self.take() {
-            lock.forget();
-        }
     }
 }
 
@@ -217,7 +210,7 @@ impl Drainable for InItsPlace {
 }
 
 fn text(error: LockError) -> String {
-    tracing::warn!(%error, "the data-dir lock");
+    events::warn!(%error, "the data-dir lock");
     error.to_string()
 }
 

@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 
+use crate::events;
+
 const EVENTS_BYTES: usize = 1024;
 
 /// A watch of one path. Without one (no inotify instance is left) a removed path is published again after the next handover.
@@ -23,7 +25,7 @@ impl PathWatch {
     pub(super) fn new(path: &Path) -> Self {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK);
         if let Err(error) = &inotify {
-            tracing::warn!(%error, "the control path can't be watched");
+            events::warn!(%error, "the control path can't be watched");
         }
         let watch = Self { inotify: inotify.ok().map(Arc::new) };
         watch.again(path);
@@ -36,7 +38,7 @@ impl PathWatch {
         if let Some(fd) = &self.inotify
             && let Err(error) = inotify::add_watch(&**fd, path, flags)
         {
-            tracing::warn!(path = %path.display(), %error, "the control path can't be watched");
+            events::warn!(path = %path.display(), %error, "the control path can't be watched");
         }
     }
 
@@ -47,7 +49,7 @@ impl PathWatch {
         let mut events = Reader::new(fd, &mut buffer);
         while let Ok(event) = events.next() {
             if event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
-                tracing::debug!("too many changes of the control path");
+                events::debug!("too many changes of the control path");
             }
         }
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use handoff_proto::incumbent::SessionId;
 use rustix::event::{PollFd, PollFlags};
 
+use crate::events;
 use crate::sys::poll;
 use crate::timers::now_ns;
 
@@ -87,6 +88,7 @@ impl Watch {
             Until::Never => None,
         };
         let mut fds: Vec<_> = self.sources.iter().map(Source::polled).collect();
+        events::pass_on();
         poll::wait(&mut fds, timeout)?;
         let ready = self.sources.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
         Ok(Found(ready.map(|(source, _)| source.what).collect()))

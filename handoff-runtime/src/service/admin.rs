@@ -3,18 +3,21 @@
 //! Never blocks and never trusts a client: who may speak is decided by the peer's uid (unix(7), `SO_PEERCRED`), a line, an
 //! answer and the number of clients are bounded, and a client that says nothing makes room when another one comes.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::event::PollFlags;
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{SocketFlags, accept_with};
 use serde::Serialize;
-use tracing::{debug, warn};
 
 use super::report::{Event, Refusal, Request};
-use crate::sys::socket::peer;
+use crate::events::{debug, warn};
+use crate::sys::fork::StaysHere;
+use crate::sys::socket::{self, peer};
 
 /// The longest line that a client may send, in bytes.
 pub(crate) const LINE_BYTES_MAX: usize = 64 * 1024;
@@ -37,7 +40,7 @@ impl ClientId {
 /// The listening socket and its clients.
 #[derive(Debug)]
 pub(crate) struct AdminSocket {
-    listener: UnixListener,
+    listener: StaysHere,
     path: PathBuf,
     allowed_uids: Vec<u32>,
     clients: Vec<Client>,
@@ -61,7 +64,7 @@ enum Turn {
 #[derive(Debug)]
 struct Client {
     id: ClientId,
-    stream: UnixStream,
+    stream: StaysHere,
     turn: Turn,
     input: Vec<u8>,
     output: Vec<u8>,
@@ -77,10 +80,13 @@ impl AdminSocket {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let listener = UnixListener::bind(&staging)?;
+        let listener = StaysHere::open(|| {
+            let listener = UnixListener::bind(&staging)?;
+            listener.set_nonblocking(true)?;
+            Ok::<_, io::Error>(listener.into())
+        })?;
         let mode = if allowed_uids.is_empty() { 0o600 } else { 0o666 };
         std::fs::set_permissions(&staging, std::fs::Permissions::from_mode(mode))?;
-        listener.set_nonblocking(true)?;
         std::fs::rename(&staging, path)?;
         let (path, allowed_uids) = (path.to_owned(), allowed_uids.to_vec());
         Ok(Self { listener, path, allowed_uids, clients: Vec::new(), next_id: 0 })
@@ -89,8 +95,9 @@ impl AdminSocket {
     /// Takes every client that waits. An error is the system's (out of descriptors): try again later.
     pub(crate) fn accept(&mut self) -> io::Result<()> {
         loop {
-            match self.listener.accept() {
-                Ok((stream, _)) => self.greet(stream),
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            match StaysHere::open(|| Ok::<_, io::Error>(accept_with(&self.listener, flags)?)) {
+                Ok(stream) => self.greet(stream),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => {}
                 Err(error) => return Err(error),
@@ -159,14 +166,11 @@ impl AdminSocket {
         }
     }
 
-    fn greet(&mut self, stream: UnixStream) {
+    fn greet(&mut self, stream: StaysHere) {
         let uid = match peer(stream.as_fd()) {
             Ok(peer) => peer.uid,
             Err(error) => return debug!(%error, "a client of unknown user is dropped"),
         };
-        if let Err(error) = stream.set_nonblocking(true) {
-            return debug!(%error, "a client is dropped");
-        }
         let mut client =
             Client { id: ClientId(self.next_id), stream, turn: Turn::Listening, input: Vec::new(), output: Vec::new() };
         self.next_id += 1;
@@ -207,11 +211,10 @@ impl Client {
     fn fill(&mut self) {
         let mut chunk = [0; 4096];
         while self.input.len() <= LINE_BYTES_MAX && !self.input.contains(&b'\n') {
-            match self.stream.read(&mut chunk) {
+            match retry_on_intr(|| rustix::io::read(&self.stream, &mut chunk)) {
                 Ok(0) => return self.turn = Turn::Leaving,
                 Ok(count) => self.input.extend_from_slice(&chunk[..count]),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(Errno::AGAIN) => return,
                 Err(_) => return self.turn = Turn::Leaving,
             }
         }
@@ -254,9 +257,8 @@ impl Client {
 
     fn flush(&mut self) -> bool {
         while !self.output.is_empty() {
-            match self.stream.write(&self.output) {
+            match socket::send(self.stream.as_fd(), &self.output, &[]) {
                 Ok(count) => drop(self.output.drain(..count)),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return error.kind() == ErrorKind::WouldBlock,
             }
         }
@@ -280,10 +282,13 @@ fn may_speak(uid: u32, own: u32, allowed: &[u32]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead, BufReader};
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::os::unix::net::UnixStream;
 
     use super::*;
     use crate::service::report::Stopped;
+    use crate::sys::fork::beside_a_child;
+    use crate::testing::hears_the_end;
 
     struct Room {
         socket: AdminSocket,
@@ -469,5 +474,19 @@ mod tests {
         assert_eq!(room.round().len(), CLIENTS_MAX);
         let late = room.client();
         assert!(line(&late).contains("try again later"));
+    }
+
+    #[test]
+    fn a_forked_child_keeps_neither_the_socket_nor_a_client() {
+        let mut room = Room::new();
+        let client = room.client();
+        let waiting = UnixStream::connect(&room.socket.path).unwrap();
+        beside_a_child(|| {
+            drop(room);
+            hears_the_end(client);
+            // Nobody has accepted it: it ends with the socket.
+            let end = (&waiting).read(&mut [0]);
+            assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+        });
     }
 }

@@ -15,9 +15,9 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use tracing::warn;
 
 use crate::crash;
+use crate::events::warn;
 use crate::process::Process;
 use crate::sys::poll;
 use crate::timers::Timers;

@@ -16,9 +16,9 @@ use std::thread;
 
 use rustix::fs::StatVfsMountFlags;
 use serde::{Deserialize, Serialize};
-use tracing::{debug, warn};
 
 use super::own_file;
+use crate::events::{debug, warn};
 
 /// The one that serves, the one before it, one that may be the only one that can read the data, and one that is about to
 /// take over.

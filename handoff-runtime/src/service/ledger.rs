@@ -20,12 +20,12 @@ use std::path::{Path, PathBuf};
 use handoff_proto::ProcessId;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
-use tracing::warn;
 
 use super::builds::Lineage;
 use super::config::ServiceConfig;
 use super::own_file;
 use crate::data_dir::Identity;
+use crate::events::warn;
 use crate::process::Process;
 
 const VERSION: u32 = 1;

@@ -14,11 +14,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use tracing::{debug, info};
 
 use super::address::{Address, Listen};
 use super::error::ServiceError;
 use super::report::ListenerStatus;
+use crate::events::{debug, info};
 use crate::listeners::InheritedListeners;
 
 /// The kernel cuts it to `net.core.somaxconn` (listen(2)).

@@ -7,7 +7,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-use tracing::debug;
+use crate::events::debug;
 
 /// What can be said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,6 +12,7 @@ use super::config::ServiceConfig;
 use super::error::ServiceError;
 use super::state_dir;
 use crate::control::check_socket_path;
+use crate::events;
 
 /// Everything that can be seen from the configuration and the file system alone. `binary` is what would be started.
 ///
@@ -51,7 +52,7 @@ pub(super) fn check_data_dir_is_free(config: &ServiceConfig) -> Result<(), Servi
 pub(super) fn tell_exposure(config: &ServiceConfig) {
     // One that is not there yet is created for its owner only, and one that can't be seen was refused before.
     if let Some(Ok(Some(exposure))) = config.data_dir.as_deref().map(handoff_lock::exposure) {
-        tracing::warn!("{exposure}");
+        events::warn!("{exposure}");
     }
 }
 

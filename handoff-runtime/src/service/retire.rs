@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use handoff_proto::{HandoffId, ProcessId};
 use rustix::event::{PollFd, PollFlags};
-use tracing::{info, warn};
 
+use crate::events::{info, warn};
 use crate::process::Process;
 use crate::sys::poll;
 use crate::timers::instant_after;

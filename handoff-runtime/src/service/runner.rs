@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use handoff_journal::{History, JournalError};
 use rustix::event::{PollFd, PollFlags};
-use tracing::{debug, info, warn};
 
 use super::admin::{AdminSocket, ClientId};
 use super::builds::{Lineage, Shelf};
@@ -28,6 +27,7 @@ use super::retire::{Gone, Retiring};
 use super::state_dir::StateDir;
 use super::watch::{Punctual, Watch};
 use crate::data_dir::DataDir;
+use crate::events::{debug, info, warn};
 use crate::outcome::Recovery;
 use crate::supervisor::Supervisor;
 use crate::sys::poll;

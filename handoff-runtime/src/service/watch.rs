@@ -8,11 +8,11 @@
 //! Never decides what becomes of it, and reads no clock.
 
 use handoff_proto::{Message, PROTO_MAX, ProtoVersion};
-use tracing::debug;
 
 use super::greeting::{Said, hello_ack};
 use crate::Result;
 use crate::channel::{Channel, Received};
+use crate::events::debug;
 use crate::process::Process;
 
 /// The first version whose incumbents serve sessions side by side. An older one would keep a supervisor waiting.

@@ -3,16 +3,18 @@
 //! One input at a time, whichever thread has it, under the mutex; nothing here waits. Which thread waits stands in `shifts`.
 
 use std::collections::VecDeque;
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use handoff_proto::successor::{Answer, Effect, Errand, GaveUp, Input, Milestone, Successor as Machine, Timer, Wire};
 use handoff_proto::{Checked, HandoffId, Message, ProtoVersion, WireError};
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::Shutdown;
+use tracing::Level;
 
 use crate::channel::{Channel, Received};
 use crate::crash_here;
+use crate::events;
+use crate::sys::fork::StaysHere;
 use crate::timers::Timers;
 
 /// The target of the events of a handover; with the names of the steps it is an interface (`docs/operating.md`).
@@ -80,7 +82,7 @@ impl Core {
     pub(super) fn step(&mut self, input: Input) {
         for effect in self.machine.step(input) {
             if let Err(error) = self.perform(effect) {
-                tracing::debug!(handoff_id = self.shown_id(), %error, "the supervisor can't be told any more");
+                events::debug!(handoff_id = self.shown_id(), %error, "the supervisor can't be told any more");
                 self.outbound = Outbound::Broken;
                 self.wake_due = true;
             }
@@ -118,7 +120,7 @@ impl Core {
     }
 
     /// The library thread waits on a duplicate of the socket, so closing alone would not end the connection.
-    fn hang_up(&mut self) {
+    pub(super) fn hang_up(&mut self) {
         self.wake_due = true;
         if let Some(channel) = self.channel.take() {
             // Fails only when the supervisor has closed first, and then there is nothing left to end.
@@ -151,13 +153,17 @@ impl Core {
             Milestone::Left(GaveUp::Dropped) => self.tell("dropped", None),
             Milestone::Left(why) => {
                 let handoff_id = self.shown_id();
-                tracing::warn!(target: EVENTS, handoff_id, step = "gave_up", reason = %why, "handover");
+                events::warn!(target: EVENTS, handoff_id, step = "gave_up", reason = %why, "handover");
             }
         }
     }
 
+    /// Most of it is said within the pause.
     fn tell(&self, step: &'static str, epoch: Option<u64>) {
-        tracing::info!(target: EVENTS, handoff_id = self.shown_id(), step, epoch, "handover");
+        if events::is_wanted(Level::INFO) {
+            let handoff_id = self.shown_id();
+            events::leave(move || tracing::info!(target: EVENTS, handoff_id, step, epoch, "handover"));
+        }
     }
 
     fn shown_id(&self) -> Option<tracing::field::DisplayValue<HandoffId>> {
@@ -201,7 +207,7 @@ impl Core {
                 (Received::Nothing, Outbound::Broken) => Wire::Closed,
                 (Received::Closed | Received::Malformed(WireError::Io(_)), _) => Wire::Closed,
                 (Received::Malformed(error), _) => {
-                    tracing::warn!(handoff_id = self.shown_id(), %error, "the supervisor's bytes make no sense");
+                    events::warn!(handoff_id = self.shown_id(), %error, "the supervisor's bytes make no sense");
                     Wire::Garbage
                 }
             };
@@ -217,7 +223,7 @@ pub(super) struct Wait {
 }
 
 impl Wait {
-    pub(super) fn on<'fd>(&self, socket: &'fd UnixStream) -> Vec<PollFd<'fd>> {
+    pub(super) fn on<'fd>(&self, socket: &'fd StaysHere) -> Vec<PollFd<'fd>> {
         let mut fds = Vec::with_capacity(2);
         if !self.interest.is_empty() {
             fds.push(PollFd::new(socket, self.interest));

@@ -3,15 +3,16 @@
 //! What a failed errand had to say is kept for the error that the daemon's call returns with.
 
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use handoff_lock::{Attempt, Claim, DataDirLock, Lease, Unlocked};
+use handoff_lock::{Attempt, Claim, Lease, ServingLock, Unlocked};
 use handoff_proto::successor::{Age, Errand, Found, Outcome};
 
 use crate::control::{ControlSocket, StagedControl};
 use crate::error::{Error, Result};
+use crate::events;
 use crate::ownership;
+use crate::sys::fork::StaysHere;
 use crate::timers::now_ns;
 use crate::transfer::{self, Collected};
 
@@ -21,7 +22,7 @@ pub(super) struct Hands {
     build_id: Vec<u8>,
     control_path: PathBuf,
     /// To the incumbent, until what lies in it is collected.
-    transfer: Option<UnixStream>,
+    transfer: Option<StaysHere>,
     hold: Hold,
     control: Control,
     error: Option<Error>,
@@ -31,7 +32,7 @@ pub(super) struct Hands {
 #[derive(Debug)]
 pub(crate) struct Serving {
     pub(crate) control: ControlSocket,
-    pub(crate) lock: DataDirLock,
+    pub(crate) lock: ServingLock,
     pub(crate) build_id: Vec<u8>,
 }
 
@@ -40,7 +41,8 @@ enum Hold {
     Nothing,
     Unlocked(Unlocked),
     Claim(Claim),
-    Lock(DataDirLock),
+    /// A drop keeps it until the process exits: the daemon's store may be open.
+    Lock(ServingLock),
 }
 
 #[derive(Debug)]
@@ -51,7 +53,7 @@ enum Control {
 }
 
 impl Hands {
-    pub(super) fn new(build_id: Vec<u8>, transfer: Option<UnixStream>) -> Self {
+    pub(super) fn new(build_id: Vec<u8>, transfer: Option<StaysHere>) -> Self {
         let (hold, control) = (Hold::Nothing, Control::Nothing);
         Self { build_id, control_path: PathBuf::new(), transfer, hold, control, error: None }
     }
@@ -62,7 +64,7 @@ impl Hands {
     }
 
     /// The lock that the daemon gives back, and where it wants to answer.
-    pub(super) fn present(&mut self, lock: DataDirLock, control_path: &Path) {
+    pub(super) fn present(&mut self, lock: ServingLock, control_path: &Path) {
         self.hold = Hold::Lock(lock);
         self.control_path = control_path.to_owned();
     }
@@ -75,7 +77,7 @@ impl Hands {
     }
 
     /// The lock, for the daemon.
-    pub(super) fn take_lock(&mut self) -> Result<DataDirLock> {
+    pub(super) fn take_lock(&mut self) -> Result<ServingLock> {
         match std::mem::replace(&mut self.hold, Hold::Nothing) {
             Hold::Lock(lock) => Ok(lock),
             other => {
@@ -93,13 +95,6 @@ impl Hands {
         Ok(Serving { control, lock: self.take_lock()?, build_id: std::mem::take(&mut self.build_id) })
     }
 
-    /// The daemon's store may still be open: nobody else may have the lock before this process is gone.
-    pub(super) fn keep_lock_until_exit(&mut self) {
-        if let Hold::Lock(lock) = std::mem::replace(&mut self.hold, Hold::Nothing) {
-            lock.forget();
-        }
-    }
-
     /// Why the last errand failed.
     pub(super) fn take_error(&mut self) -> Error {
         self.error.take().unwrap_or_else(|| missing("reason"))
@@ -115,7 +110,7 @@ impl Hands {
             Errand::ActivateLease { not_after_ns } => self.activate_lease(not_after_ns),
         };
         done.unwrap_or_else(|error| {
-            tracing::error!(%error, "the successor can't take over");
+            events::error!(%error, "the successor can't take over");
             let reason = error.to_string();
             self.error = Some(error);
             Outcome::Failed { reason }
@@ -149,7 +144,7 @@ impl Hands {
             |error| Error::io("take part in the lock of the data directory, which the incumbent has passed", error);
         match transfer::collect(channel.as_fd()).map_err(failed)? {
             Collected::Directory(directory) => unlocked.adopt_directory(directory)?,
-            Collected::Nothing(reason) => tracing::info!(reason, "the incumbent has not passed the directory's lock"),
+            Collected::Nothing(reason) => events::info!(reason, "the incumbent has not passed the directory's lock"),
         }
         Ok(unlocked)
     }
@@ -158,7 +153,7 @@ impl Hands {
         let Hold::Claim(claim) = std::mem::replace(&mut self.hold, Hold::Nothing) else { return Err(missing("lock")) };
         let lock = claim.claim_quietly(Some(handoff_id)).map_err(|(_, error)| error)?;
         let epoch = lock.lease().epoch;
-        self.hold = Hold::Lock(lock);
+        self.hold = Hold::Lock(lock.for_serving());
         Ok(Outcome::Claimed { epoch })
     }
 

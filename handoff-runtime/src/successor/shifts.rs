@@ -13,7 +13,6 @@
 //! change of thread. Both work on the one core, behind a mutex that nobody holds while he waits, or runs an errand.
 
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -22,8 +21,10 @@ use rustix::event::{PollFd, PollFlags};
 
 use super::effects::{Core, Listener, Thread, Wait};
 use crate::channel::Channel;
+use crate::events;
 use crate::relief::Relief;
 use crate::sync::{Condvar, Mutex, MutexGuard};
+use crate::sys::fork::StaysHere;
 use crate::sys::poll;
 use crate::waker::Waker;
 
@@ -38,7 +39,7 @@ pub(super) struct Shared {
     /// Calls the library thread while the daemon's is at work.
     relief: Relief,
     /// The supervisor's socket, to wait for it without the mutex.
-    polled: Arc<UnixStream>,
+    polled: Arc<StaysHere>,
 }
 
 /// What the daemon's thread is to do.
@@ -56,7 +57,7 @@ impl Shared {
     ///
     /// # Errors
     /// No descriptor can be had.
-    pub(super) fn new(core: Core, polled: Arc<UnixStream>) -> io::Result<Self> {
+    pub(super) fn new(core: Core, polled: Arc<StaysHere>) -> io::Result<Self> {
         let (waker, relief) = (Waker::new()?, Relief::new()?);
         Ok(Self { core: Mutex::new(core), changed: Condvar::new(), waker, relief, polled })
     }
@@ -146,8 +147,7 @@ impl Shared {
 
     /// The handover is given up: the library thread sees it at once, and ends.
     pub(super) fn end(&self) {
-        self.give_back();
-        self.waker.wake();
+        let _channel = self.part();
     }
 
     /// What wakes the library thread, for what it does next.
@@ -192,8 +192,9 @@ fn next_wait(shared: &Shared) -> Option<Wait> {
 }
 
 fn sleep(fds: &mut [PollFd<'_>], timeout: Option<Duration>) {
+    events::pass_on();
     if let Err(error) = poll::wait(fds, timeout) {
-        tracing::warn!(%error, "poll failed; looking at everything again");
+        events::warn!(%error, "poll failed; looking at everything again");
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use handoff_lock::{DataDirLock, LeaseState, LockError, Unlocked, read_lease};
+use handoff_lock::{DataDirLock, LeaseState, LockError, ServingLock, Unlocked, read_lease};
 use handoff_proto::frame::{read_message, write_message};
 use handoff_proto::{BeginMode, HandoffId, Message, Side, Timing, WireError};
 use tempfile::TempDir;
@@ -45,7 +45,7 @@ impl Supervisor {
         ours.set_read_timeout(Some(FAR)).unwrap();
         let mut supervisor = Self { stream: ours, version };
         supervisor.tell(&Message::HelloAck { proto_version_chosen: version, handoff_id: ID });
-        let mut driver = Driver::greet(theirs, transfer, b"build 7".to_vec(), timing).unwrap();
+        let mut driver = Driver::greet(theirs.into(), transfer.map(Into::into), b"build 7".to_vec(), timing).unwrap();
         assert_eq!(driver.greeted().unwrap(), ID);
         match supervisor.hear() {
             Message::Hello { role: Side::Successor, pid, build_id, .. } => {
@@ -162,14 +162,14 @@ fn ready(revisions: &[u64]) -> ReadinessSnapshot {
 }
 
 /// A successor that holds the lock and opens, and its supervisor.
-fn opening(sealed: &Sealed, revisions: &[u64]) -> (Supervisor, Driver, DataDirLock) {
+fn opening(sealed: &Sealed, revisions: &[u64]) -> (Supervisor, Driver, ServingLock) {
     let (mut supervisor, mut driver) = Supervisor::greet(2);
     supervisor.begin_warmed(&mut driver, sealed.epoch, revisions);
     let lock = take_lock(&mut driver, sealed.path()).unwrap();
     (supervisor, driver, lock)
 }
 
-fn take_lock(driver: &mut Driver, dir: &Path) -> Result<DataDirLock> {
+fn take_lock(driver: &mut Driver, dir: &Path) -> Result<ServingLock> {
     Ok(driver.lock(Unlocked::open(dir)?)?.0)
 }
 
@@ -311,7 +311,7 @@ fn takes_part_in_the_directorys_lock_that_was_passed() {
     let taken = take_lock(&mut driver, sealed.path()).unwrap();
     drop(fallback);
     assert!(is_closed_to_strangers(sealed.path()), "it outlives the incumbent's part");
-    drop(taken);
+    taken.release().unwrap();
     assert!(!is_closed_to_strangers(sealed.path()));
 }
 
@@ -400,14 +400,14 @@ fn begin_counts_even_if_the_supervisor_died_right_after_it() {
 fn a_supervisor_that_never_answers_is_given_up() {
     let (_silent, theirs) = UnixStream::pair().unwrap();
     let timing = Timing { hello: Duration::from_millis(20), ..Timing::default() };
-    let result = Driver::greet(theirs, None, Vec::new(), timing).unwrap().greeted();
+    let result = Driver::greet(theirs.into(), None, Vec::new(), timing).unwrap().greeted();
     assert!(matches!(result, Err(Error::Aborted { .. })), "{result:?}");
 }
 
 #[test]
 fn whoever_does_not_wait_for_the_answer_hangs_up() {
     let (mut supervisor, theirs) = UnixStream::pair().unwrap();
-    drop(Driver::greet(theirs, None, Vec::new(), Timing::default()).unwrap());
+    drop(Driver::greet(theirs.into(), None, Vec::new(), Timing::default()).unwrap());
     let mut sent = Vec::new();
     std::io::Read::read_to_end(&mut supervisor, &mut sent).unwrap();
     assert!(!sent.is_empty(), "the greeting, and then the end");
@@ -481,7 +481,7 @@ fn only_the_lock_of_this_handover_is_accepted() {
     let sealed = Sealed::new();
     let (mut supervisor, mut driver, lock) = opening(&sealed, &[5]);
     lock.release().unwrap();
-    let own = DataDirLock::acquire(sealed.path()).unwrap();
+    let own = DataDirLock::acquire(sealed.path()).unwrap().for_serving();
     let error = driver.announce(ready(&[5]), &sealed.socket(), own, never).unwrap_err();
     assert!(matches!(error, Error::Usage(_)), "{error}");
     assert_not_ready(&mut supervisor);
@@ -524,8 +524,9 @@ fn dropping_it_at_any_stage_ends_the_session() {
 
     let sealed = Sealed::new();
     let (mut supervisor, driver, lock) = opening(&sealed, &[]);
-    drop((driver, lock));
+    drop(driver);
     assert_not_ready(&mut supervisor);
+    lock.release().unwrap();
     assert!(!sealed.is_locked());
 }
 

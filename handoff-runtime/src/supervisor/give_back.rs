@@ -8,6 +8,7 @@ use rustix::event::{PollFd, PollFlags};
 
 use crate::channel::{Channel, FDS_PER_MESSAGE_MAX, Received};
 use crate::error::{Error, Result};
+use crate::events;
 use crate::sys::poll;
 use crate::timers::instant_after;
 
@@ -22,7 +23,7 @@ pub(super) fn ask(channel: Channel, within: Duration) -> Result<Vec<(String, Own
     let mut asking = Asking { channel, until: instant_after(within) };
     let version = asking.greet()?;
     if version < 2 {
-        tracing::info!("the incumbent speaks version 1 only and can't give its listeners back");
+        events::info!("the incumbent speaks version 1 only and can't give its listeners back");
         return Ok(Vec::new());
     }
     asking.channel.send(version, &Message::ListenersRequest)?;

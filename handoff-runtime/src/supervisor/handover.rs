@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use handoff_journal::{Details, Journal, JournalError, StateJournal};
@@ -22,11 +22,13 @@ use crate::channel::{Channel, Received};
 use crate::control;
 use crate::environment::{HANDOFF_DATA_DIR_ID, HANDOFF_SOCK_FD, HANDOFF_TRANSFER_FD};
 use crate::error::{Error, Result};
+use crate::events;
 use crate::outcome::{HandoffOutcome, OldProcess, SpawnSpec};
 use crate::ownership;
 use crate::process::Process;
 use crate::progress::{Cancel, Onlooker, Progress, Sealed, Step};
 use crate::spawn::spawn;
+use crate::sys::fork::StaysHere;
 use crate::sys::poll;
 use crate::timers::{Timers, now_ns};
 use crate::transfer;
@@ -52,7 +54,7 @@ pub(super) struct Run<'a> {
     incumbent: Option<Peer>,
     successor: Option<Peer>,
     /// The incumbent's end of the direct channel, until it is passed on. It holds nothing: what is passed is the successor's.
-    transfer: Option<OwnedFd>,
+    transfer: Option<StaysHere>,
     record: StateJournal,
     stopwatch: Stopwatch,
     /// The typed form of what the machine was told as text.
@@ -413,7 +415,7 @@ impl<'a> Run<'a> {
     }
 
     /// The successor, and the other end of its direct channel.
-    fn start_successor(&self, transfer: Transfer) -> Result<(Peer, Option<OwnedFd>)> {
+    fn start_successor(&self, transfer: Transfer) -> Result<(Peer, Option<StaysHere>)> {
         let (channel, theirs) = Channel::pair().map_err(|error| Error::io("make a control channel", error))?;
         let mut channels = vec![(HANDOFF_SOCK_FD, theirs.as_fd())];
         let direct = match transfer {
@@ -445,7 +447,7 @@ impl<'a> Run<'a> {
                 *deadline_ns = self.timers.at_ns(Timer::Deadline).unwrap_or(u64::MAX);
             }
             Message::HelloAck { proto_version_chosen: 1, .. } => {
-                tracing::info!(handoff_id = %self.handoff_id, "a peer speaks version 1 only: what version 2 adds is left out with it");
+                events::info!(handoff_id = %self.handoff_id, "a peer speaks version 1 only: what version 2 adds is left out with it");
             }
             _ => {}
         }
@@ -511,7 +513,7 @@ impl<'a> Run<'a> {
     }
 
     fn journal_failed(&mut self, error: JournalError) {
-        tracing::warn!(handoff_id = %self.handoff_id, %error, "the journal could not be written");
+        events::warn!(handoff_id = %self.handoff_id, %error, "the journal could not be written");
         let text = self.keep(error.into());
         self.results.push_back(Input::JournalFailed(text));
     }
@@ -520,7 +522,7 @@ impl<'a> Run<'a> {
         if let Some(peer) = &self.successor
             && let Err(error) = signal(&peer.process)
         {
-            tracing::warn!(handoff_id = %self.handoff_id, %error, "the successor could not be signalled");
+            events::warn!(handoff_id = %self.handoff_id, %error, "the successor could not be signalled");
         }
         self
     }
@@ -537,7 +539,7 @@ impl<'a> Run<'a> {
         if let Some(peer) = &self.incumbent
             && let Err(error) = peer.process.kill()
         {
-            tracing::warn!(handoff_id = %self.handoff_id, %error, "the incumbent could not be killed");
+            events::warn!(handoff_id = %self.handoff_id, %error, "the incumbent could not be killed");
         }
     }
 

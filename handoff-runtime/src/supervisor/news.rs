@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use crate::events;
 use crate::progress::{Onlooker, Progress, Step};
 use crate::timers::now_ns;
 
@@ -58,7 +59,7 @@ pub(crate) fn log_news(news: &[Progress]) {
         if let &Progress { handoff_id, successor_pid, after, step: Step::Reached(milestone), .. } = news {
             let step = name(milestone);
             let after_us = after.as_micros();
-            tracing::info!(target: EVENTS, %handoff_id, step, successor_pid, after_us, "handover");
+            events::info!(target: EVENTS, %handoff_id, step, successor_pid, after_us, "handover");
         }
     }
 }

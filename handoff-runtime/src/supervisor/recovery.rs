@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags};
 use crate::control;
 use crate::crash_here;
 use crate::error::{Error, Result};
+use crate::events;
 use crate::outcome::{GivenBack, Recovery};
 use crate::process::Process;
 use crate::sys::poll;
@@ -37,7 +38,7 @@ pub(super) fn recover(
 ) -> Result<Recovery> {
     let record = journal.as_ref().and_then(|journal| journal.current()).cloned();
     if let Some(record) = &record {
-        tracing::info!(handoff_id = %record.handoff_id, phase = ?record.phase, "the journal knows of a handover");
+        events::info!(handoff_id = %record.handoff_id, phase = ?record.phase, "the journal knows of a handover");
     }
     let mut run = Run {
         supervisor,
@@ -90,7 +91,7 @@ fn note_settled(journal: &mut Journal, record: &StateJournal, to_leave: Option<&
         None => journal.clear(),
     };
     if let Err(error) = noted.and_then(|()| journal.sync()) {
-        tracing::warn!(%error, "the journal could not be written");
+        events::warn!(%error, "the journal could not be written");
     }
 }
 
@@ -109,16 +110,16 @@ impl Supervisor {
                     return Ok(GivenBack::All);
                 }
                 Err(error) if Instant::now() >= until => {
-                    tracing::warn!(%error, "the incumbent did not give its listeners back");
+                    events::warn!(%error, "the incumbent did not give its listeners back");
                     return Ok(GivenBack::NotInTime);
                 }
-                Err(error) => tracing::debug!(%error, "the incumbent does not give its listeners back yet"),
+                Err(error) => events::debug!(%error, "the incumbent does not give its listeners back yet"),
             }
             let mut fds = [PollFd::new(incumbent, PollFlags::IN)];
             poll::wait(&mut fds, Some(self.timing.limbo_poll))
                 .map_err(|error| Error::io("wait for the incumbent", error))?;
             if !fds[0].revents().is_empty() {
-                tracing::warn!(pid = incumbent.pid(), "the incumbent died before it gave its listeners back");
+                events::warn!(pid = incumbent.pid(), "the incumbent died before it gave its listeners back");
                 return Ok(GivenBack::NotInTime);
             }
         }
@@ -203,7 +204,7 @@ impl Run<'_> {
                 continue_process(id)?;
             }
             Effect::Kill(id) => {
-                tracing::warn!(pid = id.pid, "a process that is left of an earlier handover is ended");
+                events::warn!(pid = id.pid, "a process that is left of an earlier handover is ended");
                 self.ending.as_ref().map_or(Ok(()), Process::kill)?;
             }
             Effect::Arm(timer, after) => self.timers.arm(timer, after),
@@ -255,7 +256,7 @@ impl Run<'_> {
             LeaseReading::Nobody => None,
             // What else is remembered decides, and whoever is started must take the lock.
             LeaseReading::Unreadable(reason) => {
-                tracing::warn!(reason, "the lease can't be read, so it does not say who serves");
+                events::warn!(reason, "the lease can't be read, so it does not say who serves");
                 None
             }
         };
@@ -280,7 +281,7 @@ impl Run<'_> {
         let look = handoff_lock::look(self.supervisor.data_dir.as_ref()?.path());
         look.map_or_else(
             |error| {
-                tracing::warn!(%error, "who holds the data dir can't be seen");
+                events::warn!(%error, "who holds the data dir can't be seen");
                 None
             },
             |look| look.locked_by,
@@ -293,7 +294,7 @@ fn continue_process(id: ProcessId) -> Result<()> {
     if let Some(process) = Process::find(id)?
         && let Err(error) = process.cont()
     {
-        tracing::warn!(pid = id.pid, %error, "the process could not be told to go on");
+        events::warn!(pid = id.pid, %error, "the process could not be told to go on");
     }
     Ok(())
 }

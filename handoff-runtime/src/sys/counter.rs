@@ -21,17 +21,22 @@ pub(crate) fn event() -> io::Result<OwnedFd> {
     Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
 }
 
-/// Makes an event readable. False: it could not be.
-pub(crate) fn count_up(event: &OwnedFd) -> bool {
+/// Makes an event readable.
+///
+/// # Errors
+/// The system's, three times in a row.
+pub(crate) fn count_up(event: &OwnedFd) -> io::Result<()> {
     // A wake-up that is lost is a loop that sleeps on: a passing failure must not cost it.
-    for _ in 0..TRIES_MAX {
+    let mut tries_left = TRIES_MAX;
+    loop {
+        tries_left -= 1;
         match retry_on_intr(|| write(event, &1u64.to_ne_bytes())) {
             // Full: it is readable already.
-            Ok(_) | Err(Errno::AGAIN) => return true,
-            Err(error) => tracing::warn!(%error, "an eventfd could not be written"),
+            Ok(_) | Err(Errno::AGAIN) => return Ok(()),
+            Err(_) if tries_left > 0 => {}
+            Err(error) => return Err(error.into()),
         }
     }
-    false
 }
 
 /// A descriptor that is readable once the time is over that was [set](set_timer).
@@ -43,18 +48,23 @@ pub(crate) fn timer() -> io::Result<OwnedFd> {
 }
 
 /// Lets a timer run out so long from now, once, and forgets what it was set to; no time at all stops it.
-pub(crate) fn set_timer(timer: &OwnedFd, after: Duration) {
+///
+/// # Errors
+/// The system's.
+pub(crate) fn set_timer(timer: &OwnedFd, after: Duration) -> io::Result<()> {
     let once = Itimerspec { it_interval: timespec(Duration::ZERO), it_value: timespec(after) };
-    if let Err(error) = timerfd_settime(timer, TimerfdTimerFlags::empty(), &once) {
-        tracing::warn!(%error, "a timerfd could not be set");
-    }
+    timerfd_settime(timer, TimerfdTimerFlags::empty(), &once)?;
+    Ok(())
 }
 
 /// Reads a counter, so that it is not readable any more until it counts again. Never blocks on one that was opened so.
-pub(crate) fn take(counter: impl AsFd) {
+///
+/// # Errors
+/// The system's.
+pub(crate) fn take(counter: impl AsFd) -> io::Result<()> {
     let mut count = [0; 8];
     match retry_on_intr(|| read(&counter, &mut count)) {
-        Ok(_) | Err(Errno::AGAIN) => {}
-        Err(error) => tracing::warn!(%error, "an eventfd or a timerfd could not be read"),
+        Ok(_) | Err(Errno::AGAIN) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }

@@ -104,16 +104,16 @@ pub(crate) mod counter {
         Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
     }
 
-    pub(crate) fn count_up(event: &OwnedFd) -> bool {
+    pub(crate) fn count_up(event: &OwnedFd) -> io::Result<()> {
         ring(enter(), event.as_raw_fd(), event);
-        true
+        Ok(())
     }
 
     pub(crate) fn timer() -> io::Result<OwnedFd> {
         event()
     }
 
-    pub(crate) fn set_timer(timer: &OwnedFd, after: Duration) {
+    pub(crate) fn set_timer(timer: &OwnedFd, after: Duration) -> io::Result<()> {
         let mut state = enter();
         state.running.retain(|(set, _)| *set != timer.as_raw_fd());
         read_out(timer);
@@ -123,11 +123,13 @@ pub(crate) mod counter {
             drop(state);
             wake_clock(clock);
         }
+        Ok(())
     }
 
-    pub(crate) fn take(counter: impl AsFd) {
+    pub(crate) fn take(counter: impl AsFd) -> io::Result<()> {
         let _entered = enter();
         read_out(counter);
+        Ok(())
     }
 
     fn read_out(counter: impl AsFd) {

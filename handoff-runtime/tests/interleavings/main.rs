@@ -84,6 +84,13 @@ mod error {
     }
 }
 
+/// In the place of the library's: loom's threads would have to wait for its thread.
+mod events {
+    pub(crate) use tracing::warn;
+
+    pub(crate) fn pass_on() {}
+}
+
 mod timers {
     pub(crate) fn now_ns() -> u64 {
         unreachable!("nothing has a time here")
@@ -96,6 +103,11 @@ mod worker {
 
 mod sys {
     pub(crate) use crate::kernel::{counter, poll};
+
+    /// No child is forked here.
+    pub(crate) mod fork {
+        pub(crate) type StaysHere = std::os::unix::net::UnixStream;
+    }
 }
 
 /// Far more steps than a play has: one that never ends is found.

@@ -126,7 +126,7 @@ fn run() -> Result<(), Box<dyn Error>> {
 fn take_over(
     begun: &mut BegunSuccessor,
     data_dir: &Path,
-) -> Result<(DataDirLock, Daemon, ReadinessSnapshot), Box<dyn Error>> {
+) -> Result<(ServingLock, Daemon, ReadinessSnapshot), Box<dyn Error>> {
     let tcp = begun.take_listener(LISTENER).map(Listener::Tcp);
     let unix = || begun.take_unix_listener(LISTENER).map(Listener::Unix);
     let listener = tcp.or_else(unix).ok_or("no listener")?;

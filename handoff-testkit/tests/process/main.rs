@@ -9,6 +9,7 @@ mod daemons;
 mod datagrams;
 mod eyes;
 mod failing_syscalls;
+mod guest;
 mod interop;
 mod matrix;
 mod recovery;
@@ -45,10 +46,12 @@ macro_rules! trials {
 }
 
 fn main() -> ExitCode {
+    guest::listener::install_if_told();
     handoff_testkit::init_with(&[
         ChildRole { name: "daemon-ours", main: |_| daemons::exit_code(daemons::ours::main()) },
         ChildRole { name: "daemon-scripted", main: |_| daemons::exit_code(daemons::scripted::main()) },
         ChildRole { name: "daemon-theirs", main: |_| daemons::exit_code(daemons::theirs::main()) },
+        ChildRole { name: guest::daemon::ROLE, main: |_| guest::daemon::main() },
         ChildRole { name: eyes::shards::ROLE, main: |_| daemons::exit_code(eyes::shards::main()) },
         ChildRole {
             name: interop::faults::daemon::ROLE,
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         datagrams::all(),
         eyes::all(),
         failing_syscalls::all(),
+        guest::all(),
         interop::all(),
         interop::faults::all(),
         matrix::all(),

@@ -4,9 +4,9 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use handoff_journal::{HistoryEntry, Phase, StateJournal};
-use tracing::{error, info, warn};
 
 use super::{ACCEPT_PAUSE, Runner, Timer, child_env, report_lost};
+use crate::events::{error, info, warn};
 use crate::outcome::Recovery;
 use crate::process::Process;
 use crate::service::builds::Aborted;

@@ -2,11 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use tracing::{debug, info, warn};
-
 use super::{Runner, child_env, report_lost};
 use crate::Result;
 use crate::control;
+use crate::events::{debug, info, warn};
 use crate::outcome::{HandoffOutcome, OldProcess, SpawnSpec};
 use crate::progress::Progress;
 use crate::service::admin::ClientId;

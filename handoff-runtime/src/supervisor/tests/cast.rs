@@ -288,6 +288,7 @@ fn plays_successor() {
     let variable = |name| PathBuf::from(std::env::var_os(name).unwrap());
     fs::write(variable(PID_FILE), std::process::id().to_string()).unwrap();
     let Ok(StartedAs::Successor { control, .. }) = claim() else { return };
+    let control = control.as_fd().try_clone_to_owned().unwrap().into();
     let part = Part { script, control, data_dir: variable(DATA_DIR), path: variable(CONTROL) };
     part.play();
     // Nothing of the test harness's own may run behind the play.

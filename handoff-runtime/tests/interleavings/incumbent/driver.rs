@@ -67,11 +67,11 @@ impl World {
 
     pub(crate) fn tell(&self, told: Told) {
         self.board.change(|state| state.told.push_back(told));
-        counter::count_up(&self.session);
+        counter::count_up(&self.session).unwrap();
     }
 
     pub(crate) fn answer(&self) {
-        counter::count_up(&self.asked);
+        counter::count_up(&self.asked).unwrap();
     }
 
     pub(crate) fn let_go(&self) {
@@ -145,7 +145,7 @@ impl Driver {
             self.say();
         }
         if found.has(What::Session(SESSION)) {
-            counter::take(&self.world.session);
+            counter::take(&self.world.session).unwrap();
             let told = self.world.board.change(|state| std::mem::take(&mut state.told));
             told.into_iter().for_each(|told| self.obey(told));
         }
