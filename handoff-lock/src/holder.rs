@@ -106,10 +106,11 @@ pub(crate) fn of_held(pair: &Pair) -> Option<Holder> {
     found.map(|found| found.describe(newest.as_ref())).or_else(|| recorded(newest.as_ref(), dir))
 }
 
-/// Whether there is such a process. One that we may not signal is alive: only ESRCH means that it is gone, kill(2).
+/// Whether there is such a process. One that we may not signal is alive: only ESRCH means that it is gone, kill(2). The number
+/// may be a thread's by now, which kill(2) takes for its process.
 pub(crate) fn is_alive(pid: u32) -> bool {
     let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return false };
-    test_kill_process(raw) != Err(Errno::SRCH) && !sys::is_zombie(pid)
+    test_kill_process(raw) != Err(Errno::SRCH) && !sys::is_thread(raw) && !sys::is_zombie(pid)
 }
 
 /// The directory and the lock file, opened to be looked at.
@@ -269,6 +270,22 @@ mod tests {
         for pid in [0, i32::MAX as u32, u32::MAX] {
             assert!(!is_alive(pid), "{pid}");
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_thread_is_no_process() {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let (end, wait) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            sender.send(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
+            let _ = wait.recv();
+        });
+        let id = receiver.recv().unwrap().cast_unsigned();
+        let alive = is_alive(id);
+        drop(end);
+        thread.join().unwrap();
+        assert!(!alive, "{id} is a thread of {}", std::process::id());
     }
 
     #[test]

@@ -9,6 +9,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 
 use rustix::fs::{OFlags, fstat, fstatfs, major, minor};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{Carried, Takers};
 use crate::filesystem::refused_by_magic;
@@ -35,6 +37,25 @@ pub(crate) fn start_time(pid: u32) -> Option<u64> {
 /// It can't be read now.
 pub(crate) fn start_time_of_self() -> io::Result<Option<u64>> {
     Ok(if_there("/proc/self/stat")?.and_then(|text| parse_stat(&text)).map(|stat| stat.start_time))
+}
+
+/// Whether this is the number of a thread, and of no process.
+pub(crate) fn is_thread(id: Pid) -> bool {
+    match pidfd_open(id, PidfdFlags::empty()) {
+        Ok(_) => false,
+        // Of a thread: INVAL up to Linux 6.15, NOENT since.
+        Err(Errno::INVAL | Errno::NOENT) => true,
+        // Before Linux 5.3 and in some sandboxes there is no such call, and sometimes no descriptor left.
+        Err(_) => read_lossy(&format!("/proc/{id}/status")).is_some_and(|status| is_of_a_thread(&status, id)),
+    }
+}
+
+/// From the text of `/proc/PID/status`, proc_pid_status(5), which is there for a thread's number too.
+fn is_of_a_thread(status: &str, id: Pid) -> bool {
+    let process = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
+    process
+        .and_then(|process| process.trim().parse().ok())
+        .is_some_and(|process: i32| process != id.as_raw_nonzero().get())
 }
 
 /// Whether a process has ended and only waits for its parent: it holds no lock any more.
@@ -228,6 +249,13 @@ mod tests {
         assert!(if_there("/proc/self/nothing").unwrap().is_none());
         assert!(if_there("/proc/self").is_err());
         assert!(start_time_of_self().unwrap().is_some_and(|time| Some(time) == start_time(std::process::id())));
+    }
+
+    #[test]
+    fn a_status_tells_a_thread_from_its_process() {
+        let status = |tgid| format!("Name:\tstored\nTgid:\t{tgid}\nPid:\t8\n");
+        let id = Pid::from_raw(8).unwrap();
+        assert!(is_of_a_thread(&status(7), id) && !is_of_a_thread(&status(8), id) && !is_of_a_thread("", id));
     }
 
     #[test]

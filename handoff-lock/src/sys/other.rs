@@ -1,10 +1,13 @@
 //! The answers of macOS and the BSDs, as far as they have any: there is no table of locks to read, so a holder is known only
 //! from what it wrote down itself.
 
+#[cfg(any(target_vendor = "apple", target_os = "freebsd"))]
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
+
+use rustix::process::Pid;
 
 use super::{Carried, Takers};
 
@@ -52,6 +55,11 @@ pub(crate) fn start_time(_pid: u32) -> Option<u64> {
 /// The same of the calling process.
 pub(crate) fn start_time_of_self() -> io::Result<Option<u64>> {
     Ok(start_time(std::process::id()))
+}
+
+/// Whether this is the number of a thread, and of no process: threads have numbers of their own here.
+pub(crate) fn is_thread(_id: Pid) -> bool {
+    false
 }
 
 /// Whether a process has ended and only waits for its parent; this system is not asked.
