@@ -58,10 +58,11 @@ pub(crate) struct Pair {
     identity: Identity,
     marks: Marks,
     end: End,
-    dir: GuardedFd,
-    dir_inode: Inode,
+    // Closed in the order in which they are unlocked: who gets the directory finds the file free.
     file: GuardedFd,
     file_inode: Inode,
+    dir: GuardedFd,
+    dir_inode: Inode,
 }
 
 #[derive(Debug)]
@@ -158,10 +159,10 @@ impl Pair {
             identity: Identity::Name,
             marks: Marks::Trusted,
             end: End::Close,
-            dir,
-            dir_inode,
             file,
             file_inode,
+            dir,
+            dir_inode,
         })
     }
 
@@ -447,7 +448,11 @@ impl Pair {
         Ok(())
     }
 
+    /// A child made by clone(2) past the fork handlers has the descriptor too, and must write nothing.
     fn write(&self, bytes: &[u8], at: u64) -> Result<(), LockError> {
+        if !self.file.is_at_home() {
+            return Err(LockError::io(&self.data_dir, sys::not_at_home()));
+        }
         write_all(self.file()?, bytes, at).map_err(|error| LockError::io(self.lock_path(), error))
     }
 }

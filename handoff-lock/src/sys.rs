@@ -7,7 +7,7 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering, compiler_fence};
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod linux;
@@ -53,15 +53,33 @@ impl Home {
 }
 
 impl GuardedFd {
-    /// Opens a descriptor and guards it in one step as a fork sees it.
-    pub(crate) fn open(open: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<Self> {
+    /// Opens a descriptor that no forked child has a copy of. It is opened again if a child was made meanwhile: that one has a
+    /// copy of what was opened first, which nobody locks. So no fork waits for a file system that hangs.
+    pub(crate) fn open(open: impl Fn() -> io::Result<OwnedFd>) -> io::Result<Self> {
         watch_forks()?;
-        let _gate = Gate::pass();
-        let place = TABLE.iter().position(|place| place.load(Ordering::Relaxed) == FREE).ok_or_else(|| {
+        for _ in 0..OPENS_BESIDE_FORKS_MAX {
+            let forked = FORKED.load(Ordering::Acquire);
+            let fd = open()?;
+            let gate = Gate::pass();
+            if FORKED.load(Ordering::Acquire) == forked {
+                return Self::guard(fd, &gate);
+            }
+        }
+        // Somebody forks all the time: then it has to wait.
+        let gate = Gate::pass();
+        Self::guard(open()?, &gate)
+    }
+
+    /// Guards a descriptor that was received. A child that was forked since then has a copy.
+    pub(crate) fn adopt(fd: OwnedFd) -> io::Result<Self> {
+        watch_forks()?;
+        Self::guard(fd, &Gate::pass())
+    }
+
+    fn guard(fd: OwnedFd, gate: &Gate) -> io::Result<Self> {
+        let place = gate.enter(fd.as_raw_fd()).ok_or_else(|| {
             io::Error::new(io::ErrorKind::QuotaExceeded, "this process has too many data-dir locks open (512)")
         })?;
-        let fd = open()?;
-        TABLE[place].store(fd.as_raw_fd(), Ordering::Release);
         Ok(Self { fd: ManuallyDrop::new(fd), place, home: Home::current(), end: End::Close })
     }
 
@@ -94,34 +112,65 @@ impl Drop for GuardedFd {
         if !self.is_at_home() || self.end == End::Keep {
             return;
         }
-        // Before the close: once closed, the number may be another file's, which a forked child must not lose.
-        TABLE[self.place].store(FREE, Ordering::Release);
+        // A child that is made between the two would keep a copy, and with it the lock of a directory that is shared.
+        let gate = Gate::pass();
+        gate.leave(self.place);
         // SAFETY: ManuallyDrop::drop; `fd` is dropped here only, and not used after.
         unsafe { ManuallyDrop::drop(&mut self.fd) };
     }
 }
 
 const FREE: i32 = -1;
+const OPENS_BESIDE_FORKS_MAX: u32 = 8;
 static TABLE: [AtomicI32; 1024] = [const { AtomicI32::new(FREE) }; 1024];
+/// How many forks this process has begun.
+static FORKED: AtomicU32 = AtomicU32::new(0);
 /// How many forks lie between the first process of this program and this one.
 static FORKS: AtomicU32 = AtomicU32::new(0);
 static GATE: AtomicBool = AtomicBool::new(false);
 
-/// No fork happens while one is held: else a child could be made between the open and the entry in the table.
+thread_local! {
+    /// Whether this thread has the gate, or is about to.
+    static PASSING: AtomicBool = const { AtomicBool::new(false) };
+}
+
+/// No fork happens while one is held. Only who has it touches the table of descriptors that a forked child closes.
+///
+/// A fork by a signal handler that interrupted the one who has it can't wait for that one, and does not: its child may keep a
+/// copy of a descriptor.
 struct Gate;
 
 impl Gate {
     fn pass() -> Self {
+        PASSING.with(|passing| passing.store(true, Ordering::Relaxed));
+        compiler_fence(Ordering::SeqCst);
+        Self::wait();
+        Self
+    }
+
+    fn wait() {
         while GATE.compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
             std::thread::yield_now();
         }
-        Self
+    }
+
+    /// The place that the descriptor has got in the table; `None` if there is none left.
+    fn enter(&self, fd: i32) -> Option<usize> {
+        let place = TABLE.iter().position(|place| place.load(Ordering::Relaxed) == FREE)?;
+        TABLE[place].store(fd, Ordering::Release);
+        Some(place)
+    }
+
+    fn leave(&self, place: usize) {
+        TABLE[place].store(FREE, Ordering::Release);
     }
 }
 
 impl Drop for Gate {
     fn drop(&mut self) {
         GATE.store(false, Ordering::Release);
+        compiler_fence(Ordering::SeqCst);
+        PASSING.with(|passing| passing.store(false, Ordering::Relaxed));
     }
 }
 
@@ -135,11 +184,20 @@ fn watch_forks() -> io::Result<()> {
 }
 
 extern "C" fn before_fork() {
-    std::mem::forget(Gate::pass());
+    if !is_this_thread_passing() {
+        Gate::wait();
+    }
+    FORKED.fetch_add(1, Ordering::AcqRel);
 }
 
 extern "C" fn after_fork_in_parent() {
-    GATE.store(false, Ordering::Release);
+    if !is_this_thread_passing() {
+        GATE.store(false, Ordering::Release);
+    }
+}
+
+fn is_this_thread_passing() -> bool {
+    PASSING.with(|passing| passing.load(Ordering::Relaxed))
 }
 
 /// Atomics and close(2) only: nothing else is allowed between a fork of a program with threads and its exec.
@@ -192,14 +250,16 @@ pub(crate) fn pause(moment: std::time::Duration) {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::fs::File;
-    use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+    use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
     use std::path::Path;
     use std::process::{Command, Stdio};
 
     use rustix::fs::{FlockOperation, flock};
     use rustix::process::{Pid, WaitOptions, waitpid};
 
+    use super::{Gate, GuardedFd, OPENS_BESIDE_FORKS_MAX};
     use crate::{Attempt, DataDirLock, LOCK_FILE, LeaseState, LockError, Unlocked};
 
     /// Forks; the child leaves with what `child` says, and without running anything else.
@@ -258,6 +318,103 @@ mod tests {
         assert!(ours.iter().all(is_open));
     }
 
+    /// A child that lives until its end of the pipe is closed.
+    struct Living {
+        pid: Pid,
+        keep_alive: Option<std::io::PipeWriter>,
+    }
+
+    impl Living {
+        fn fork() -> Self {
+            let (end_of_life, keep_alive) = std::io::pipe().unwrap();
+            let pid = fork(|| {
+                let mut end_of_life = end_of_life.try_clone().unwrap();
+                // SAFETY: close(2); the child's copy of the parent's end, which the child does not use.
+                unsafe { libc::close(keep_alive.as_raw_fd()) };
+                std::io::Read::read(&mut end_of_life, &mut [0]).is_ok()
+            });
+            Self { pid, keep_alive: Some(keep_alive) }
+        }
+
+        fn ends_well(mut self) -> bool {
+            drop(self.keep_alive.take());
+            is_fine(self.pid)
+        }
+    }
+
+    #[test]
+    fn a_child_forked_while_a_descriptor_was_opened_has_no_copy_of_the_one_that_is_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let (opened, child) = (Cell::new(0), Cell::new(None));
+        let guarded = GuardedFd::open(|| {
+            let fd = OwnedFd::from(File::open(dir.path())?);
+            opened.set(opened.get() + 1);
+            if opened.get() == 1 {
+                child.set(Some(Living::fork()));
+            }
+            Ok(fd)
+        });
+        let guarded = guarded.unwrap();
+        // Children of tests beside this one may have come between as well.
+        assert!(opened.get() > 1, "it is opened again");
+        flock(guarded.get().unwrap(), FlockOperation::NonBlockingLockExclusive).unwrap();
+        // Closed and not unlocked: who has a copy would keep it locked.
+        drop(guarded);
+        drop(DataDirLock::acquire_timeout(dir.path(), std::time::Duration::from_secs(60)).unwrap());
+        assert!(child.take().is_some_and(Living::ends_well));
+    }
+
+    #[test]
+    fn a_process_that_forks_all_the_time_gets_its_descriptor() {
+        let dir = tempfile::tempdir().unwrap();
+        let opened = Cell::new(0);
+        let guarded = GuardedFd::open(|| {
+            opened.set(opened.get() + 1);
+            // The last one is made by who has the gate, and would wait for itself.
+            assert!(opened.get() > OPENS_BESIDE_FORKS_MAX || is_fine(fork(|| true)));
+            Ok(File::open(dir.path())?.into())
+        });
+        assert!(guarded.unwrap().get().is_ok());
+        assert_eq!(opened.get(), OPENS_BESIDE_FORKS_MAX + 1);
+    }
+
+    #[test]
+    fn a_fork_waits_for_who_has_the_gate() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        super::watch_forks().unwrap();
+        let (at_the_gate, opened) = (AtomicBool::new(false), AtomicBool::new(false));
+        let gate = Gate::pass();
+        std::thread::scope(|scope| {
+            let forking = scope.spawn(|| {
+                at_the_gate.store(true, Ordering::SeqCst);
+                is_fine(fork(|| opened.load(Ordering::SeqCst)))
+            });
+            while !at_the_gate.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+            // Time enough for a fork that does not wait; one that waits needs none of it.
+            (0..1_000).for_each(|_| std::thread::yield_now());
+            opened.store(true, Ordering::SeqCst);
+            drop(gate);
+            assert!(forking.join().unwrap(), "the child was made while the gate was shut");
+        });
+    }
+
+    #[test]
+    fn a_signal_handler_that_forks_does_not_wait_for_the_thread_that_it_interrupted() {
+        super::watch_forks().unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            // As if the signal had come right here.
+            let gate = Gate::pass();
+            let fine = is_fine(fork(|| true));
+            let is_still_shut = super::GATE.load(std::sync::atomic::Ordering::SeqCst);
+            drop(gate);
+            sender.send((fine, is_still_shut)).unwrap();
+        });
+        assert_eq!(receiver.recv_timeout(std::time::Duration::from_secs(60)), Ok((true, true)));
+    }
+
     #[test]
     fn a_forked_child_undoes_nothing() {
         let dir = tempfile::tempdir().unwrap();
@@ -300,19 +457,41 @@ mod tests {
     fn a_forked_child_that_lives_on_does_not_keep_a_dead_parents_lock() {
         let dir = tempfile::tempdir().unwrap();
         let lock = DataDirLock::acquire(dir.path()).unwrap();
-        let (end_of_life, keep_alive) = std::io::pipe().unwrap();
-        let child = fork(|| {
-            let mut end_of_life = end_of_life.try_clone().unwrap();
-            // SAFETY: close(2); the child's copy of the parent's end, which the child does not use.
-            unsafe { libc::close(keep_alive.as_raw_fd()) };
-            std::io::Read::read(&mut end_of_life, &mut [0]).is_ok()
-        });
+        let child = Living::fork();
         close_without_unlock(dir.path(), lock);
         // Waits, as children of tests beside this one may have copies for a moment; the child above lives on.
         let again = DataDirLock::acquire_timeout(dir.path(), std::time::Duration::from_secs(60)).unwrap();
         assert_eq!(again.epoch(), 2);
-        drop(keep_alive);
+        assert!(child.ends_well());
+    }
+
+    #[test]
+    fn a_forked_child_takes_a_lock_of_its_own() {
+        let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut lock = Some(DataDirLock::acquire(ours.path()).unwrap());
+        let parent = std::process::id();
+        let (mut told, tell) = std::io::pipe().unwrap();
+        let (mut refused, mut say_refused) = std::io::pipe().unwrap();
+        let child = fork(|| {
+            let Err(LockError::Held { holder: Some(holder) }) = DataDirLock::acquire(ours.path()) else { return false };
+            let Ok(mut other) = DataDirLock::acquire(theirs.path()) else { return false };
+            // SAFETY: close(2); the child's copy of the parent's end, which the child does not use.
+            unsafe { libc::close(tell.as_raw_fd()) };
+            std::io::Write::write_all(&mut say_refused, b"r").unwrap();
+            std::io::Read::read(&mut told, &mut [0]).unwrap();
+            // The parent has released.
+            let taken = DataDirLock::acquire_timeout(ours.path(), std::time::Duration::from_secs(60));
+            let own_pid = std::process::id();
+            holder.pid == parent
+                && other.activate(b"child").is_ok()
+                && is_file_locked(theirs.path())
+                && taken.is_ok_and(|taken| taken.epoch() == 2 && taken.lease().owner.pid == own_pid)
+        });
+        std::io::Read::read_exact(&mut refused, &mut [0]).unwrap();
+        lock.take().unwrap().release().unwrap();
+        drop(tell);
         assert!(is_fine(child));
+        assert_eq!(DataDirLock::acquire_timeout(theirs.path(), std::time::Duration::from_secs(60)).unwrap().epoch(), 2);
     }
 
     #[test]
@@ -334,17 +513,20 @@ mod tests {
     }
 
     #[test]
-    fn a_child_made_past_the_handlers_undoes_nothing() {
+    fn a_child_made_past_the_handlers_writes_and_undoes_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let lock = DataDirLock::acquire(dir.path()).unwrap();
-        // SAFETY: clone(2) by its number, like fork(2) but without the handlers; the child drops the lock and leaves.
+        let mut lock = DataDirLock::acquire(dir.path()).unwrap();
+        let before = crate::read_lease(dir.path()).unwrap();
+        // SAFETY: clone(2) by its number, like fork(2) but without the handlers; the child uses the lock and leaves.
         let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
         if pid == 0 {
+            let refused = lock.activate(b"child").is_err();
             drop(lock);
             // SAFETY: _exit(2).
-            unsafe { libc::_exit(0) };
+            unsafe { libc::_exit(i32::from(!refused)) };
         }
         assert!(is_fine(Pid::from_raw(pid as i32).expect("clone failed")));
+        assert_eq!(crate::read_lease(dir.path()).unwrap(), before);
         assert!(is_file_locked(dir.path()));
         assert!(dir.path().join(".handoff.pidfile").exists());
     }
