@@ -45,12 +45,13 @@ pub struct Holder {
 /// Others' processes can be examined only by root; without that, the answer may lack a command,
 /// and a holder that inherited the lock may be missed.
 ///
+/// A lease that can't be read hides nobody: the kernel knows who has the lock. The answer then lacks since when.
+///
 /// # Errors
-/// [`LockError::Io`] if the directory or the lock file can't be read, [`LockError::Lease`] if a newer version of this crate
-/// wrote it.
+/// [`LockError::Io`] if the directory can't be opened.
 pub fn holder(dir: &Path) -> Result<Option<Holder>, LockError> {
-    let Some(place) = Place::open(dir)? else { return Ok(None) };
-    let newest = place.newest()?;
+    let Some(mut place) = Place::open(dir)? else { return Ok(None) };
+    let newest = place.newest().ok().flatten();
     Ok(match place.lock_table() {
         Some(table) => find(&table, owner_of(newest.as_ref())).map(|found| found.describe(newest.as_ref())),
         None => recorded(newest.as_ref(), &place.dir).filter(|holder| holder.alive),
@@ -64,18 +65,19 @@ pub fn holder(dir: &Path) -> Result<Option<Holder>, LockError> {
 /// ownership only by what [`Claim::found`](crate::Claim::found) says.
 ///
 /// # Errors
-/// As [`holder`].
+/// [`LockError::Io`] if the lock file can't be read, [`LockError::Lease`] if it is none, or a newer version of this crate
+/// wrote it.
 pub fn read_lease(dir: &Path) -> Result<Option<Lease>, LockError> {
     WatchedLease::new(dir).read()
 }
 
 /// What can be seen of a lock from outside.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Look {
-    /// The lease.
-    pub lease: Option<Lease>,
-    /// The pid of who [holds](holder) the lock, if anybody does. Where the system does not tell (it does on Linux), a living owner that
-    /// the lease names and that has not sealed.
+    /// The lease, or why it can't be read.
+    pub lease: Result<Option<Lease>, LockError>,
+    /// The pid of who [holds](holder) the lock, if anybody does, also if the lease can't be read. Where the system does not
+    /// tell (it does on Linux), a living owner that the lease names and that has not sealed.
     pub locked_by: Option<u32>,
 }
 
@@ -88,14 +90,15 @@ pub struct Look {
 /// # Errors
 /// As [`holder`].
 pub fn look(dir: &Path) -> Result<Look, LockError> {
-    let Some(place) = Place::open(dir)? else { return Ok(Look { lease: None, locked_by: None }) };
+    let Some(mut place) = Place::open(dir)? else { return Ok(Look { lease: Ok(None), locked_by: None }) };
     let table = place.lock_table();
-    let newest = place.newest()?;
+    let lease = place.newest();
+    let newest = lease.as_ref().ok().and_then(Option::as_ref);
     let locked_by = match &table {
-        Some(table) => find(table, owner_of(newest.as_ref())).map(|found| found.pid),
-        None => recorded(newest.as_ref(), &place.dir).filter(|holder| holder.alive).map(|holder| holder.pid),
+        Some(table) => find(table, owner_of(newest)).map(|found| found.pid),
+        None => recorded(newest, &place.dir).filter(|holder| holder.alive).map(|holder| holder.pid),
     };
-    Ok(Look { lease: newest.map(|newest| newest.lease), locked_by })
+    Ok(Look { lease: lease.map(|newest| newest.map(|newest| newest.lease)), locked_by })
 }
 
 /// Who holds a lock that was just found to be held: the best guess if the kernel does not tell.
@@ -117,7 +120,8 @@ pub(crate) fn is_alive(pid: u32) -> bool {
 struct Place {
     path: PathBuf,
     dir: OwnedFd,
-    file: Option<OwnedFd>,
+    /// What kept it from being opened hides no lock of the directory, and who has that one is the holder.
+    file: Result<Option<OwnedFd>, LockError>,
 }
 
 impl Place {
@@ -129,16 +133,21 @@ impl Place {
             Err(error) => return Err(LockError::io(data_dir, error)),
         };
         let path = data_dir.join(LOCK_FILE);
-        let file = open_to_read(dir.as_fd(), LOCK_FILE.as_ref(), &path)?.map(|(file, _)| file);
+        let file = open_to_read(dir.as_fd(), LOCK_FILE.as_ref(), &path).map(|opened| opened.map(|(file, _)| file));
         Ok(Some(Self { path, dir, file }))
     }
 
     fn lock_table(&self) -> Option<LockTable> {
-        LockTable::of(self.dir.as_fd(), self.file.as_ref().map(AsFd::as_fd))
+        let file = self.file.as_ref().ok().and_then(Option::as_ref);
+        LockTable::of(self.dir.as_fd(), file.map(AsFd::as_fd))
     }
 
-    fn newest(&self) -> Result<Option<Numbered>, LockError> {
-        self.file.as_ref().map_or(Ok(None), |file| settled_lease(file.as_fd(), &self.path))
+    /// The newest lease.
+    fn newest(&mut self) -> Result<Option<Numbered>, LockError> {
+        let file = std::mem::replace(&mut self.file, Ok(None))?;
+        let newest = file.as_ref().map_or(Ok(None), |file| settled_lease(file.as_fd(), &self.path));
+        self.file = Ok(file);
+        newest
     }
 }
 
@@ -291,9 +300,10 @@ mod tests {
     #[test]
     fn nobody_holds_what_is_not_locked() {
         let dir = tempfile::tempdir().unwrap();
-        let nobody = Look { lease: None, locked_by: None };
-        assert_eq!((holder(dir.path()).unwrap(), look(dir.path()).unwrap()), (None, nobody.clone()));
-        assert_eq!(look(&dir.path().join("missing")).unwrap(), nobody);
+        for nowhere in [dir.path(), &dir.path().join("missing")] {
+            assert_eq!(holder(nowhere).unwrap(), None);
+            assert!(matches!(look(nowhere).unwrap(), Look { lease: Ok(None), locked_by: None }));
+        }
         DataDirLock::acquire(dir.path()).unwrap().release().unwrap();
         assert_eq!((holder(dir.path()).unwrap(), look(dir.path()).unwrap().locked_by), (None, None));
         assert!(!dir.path().join("missing").exists());
@@ -309,7 +319,32 @@ mod tests {
         let program = std::env::current_exe().unwrap().file_name().unwrap().to_string_lossy().into_owned();
         assert!(found.command.is_some_and(|command| command.contains(&program)));
         let seen = look(dir.path()).unwrap();
-        assert_eq!((seen.lease.as_ref(), seen.locked_by), (Some(lock.lease()), Some(std::process::id())));
+        assert_eq!((seen.lease.unwrap().as_ref(), seen.locked_by), (Some(lock.lease()), Some(std::process::id())));
+    }
+
+    #[test]
+    fn a_lease_that_can_not_be_read_hides_no_holder() {
+        type Spoil = fn(&Path);
+        let spoilers: [Spoil; 3] = [
+            |path| {
+                let newest = Numbered { sequence: 9, file: 7, released: false, lease: crate::lease::tests::lease(9) };
+                std::fs::write(path, crate::lease::tests::of_the_future(&newest, 2, 2)).unwrap();
+            },
+            |path| std::os::unix::fs::symlink("elsewhere", path).unwrap(),
+            |path| std::fs::create_dir(path).unwrap(),
+        ];
+        for spoil in spoilers {
+            let dir = tempfile::tempdir().unwrap();
+            let _lock = DataDirLock::acquire(dir.path()).unwrap();
+            let path = dir.path().join(LOCK_FILE);
+            std::fs::remove_file(&path).unwrap();
+            spoil(&path);
+            assert_eq!(holder(dir.path()).unwrap().map(|holder| holder.pid), Some(std::process::id()));
+            let seen = look(dir.path()).unwrap();
+            assert_eq!(seen.locked_by, Some(std::process::id()));
+            let why = seen.lease.unwrap_err().to_string();
+            assert!(why.contains(&path.display().to_string()), "{why}");
+        }
     }
 
     #[test]
@@ -368,7 +403,7 @@ mod tests {
         assert_eq!((found.pid, found.alive, found.inherited), (child, true, true));
         assert_eq!(found.command.as_deref(), Some("sleep 60"));
         assert_eq!(found.since_unix_ms, crate::read_lease(dir.path()).unwrap().map(|lease| lease.since_unix_ms));
-        assert_eq!(look(dir.path()).unwrap().lease.unwrap().owner.pid, parent_pid);
+        assert_eq!(look(dir.path()).unwrap().lease.unwrap().unwrap().owner.pid, parent_pid);
         assert_eq!(look(dir.path()).unwrap().locked_by, Some(child));
         let error = DataDirLock::acquire_or_break_stale(dir.path()).unwrap_err();
         assert!(matches!(&error, LockError::StaleLockBreakRefused { holder: Some(holder) } if *holder == found));

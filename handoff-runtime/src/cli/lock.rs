@@ -27,9 +27,11 @@ pub(super) fn lock(args: &LockArgs) -> Result<ExitCode, String> {
     if args.json {
         output::json(&holder.as_ref().map(held))?;
     } else {
+        let lease = handoff_lock::read_lease(dir);
+        let unreadable = lease.err().map(|error| format!("; its lease is unreadable: {error}")).unwrap_or_default();
         output::line(&match &holder {
-            None => format!("{} is free", dir.display()),
-            Some(holder) => format!("{} is held by {}", dir.display(), described(holder)),
+            None => format!("{} is free{unreadable}", dir.display()),
+            Some(holder) => format!("{} is held by {}{unreadable}", dir.display(), described(holder)),
         });
     }
     Ok(ExitCode::SUCCESS)
