@@ -46,7 +46,7 @@ impl DataDirLock {
     ///
     /// # Errors
     /// [`LockError::Held`] if somebody else holds it, this process included; [`LockError::UnsupportedFilesystem`] where
-    /// flock(2) does not exclude other hosts; [`LockError::Lease`] if the lock's files can't be trusted; [`LockError::Io`].
+    /// flock(2) does not exclude other hosts; [`LockError::Io`]; one of the others if the lock's files can't be trusted.
     pub fn acquire(dir: &Path) -> Result<Self, LockError> {
         attempt(Unlocked::open(dir)?).or_held()
     }
@@ -305,8 +305,8 @@ impl Claim {
     /// after a reboot; and each time where the system does not tell one boot from another (no `/proc`).
     ///
     /// # Errors
-    /// [`LockError::Lease`] if neither the lock file nor `.handoff.epoch` tells which epochs were used, [`LockError::Io`] if
-    /// the lease or the reservation can't be written. The lock is released.
+    /// [`LockError::EpochMarkLost`] if neither the lock file nor `.handoff.epoch` tells which epochs were used,
+    /// [`LockError::EpochsUsedUp`]; [`LockError::Io`] if the lease or the reservation can't be written. The lock is released.
     #[allow(clippy::result_large_err)]
     pub fn claim(self, handoff_id: Option<[u8; 16]>) -> Result<DataDirLock, (Unlocked, LockError)> {
         let mut lock = self.claim_quietly(handoff_id)?;
@@ -360,18 +360,11 @@ impl Claim {
     }
 
     fn no_epoch(&self, why: NoEpoch) -> LockError {
-        let second_copy = self.pair.data_dir().join(mark::SECOND_COPY);
-        let reason = match why {
-            NoEpoch::Exhausted => {
-                format!("the epochs are used up; remove it and {}, if no data carries epochs", second_copy.display())
-            }
-            NoEpoch::MarkLost => format!(
-                "neither it nor {} tells which epochs were used; restore one of them from a backup, or remove both if no \
-                 data carries epochs",
-                second_copy.display()
-            ),
-        };
-        LockError::lease(self.pair.lock_path(), reason)
+        let (path, second_copy) = (self.pair.lock_path(), self.pair.data_dir().join(mark::SECOND_COPY));
+        match why {
+            NoEpoch::Exhausted => LockError::EpochsUsedUp { path, second_copy },
+            NoEpoch::MarkLost => LockError::EpochMarkLost { path, second_copy },
+        }
     }
 }
 

@@ -343,9 +343,8 @@ fn a_lost_mark_is_refused_and_the_file_named() {
     damage(dir.path(), LOCK_FILE, 4100);
     damage(dir.path(), mark::SECOND_COPY, 9);
     match DataDirLock::acquire(dir.path()) {
-        Err(LockError::Lease { path, reason }) => {
-            assert_eq!(path, dir.path().join(LOCK_FILE));
-            assert!(reason.contains(mark::SECOND_COPY), "{reason}");
+        Err(LockError::EpochMarkLost { path, second_copy }) => {
+            assert_eq!((path, second_copy), (dir.path().join(LOCK_FILE), dir.path().join(mark::SECOND_COPY)));
         }
         other => panic!("{other:?}"),
     }
@@ -353,11 +352,28 @@ fn a_lost_mark_is_refused_and_the_file_named() {
 }
 
 #[test]
+fn the_last_epoch_has_no_next_one_and_both_files_are_named() {
+    let dir = scratch();
+    let lock = DataDirLock::acquire(dir.path()).unwrap();
+    let last = Lease { epoch: u64::MAX, ..lock.lease().clone() };
+    drop(lock);
+    let newest = crate::lease::Numbered { sequence: 9, file: 7, released: true, lease: last };
+    fs::write(dir.path().join(LOCK_FILE), crate::lock_file::image(&newest, u64::MAX)).unwrap();
+    let error = DataDirLock::acquire(dir.path()).unwrap_err();
+    assert!(matches!(error, LockError::EpochsUsedUp { .. }), "{error}");
+    for name in [LOCK_FILE, mark::SECOND_COPY] {
+        assert!(error.to_string().contains(&dir.path().join(name).display().to_string()), "{error}");
+        fs::remove_file(dir.path().join(name)).unwrap();
+    }
+    assert_eq!(epochs(dir.path()), 1, "what the words say helps");
+}
+
+#[test]
 fn a_foreign_file_of_that_name_is_refused_and_kept() {
     for name in [LOCK_FILE, mark::SECOND_COPY] {
         let dir = scratch();
         fs::write(dir.path().join(name), "somebody's data").unwrap();
-        assert!(matches!(DataDirLock::acquire(dir.path()), Err(LockError::Lease { .. })), "{name}");
+        assert!(matches!(DataDirLock::acquire(dir.path()), Err(LockError::EpochMarkLost { .. })), "{name}");
         assert_eq!(fs::read(dir.path().join(name)).unwrap(), b"somebody's data");
     }
 }

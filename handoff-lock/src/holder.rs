@@ -4,7 +4,7 @@
 //! that they name is alive.
 
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -65,8 +65,7 @@ pub fn holder(dir: &Path) -> Result<Option<Holder>, LockError> {
 /// ownership only by what [`Claim::found`](crate::Claim::found) says.
 ///
 /// # Errors
-/// [`LockError::Io`] if the lock file can't be read, [`LockError::Lease`] if it is none, or a newer version of this crate
-/// wrote it.
+/// [`LockError::Io`] if the lock file can't be read, [`LockError::NotALockFile`] if it is none, [`LockError::NewerFormat`].
 pub fn read_lease(dir: &Path) -> Result<Option<Lease>, LockError> {
     WatchedLease::new(dir).read()
 }
@@ -107,6 +106,12 @@ pub(crate) fn of_held(pair: &Pair) -> Option<Holder> {
     let newest = settled_lease(file, &pair.lock_path()).ok().flatten();
     let found = LockTable::of(dir, Some(file)).and_then(|table| find(&table, owner_of(newest.as_ref())));
     found.map(|found| found.describe(newest.as_ref())).or_else(|| recorded(newest.as_ref(), dir))
+}
+
+/// Who locked this file, which is not ours.
+pub(crate) fn of_file(file: BorrowedFd<'_>) -> Option<Holder> {
+    // One inode is searched for, as the directory is otherwise.
+    LockTable::of(file, None).and_then(|table| find(&table, None)).map(|found| found.describe(None))
 }
 
 /// Whether there is such a process. One that we may not signal is alive: only ESRCH means that it is gone, kill(2). The number

@@ -116,7 +116,7 @@ pub(crate) fn read_second_copy(dir: BorrowedFd<'_>, data_dir: &Path) -> Result<F
     };
     let mut bytes = [0; MARK_BYTES];
     match retry_on_intr(|| pread(&file, &mut bytes, 0)) {
-        Ok(len) => parse_mark(&bytes[..len]).map_err(|newer| LockError::lease(path, newer.reason())),
+        Ok(len) => parse_mark(&bytes[..len]).map_err(|newer| newer.at(path)),
         Err(Errno::ISDIR | Errno::SPIPE) => Ok(Found::Unreadable),
         Err(error) => Err(LockError::io(path, error)),
     }

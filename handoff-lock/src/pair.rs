@@ -25,6 +25,7 @@ use crate::durable::{sync_bytes, sync_names};
 use crate::error::{Inode, LockError};
 use crate::filesystem;
 use crate::flock::{flock_within, is_no_lock_for_directories, try_flock, unflock};
+use crate::holder;
 use crate::lease::{Lease, LeaseState, Numbered, Owner};
 use crate::lock_file::{self, Contents, MARK_BYTES, MARK_OFFSET};
 use crate::mark::Marks;
@@ -121,7 +122,6 @@ const ROUNDS_MAX: u32 = 8;
 const FILE_RETRIES_US: [u64; 6] = [100, 200, 400, 800, 1_600, 3_200];
 /// Pauses of an owner whose lock file was replaced: a peer that locks the file alone may be trying the new one.
 const REPLACED_RETRIES_US: [u64; 8] = [100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800];
-const REPLACED_AGAIN: &str = "it is replaced again and again; find out by whom and end that";
 
 impl Pair {
     /// Creates the directory if it is missing.
@@ -205,7 +205,7 @@ impl Pair {
                 return Ok(Locking::Busy);
             }
         }
-        Err(LockError::lease(self.lock_path(), REPLACED_AGAIN))
+        Err(LockError::KeepsBeingReplaced { path: self.lock_path() })
     }
 
     fn open_what_the_path_names(&mut self) -> Result<(), LockError> {
@@ -411,16 +411,13 @@ impl Pair {
             let (file, inode) = open_file(&self.dir, &path)?;
             let new = file.get().map_err(|error| LockError::io(&path, error))?;
             if !flock_within(new, &REPLACED_RETRIES_US).map_err(|error| LockError::io(&path, error))? {
-                return Err(LockError::lease(
-                    path,
-                    "it was replaced, and another process locked the new one; end that process",
-                ));
+                return Err(LockError::LockFileTaken { path, holder: holder::of_file(new) });
             }
             let newest = Numbered { file: inode.number, ..record.newest.clone() };
             write_all(new, &lock_file::image(&newest, record.mark), 0).map_err(|error| LockError::io(&path, error))?;
             (self.file, self.file_inode) = (file, inode);
         }
-        Err(LockError::lease(self.lock_path(), REPLACED_AGAIN))
+        Err(LockError::KeepsBeingReplaced { path: self.lock_path() })
     }
 
     /// What a drop does: release the lock, or keep it until the process exits.

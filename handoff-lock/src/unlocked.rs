@@ -36,8 +36,8 @@ impl Unlocked {
     /// (mode 0700), directories above it as mkdir(1) with `-p` does.
     ///
     /// # Errors
-    /// [`LockError::UnsupportedFilesystem`] where flock(2) does not exclude other hosts, [`LockError::Lease`] if the lock
-    /// file is not a regular file, [`LockError::Io`] for the rest. None of them is this process's to mend at run time.
+    /// [`LockError::UnsupportedFilesystem`] where flock(2) does not exclude other hosts, [`LockError::NotALockFile`] if the
+    /// lock file is not a regular file, [`LockError::Io`] for the rest. None of them is this process's to mend at run time.
     pub fn open(dir: &Path) -> Result<Self, LockError> {
         Ok(Self { pair: Pair::open(dir, Filesystems::Local)? })
     }
@@ -80,7 +80,7 @@ impl Unlocked {
     /// only by what [`Claim::found`] says.
     ///
     /// # Errors
-    /// [`LockError::Io`], or [`LockError::Lease`] if a newer version of this crate wrote the file.
+    /// [`LockError::Io`], [`LockError::NotALockFile`], [`LockError::NewerFormat`].
     pub fn read_lease(&self) -> Result<Option<Lease>, LockError> {
         self.pair.read_lease()
     }
