@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use rustix::fs::{FlockOperation, flock};
 
 use super::*;
-use crate::LOCK_FILE;
-use crate::durable;
+use crate::{Attempt, LOCK_FILE, durable, holder};
 
 const PIDFILE: &str = ".handoff.pidfile";
 
@@ -22,7 +21,7 @@ fn lock_file_only(dir: &Path) -> File {
     file
 }
 
-fn own_pid(holder: Option<holder::Holder>) -> bool {
+fn own_pid(holder: Option<Holder>) -> bool {
     holder.is_some_and(|holder| holder.pid == std::process::id() && holder.alive && !holder.inherited)
 }
 
@@ -216,7 +215,7 @@ fn the_lease_tells_each_step() {
     let sealed = unlocked.read_lease().unwrap().unwrap();
     assert_eq!((sealed.state, sealed.epoch, sealed.handoff_id), (LeaseState::Sealed, 1, Some([9; 16])));
     assert!(!dir.path().join(PIDFILE).exists());
-    assert_eq!(holder::holder(dir.path()).unwrap(), None);
+    assert_eq!(holder(dir.path()).unwrap(), None);
 
     let Attempt::Locked(claim) = unlocked.try_lock() else { panic!("not locked") };
     assert_eq!(claim.found(), Some(&sealed));
@@ -348,7 +347,7 @@ fn a_lost_mark_is_refused_and_the_file_named() {
         }
         other => panic!("{other:?}"),
     }
-    assert_eq!(holder::holder(dir.path()).unwrap(), None, "the refused one does not keep the lock");
+    assert_eq!(holder(dir.path()).unwrap(), None, "the refused one does not keep the lock");
 }
 
 #[test]
@@ -492,6 +491,49 @@ fn waiting_ends_when_the_holder_leaves_or_the_time_is_over() {
     });
     lock.release().unwrap();
     assert_eq!(waiting.join().unwrap(), 2);
+}
+
+#[test]
+fn who_waits_is_told_for_whom_and_again_when_it_is_another() {
+    let dir = scratch();
+    let peer = lock_file_only(dir.path());
+    let (mut told, mut first) = (Vec::new(), Some(peer));
+    let mut second = None;
+    let waiting = DataDirLock::options().timeout(Duration::from_secs(60));
+    let lock = waiting.acquire_telling(dir.path(), |held_by| {
+        let HeldBy::Owner(Some(holder)) = held_by else { panic!("{held_by:?}") };
+        told.push(holder.since_unix_ms.is_some());
+        match told.len() {
+            1 => {
+                // The same process, now as an owner that has written a lease.
+                drop(first.take());
+                second = Some(DataDirLock::acquire_timeout(dir.path(), Duration::from_secs(60)).unwrap());
+            }
+            _ => drop(second.take()),
+        }
+        std::ops::ControlFlow::Continue(())
+    });
+    assert_eq!(lock.unwrap().epoch(), 2);
+    assert_eq!(told, [false, true]);
+}
+
+#[test]
+fn who_is_told_may_end_the_wait_and_nobody_is_told_who_does_not_wait() {
+    let dir = scratch();
+    let unneeded = |_: &HeldBy| panic!("there is nobody to wait for");
+    let lock = DataDirLock::options().timeout(Duration::MAX).acquire_telling(dir.path(), unneeded).unwrap();
+    let hurried = DataDirLock::options().acquire_telling(dir.path(), unneeded);
+    assert!(matches!(hurried, Err(LockError::Held { .. })));
+    let mut told = 0;
+    let ended = DataDirLock::options().timeout(Duration::MAX).acquire_telling(dir.path(), |_| {
+        told += 1;
+        std::ops::ControlFlow::Break(())
+    });
+    match ended {
+        Err(LockError::Held { holder }) => assert!(own_pid(holder)),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!((told, lock.epoch()), (1, 1));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::Stat;
 
+use crate::held_by::HeldBy;
 use crate::holder::Holder;
 
 /// Why a lock was not taken, or a step under the lock was not done.
@@ -14,14 +15,14 @@ use crate::holder::Holder;
 #[non_exhaustive]
 pub enum LockError {
     /// Somebody else holds the lock. Nobody's fault: wait, or stop that process.
-    #[error("the data dir is locked by {}", Named(holder.as_ref()))]
+    #[error("the data dir is {}", HeldBy::Owner(holder.clone()))]
     Held {
         /// Who holds it, as far as the system tells.
         holder: Option<Holder>,
     },
     /// [`acquire_or_break_stale`](crate::DataDirLock::acquire_or_break_stale) found that the lock is not stale: somebody
     /// still holds it, and a lock that is held is never broken (promise 1).
-    #[error("the lock of the data dir is not stale and was not broken: it is held by {}", Named(holder.as_ref()))]
+    #[error("the lock of the data dir is not stale and was not broken: the data dir is {}", HeldBy::Owner(holder.clone()))]
     StaleLockBreakRefused {
         /// Who holds it, as far as the system tells.
         holder: Option<Holder>,
@@ -29,7 +30,7 @@ pub enum LockError {
     /// The data dir is on a file system where flock(2) does not reliably exclude other hosts.
     #[error(
         "data dir {path} is on {filesystem}, where flock does not exclude other hosts; put it on a local disk, or allow it \
-         with acquire_on_any_filesystem",
+         in the program (LockOptions::allow_any_filesystem)",
         path = path.display()
     )]
     UnsupportedFilesystem {
@@ -222,6 +223,7 @@ fn advice(source: &io::Error) -> &'static str {
     match source.kind() {
         // An error without a number is one of this crate's own, and says it itself.
         _ if source.raw_os_error().is_none() => "",
+        io::ErrorKind::NotFound => "; create it, or mount what it is on",
         io::ErrorKind::PermissionDenied => "; let this user read and write it",
         io::ErrorKind::ReadOnlyFilesystem => "; mount it writable, or use another data dir",
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; free some space",
@@ -238,21 +240,6 @@ impl std::fmt::Display for Intruder<'_> {
         match self.0 {
             Some(holder) => write!(f, "{holder}; end that process"),
             None => f.write_str("another process, which can't be seen from here; end that process"),
-        }
-    }
-}
-
-/// The holder and what to do about it, in one line.
-struct Named<'a>(Option<&'a Holder>);
-
-impl std::fmt::Display for Named<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            Some(holder) if holder.alive => write!(f, "{holder}; stop that process or use another data dir"),
-            Some(holder) => write!(f, "{holder}; the kernel may still be freeing it, try again"),
-            None => f.write_str(
-                "a process that can't be seen from here (another user's or another container's); stop it or use another data dir",
-            ),
         }
     }
 }

@@ -12,6 +12,7 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, test_kill_process};
 
 use crate::error::LockError;
+use crate::held_by::HeldBy;
 use crate::holder_search::{Found, find};
 use crate::lease::{Lease, LeaseState, Numbered, Owner};
 use crate::opened_file::{LOCK_FILE, open_to_read, settled_lease};
@@ -100,12 +101,12 @@ pub fn look(dir: &Path) -> Result<Look, LockError> {
     Ok(Look { lease: lease.map(|newest| newest.map(|newest| newest.lease)), locked_by })
 }
 
-/// Who holds a lock that was just found to be held: the best guess if the kernel does not tell.
-pub(crate) fn of_held(pair: &Pair) -> Option<Holder> {
-    let (dir, file) = (pair.dir().ok()?, pair.file().ok()?);
+/// In whose way a lock is held that was just found to be: the best guess if the kernel does not tell.
+pub(crate) fn in_the_way(pair: &Pair) -> HeldBy {
+    let (Ok(dir), Ok(file)) = (pair.dir(), pair.file()) else { return HeldBy::Owner(None) };
     let newest = settled_lease(file, &pair.lock_path()).ok().flatten();
     let found = LockTable::of(dir, Some(file)).and_then(|table| find(&table, owner_of(newest.as_ref())));
-    found.map(|found| found.describe(newest.as_ref())).or_else(|| recorded(newest.as_ref(), dir))
+    HeldBy::Owner(found.map(|found| found.describe(newest.as_ref())).or_else(|| recorded(newest.as_ref(), dir)))
 }
 
 /// Who locked this file, which is not ours.

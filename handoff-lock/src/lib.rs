@@ -34,7 +34,7 @@
 //!
 //! A directory on a file system that other hosts can mount and where flock(2) may not exclude them (NFS, SMB, 9p, FUSE, Ceph
 //! and the like) is refused with [`LockError::UnsupportedFilesystem`], unless the caller vouches for it with
-//! [`DataDirLock::acquire_on_any_filesystem`].
+//! [`LockOptions::allow_any_filesystem`].
 //!
 //! A directory that is created for the lock is its owner's only (mode 0700). One that [others may read](exposure) can be
 //! locked by them, flock(2) needs no more; that is for the program to say, and is not refused.
@@ -127,27 +127,32 @@ mod error;
 mod exposure;
 mod filesystem;
 mod flock;
+mod held_by;
 mod holder;
 mod holder_search;
 mod lease;
 mod lock_file;
 mod mark;
 mod opened_file;
+mod options;
 mod pair;
 mod pidfile;
 mod serving_lock;
 #[allow(unsafe_code)]
 mod sys;
 mod unlocked;
+mod waiting;
 mod watched_lease;
 
 pub use data_dir_lock::{Claim, DataDirLock};
 pub use error::{Inode, LockError};
 pub use exposure::{Exposure, exposure};
 pub use filesystem::check_filesystem;
+pub use held_by::HeldBy;
 pub use holder::{Holder, Look, holder, look, read_lease};
 pub use lease::{BUILD_ID_BYTES_MAX, Lease, LeaseState, Owner};
 pub use opened_file::LOCK_FILE;
+pub use options::LockOptions;
 pub use serving_lock::ServingLock;
 pub use unlocked::{Attempt, Unlocked};
 pub use watched_lease::WatchedLease;

@@ -45,6 +45,29 @@ pub(crate) enum Filesystems {
     Any,
 }
 
+/// Whether a directory that is missing is created.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Creation {
+    Never,
+    /// With these permissions, less the umask.
+    WithMode(u32),
+}
+
+/// Whether an owner writes its pid for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PidfileUse {
+    Write,
+    Without,
+}
+
+/// How a lock is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Settings {
+    pub(crate) filesystems: Filesystems,
+    pub(crate) creation: Creation,
+    pub(crate) pidfile: PidfileUse,
+}
+
 /// Both descriptors. Dropping a pair that holds the lock releases it as [`Pair::unlock`] does, unless it is to be kept; in a
 /// forked child it does nothing at all.
 #[derive(Debug)]
@@ -52,7 +75,7 @@ pub(crate) struct Pair {
     /// As given, for messages.
     data_dir: PathBuf,
     place: Place,
-    filesystems: Filesystems,
+    settings: Settings,
     holding: Holding,
     pidfile: Pidfile,
     sharing: Sharing,
@@ -124,23 +147,24 @@ const FILE_RETRIES_US: [u64; 6] = [100, 200, 400, 800, 1_600, 3_200];
 const REPLACED_RETRIES_US: [u64; 8] = [100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800];
 
 impl Pair {
-    /// Creates the directory if it is missing.
-    pub(crate) fn open(data_dir: &Path, filesystems: Filesystems) -> Result<Self, LockError> {
+    pub(crate) fn open(data_dir: &Path, settings: Settings) -> Result<Self, LockError> {
         // A daemon may change its working directory later; the checks below must go on naming the same directory.
         let path = std::path::absolute(data_dir).map_err(|error| LockError::io(data_dir, error))?;
-        match Self::open_existing(data_dir, &path, filesystems) {
-            Err(LockError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                create_dir(&path).map_err(|error| LockError::io(data_dir, error))?;
-                Self::open_existing(data_dir, &path, filesystems)
+        match (Self::open_existing(data_dir, &path, settings), settings.creation) {
+            (Err(LockError::Io { source, .. }), Creation::WithMode(mode))
+                if source.kind() == io::ErrorKind::NotFound =>
+            {
+                create_dir(&path, mode).map_err(|error| LockError::io(data_dir, error))?;
+                Self::open_existing(data_dir, &path, settings)
             }
-            opened => opened,
+            (opened, _) => opened,
         }
     }
 
-    fn open_existing(data_dir: &Path, path: &Path, filesystems: Filesystems) -> Result<Self, LockError> {
+    fn open_existing(data_dir: &Path, path: &Path, settings: Settings) -> Result<Self, LockError> {
         let dir = GuardedFd::open(|| Ok(retry_on_intr(|| openat(CWD, path, DIR_FLAGS, Mode::empty()))?));
         let dir = dir.map_err(|error| LockError::io(data_dir, error))?;
-        if filesystems == Filesystems::Local {
+        if settings.filesystems == Filesystems::Local {
             let opened = dir.get().map_err(|error| LockError::io(data_dir, error))?;
             filesystem::check_opened(opened, data_dir)?;
         }
@@ -152,7 +176,7 @@ impl Pair {
         Ok(Self {
             data_dir: data_dir.into(),
             place,
-            filesystems,
+            settings,
             holding: Holding::Nothing,
             pidfile: Pidfile::MayBeThere,
             sharing: Sharing::Alone,
@@ -210,7 +234,7 @@ impl Pair {
 
     fn open_what_the_path_names(&mut self) -> Result<(), LockError> {
         match self.identity {
-            Identity::Name => *self = Self::open_existing(&self.data_dir, self.place.path(), self.filesystems)?,
+            Identity::Name => *self = Self::open_existing(&self.data_dir, self.place.path(), self.settings)?,
             Identity::Inode => return Err(self.is_elsewhere(self.dir()?)),
         }
         Ok(())
@@ -258,7 +282,7 @@ impl Pair {
 
     /// Some of the file systems that need the caller's word lock no directories: NFS wants a descriptor open for writing.
     fn is_file_enough(&self, error: Errno) -> bool {
-        self.filesystems == Filesystems::Any && is_no_lock_for_directories(error)
+        self.settings.filesystems == Filesystems::Any && is_no_lock_for_directories(error)
     }
 
     /// Releases the lock, the file first: who gets the directory finds the file free. A pidfile goes before, else it could be
@@ -286,6 +310,14 @@ impl Pair {
         // If the file is another's by now, that one is the owner, and the directory comes free when its descriptor is closed.
         self.holding = Holding::Nothing;
         Ok(())
+    }
+
+    /// Whether the kernel says that the descriptors have the lock, in the process that took it.
+    pub(crate) fn is_held(&self) -> bool {
+        let is_locked = |fd: Result<BorrowedFd<'_>, LockError>| fd.is_ok_and(|fd| sys::is_locked(fd).unwrap_or(true));
+        // Where the caller vouches for the file system, the directory may have no lock.
+        let is_dir_locked = || self.settings.filesystems == Filesystems::Any || is_locked(self.dir());
+        self.file.is_at_home() && is_locked(self.file()) && is_dir_locked()
     }
 
     /// Which directory is open.
@@ -427,6 +459,9 @@ impl Pair {
 
     /// Best effort, as all about the pidfile.
     pub(crate) fn write_pidfile(&mut self) {
+        if self.settings.pidfile == PidfileUse::Without {
+            return;
+        }
         self.pidfile = Pidfile::MayBeThere;
         if let Ok(dir) = self.dir.get() {
             pidfile::write_own(dir);
@@ -456,8 +491,8 @@ impl Pair {
 
 /// Nobody but its owner needs to read a data dir, and who may read it can lock it. Directories above it are as anybody would
 /// have made them: others may have to pass through.
-fn create_dir(path: &Path) -> io::Result<()> {
-    let create = || match std::fs::DirBuilder::new().mode(0o700).create(path) {
+fn create_dir(path: &Path, mode: u32) -> io::Result<()> {
+    let create = || match std::fs::DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         created => created,
     };

@@ -139,11 +139,14 @@ fn a_failed_try_keeps_nothing_locked() {
 #[test]
 fn an_opt_in_works_where_directories_have_no_locks() {
     let dir = scratch();
-    let pair = |filesystems| Pair::open(dir.path(), filesystems).unwrap();
+    let pair = |filesystems| {
+        let settings = Settings { filesystems, creation: Creation::Never, pidfile: PidfileUse::Without };
+        Pair::open(dir.path(), settings).unwrap()
+    };
     assert!(pair(Filesystems::Any).is_file_enough(Errno::BADF));
     assert!(!pair(Filesystems::Any).is_file_enough(Errno::IO));
     assert!(!pair(Filesystems::Local).is_file_enough(Errno::BADF));
-    let _lock = DataDirLock::acquire_on_any_filesystem(dir.path()).unwrap();
+    let _lock = DataDirLock::options().allow_any_filesystem(true).acquire(dir.path()).unwrap();
     assert_held(dir.path());
 }
 

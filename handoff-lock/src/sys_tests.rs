@@ -216,6 +216,23 @@ fn a_forked_child_that_lives_on_does_not_keep_a_dead_parents_lock() {
 }
 
 #[test]
+fn a_lock_is_held_by_who_took_it_until_its_descriptors_are_unlocked() {
+    let dir = tempfile::tempdir().unwrap();
+    let lock = DataDirLock::acquire(dir.path()).unwrap();
+    assert!(lock.is_held());
+    assert!(is_fine(fork(|| !lock.is_held())));
+    for fd in descriptors(dir.path()) {
+        // SAFETY: the descriptor is the lock's, which lives on.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        flock(fd, FlockOperation::Unlock).unwrap();
+        assert!(!lock.is_held(), "one of the two is not enough");
+        flock(fd, FlockOperation::NonBlockingLockExclusive).unwrap();
+        assert!(lock.is_held());
+    }
+    assert!(DataDirLock::options().allow_any_filesystem(true).acquire(&dir.path().join("b")).unwrap().is_held());
+}
+
+#[test]
 fn a_forked_child_takes_a_lock_of_its_own() {
     let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut lock = Some(DataDirLock::acquire(ours.path()).unwrap());

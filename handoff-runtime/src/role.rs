@@ -286,7 +286,7 @@ impl BegunSuccessor {
     /// As [`lock`](Self::lock).
     pub fn lock_on_any_filesystem(&mut self, data_dir: &Path) -> Result<DataDirLock> {
         self.place.check(data_dir)?;
-        self.take(Unlocked::open_on_any_filesystem(data_dir)?)
+        self.take(DataDirLock::options().allow_any_filesystem(true).open(data_dir)?)
     }
 
     fn take(&mut self, unlocked: Unlocked) -> Result<DataDirLock> {

@@ -84,6 +84,13 @@ pub(crate) fn path_of(fd: BorrowedFd<'_>) -> Option<PathBuf> {
     fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()
 }
 
+/// Whether this descriptor of the calling process has an exclusive flock; `None` if the system does not tell. What it means that
+/// its `/proc/PID/fdinfo` has no such line stands in proc_pid_fdinfo(5).
+pub(crate) fn is_locked(fd: BorrowedFd<'_>) -> Option<bool> {
+    let info = read_lossy(&format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+    Some(info.lines().filter_map(|line| line.strip_prefix("lock:")).any(|line| parse_flock(line).is_some()))
+}
+
 /// Makes a file's bytes durable, fdatasync(2).
 pub(crate) fn sync_bytes(fd: impl AsFd) -> rustix::io::Result<()> {
     rustix::fs::fdatasync(fd)

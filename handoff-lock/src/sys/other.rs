@@ -91,6 +91,11 @@ pub(crate) fn path_of(_fd: BorrowedFd<'_>) -> Option<PathBuf> {
     None
 }
 
+/// Whether a descriptor has a flock, which these systems don't show.
+pub(crate) fn is_locked(_fd: BorrowedFd<'_>) -> Option<bool> {
+    None
+}
+
 /// Makes a file's bytes durable. On macOS fsync(2) leaves them in the drive's cache.
 #[cfg(target_vendor = "apple")]
 pub(crate) fn sync_bytes(fd: impl AsFd) -> rustix::io::Result<()> {
