@@ -25,6 +25,7 @@ use crate::lock_file::{Contents, Found};
 use crate::mark::{self, Marks, Method, NextEpoch, NoEpoch};
 use crate::options::LockOptions;
 use crate::pair::Pair;
+use crate::shared_lock::SharedLock;
 use crate::sys::End;
 use crate::unlocked::Unlocked;
 use crate::waiting::{self, Contender, Outcome};
@@ -65,6 +66,14 @@ impl DataDirLock {
     /// As [`LockOptions::acquire`].
     pub fn acquire_timeout(dir: &Path, wait: Duration) -> Result<Self, LockError> {
         Self::options().timeout(wait).acquire(dir)
+    }
+
+    /// Takes the lock of who only reads `dir`, and returns at once. Nothing is created.
+    ///
+    /// # Errors
+    /// As [`LockOptions::acquire_shared`].
+    pub fn acquire_shared(dir: &Path) -> Result<SharedLock, LockError> {
+        Self::options().acquire_shared(dir)
     }
 
     /// Takes the lock, also when the process that is named as its holder has died and the kernel is about to free it.

@@ -20,6 +20,12 @@ pub enum LockError {
         /// Who holds it, as far as the system tells.
         holder: Option<Holder>,
     },
+    /// Nobody holds the lock, and somebody [reads](crate::SharedLock) the data. Nobody's fault: wait, or stop them.
+    #[error("the data dir is {}", HeldBy::Readers(readers.clone()))]
+    BeingRead {
+        /// Who reads, up to eight of them.
+        readers: Vec<Holder>,
+    },
     /// [`acquire_or_break_stale`](crate::DataDirLock::acquire_or_break_stale) found that the lock is not stale: somebody
     /// still holds it, and a lock that is held is never broken (promise 1).
     #[error("the lock of the data dir is not stale and was not broken: the data dir is {}", HeldBy::Owner(holder.clone()))]
@@ -128,9 +134,10 @@ impl LockError {
     /// What kind of error it is to who knows only those of the standard library.
     fn kind(&self) -> io::ErrorKind {
         match self {
-            Self::Held { .. } | Self::StaleLockBreakRefused { .. } | Self::LockFileTaken { .. } => {
-                io::ErrorKind::WouldBlock
-            }
+            Self::Held { .. }
+            | Self::BeingRead { .. }
+            | Self::StaleLockBreakRefused { .. }
+            | Self::LockFileTaken { .. } => io::ErrorKind::WouldBlock,
             Self::UnsupportedFilesystem { .. } | Self::NewerFormat { .. } => io::ErrorKind::Unsupported,
             Self::AnotherDirectory { named: None, .. } => io::ErrorKind::NotFound,
             Self::NotALockFile { .. } | Self::EpochMarkLost { .. } | Self::EpochsUsedUp { .. } => {
@@ -270,6 +277,7 @@ mod tests {
     fn each_error_is_one_line_that_names_its_subject() {
         let errors = [
             LockError::Held { holder: Some(holder(true)) },
+            LockError::BeingRead { readers: vec![holder(true), holder(false)] },
             LockError::StaleLockBreakRefused { holder: Some(holder(false)) },
             LockError::UnsupportedFilesystem { path: "/srv/4711".into(), filesystem: "nfs".into() },
             LockError::AnotherDirectory {

@@ -13,7 +13,7 @@ use rustix::process::{Pid, test_kill_process};
 
 use crate::error::LockError;
 use crate::held_by::HeldBy;
-use crate::holder_search::{Found, find};
+use crate::holder_search::{Found, find, find_readers};
 use crate::lease::{Lease, LeaseState, Numbered, Owner};
 use crate::opened_file::{LOCK_FILE, open_to_read, settled_lease};
 use crate::pair::Pair;
@@ -101,12 +101,44 @@ pub fn look(dir: &Path) -> Result<Look, LockError> {
     Ok(Look { lease: lease.map(|newest| newest.map(|newest| newest.lease)), locked_by })
 }
 
+/// Who [reads](crate::SharedLock) a data dir now, at most eight of them; none if nobody does, or there is no such directory. They
+/// are no [`holder`], and keep one from coming. Where the kernel does not tell (no `/proc`), nobody is named.
+///
+/// # Errors
+/// As [`holder`].
+pub fn readers(dir: &Path) -> Result<Vec<Holder>, LockError> {
+    let Some(place) = Place::open(dir)? else { return Ok(Vec::new()) };
+    Ok(place.lock_table().map_or_else(Vec::new, |table| readers_in(&table)))
+}
+
+fn readers_in(table: &LockTable) -> Vec<Holder> {
+    const READERS_MAX: usize = 8;
+    let found = find_readers(&table.of_shared());
+    found.into_iter().take(READERS_MAX).map(|found| found.describe(None)).collect()
+}
+
 /// In whose way a lock is held that was just found to be: the best guess if the kernel does not tell.
 pub(crate) fn in_the_way(pair: &Pair) -> HeldBy {
     let (Ok(dir), Ok(file)) = (pair.dir(), pair.file()) else { return HeldBy::Owner(None) };
     let newest = settled_lease(file, &pair.lock_path()).ok().flatten();
-    let found = LockTable::of(dir, Some(file)).and_then(|table| find(&table, owner_of(newest.as_ref())));
-    HeldBy::Owner(found.map(|found| found.describe(newest.as_ref())).or_else(|| recorded(newest.as_ref(), dir)))
+    in_the_way_of(LockTable::of(dir, Some(file)), newest.as_ref(), dir)
+}
+
+/// The same of a data dir by its path.
+pub(crate) fn in_the_way_at(dir: &Path) -> HeldBy {
+    let Ok(Some(mut place)) = Place::open(dir) else { return HeldBy::Owner(None) };
+    let newest = place.newest().ok().flatten();
+    in_the_way_of(place.lock_table(), newest.as_ref(), place.dir.as_fd())
+}
+
+fn in_the_way_of(table: Option<LockTable>, newest: Option<&Numbered>, dir: BorrowedFd<'_>) -> HeldBy {
+    if let Some(found) = table.as_ref().and_then(|table| find(table, owner_of(newest))) {
+        return HeldBy::Owner(Some(found.describe(newest)));
+    }
+    match table.as_ref().map(readers_in) {
+        Some(readers) if !readers.is_empty() => HeldBy::Readers(readers),
+        _ => HeldBy::Owner(recorded(newest, dir)),
+    }
 }
 
 /// Who locked this file, which is not ours.

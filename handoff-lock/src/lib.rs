@@ -46,6 +46,11 @@
 //! would open by that path now is not the data that it has locked. [`DataDirLock::is_in_place`] answers at any time. A directory
 //! above that may no longer be searched (setuid(2)), another root (chroot(2)) and another working directory change nothing.
 //!
+//! # While nobody writes
+//!
+//! A backup or a check takes a [`SharedLock`]: many may at a time, and while one does, nobody owns the directory. It writes nothing,
+//! gets no epoch, and is never the holder. A service can't start meanwhile.
+//!
 //! # While threads serve
 //!
 //! A [`DataDirLock`] is released when it is dropped, and so by an early return and by a panic, while other threads may still
@@ -138,6 +143,7 @@ mod options;
 mod pair;
 mod pidfile;
 mod serving_lock;
+mod shared_lock;
 #[allow(unsafe_code)]
 mod sys;
 mod unlocked;
@@ -149,11 +155,12 @@ pub use error::{Inode, LockError};
 pub use exposure::{Exposure, exposure};
 pub use filesystem::check_filesystem;
 pub use held_by::HeldBy;
-pub use holder::{Holder, Look, holder, look, read_lease};
+pub use holder::{Holder, Look, holder, look, read_lease, readers};
 pub use lease::{BUILD_ID_BYTES_MAX, Lease, LeaseState, Owner};
 pub use opened_file::LOCK_FILE;
 pub use options::LockOptions;
 pub use serving_lock::ServingLock;
+pub use shared_lock::SharedLock;
 pub use unlocked::{Attempt, Unlocked};
 pub use watched_lease::WatchedLease;
 

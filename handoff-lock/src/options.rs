@@ -8,6 +8,7 @@ use crate::data_dir_lock::DataDirLock;
 use crate::error::LockError;
 use crate::held_by::HeldBy;
 use crate::pair::{Creation, Filesystems, Pair, PidfileUse, Settings};
+use crate::shared_lock::{Reader, SharedLock};
 use crate::unlocked::Unlocked;
 use crate::waiting;
 
@@ -103,7 +104,8 @@ impl LockOptions {
     /// Takes the lock of `dir`.
     ///
     /// # Errors
-    /// [`LockError::Held`] if somebody else holds it until the time is over, this process included;
+    /// [`LockError::Held`] if somebody else holds it until the time is over, this process included, and
+    /// [`LockError::BeingRead`] if somebody [reads](SharedLock);
     /// [`LockError::UnsupportedFilesystem`] where flock(2) does not exclude other hosts; [`LockError::Io`]; one of the others if
     /// the lock's files can't be trusted. All but the first come at once.
     pub fn acquire(&self, dir: &Path) -> Result<DataDirLock, LockError> {
@@ -143,6 +145,28 @@ impl LockOptions {
         mut tell: impl FnMut(&HeldBy) -> ControlFlow<()>,
     ) -> Result<DataDirLock, LockError> {
         waiting::within(self.open(dir)?, self.timeout, Some(&mut tell))
+    }
+
+    /// Takes the lock of who only reads `dir`, together with others that do. Nothing is created: of the settings, the
+    /// [timeout](Self::timeout) counts and whether [any file system](Self::allow_any_filesystem) will do.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use handoff_lock::DataDirLock;
+    /// # let scratch = tempfile::tempdir()?;
+    /// # let dir = scratch.path();
+    ///
+    /// let reading = DataDirLock::options().timeout(Duration::from_secs(5)).acquire_shared(dir)?;
+    /// // Copy the data.
+    /// reading.release()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire); [`LockError::Io`] if there is no such directory.
+    pub fn acquire_shared(&self, dir: &Path) -> Result<SharedLock, LockError> {
+        waiting::within(Reader::open(dir, self.settings().filesystems)?, self.timeout, None)
     }
 
     /// Opens the directory and its lock file and does not lock them, as [`Unlocked::open`] does. The timeout has no meaning here.

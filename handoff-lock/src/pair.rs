@@ -24,7 +24,7 @@ use rustix::io::{Errno, retry_on_intr};
 use crate::durable::{sync_bytes, sync_names};
 use crate::error::{Inode, LockError};
 use crate::filesystem;
-use crate::flock::{flock_within, is_no_lock_for_directories, try_flock, unflock};
+use crate::flock::{Access, flock_within, is_no_lock_for_directories, try_flock, unflock};
 use crate::holder;
 use crate::lease::{Lease, LeaseState, Numbered, Owner};
 use crate::lock_file::{self, Contents, MARK_BYTES, MARK_OFFSET};
@@ -34,7 +34,7 @@ use crate::pidfile;
 use crate::sys::{self, End, GuardedFd};
 
 mod passing;
-mod place;
+pub(crate) mod place;
 
 use place::Place;
 
@@ -137,12 +137,12 @@ pub(crate) enum Locking {
     Busy,
 }
 
-const DIR_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+pub(crate) const DIR_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// How often a start over is worth it: each means that somebody replaced the file or the directory in this very moment.
-const ROUNDS_MAX: u32 = 8;
+pub(crate) const ROUNDS_MAX: u32 = 8;
 /// Pauses, in microseconds, before both are tried again by one who got the directory but not the file. A process that dies
 /// loses the two one after the other.
-const FILE_RETRIES_US: [u64; 6] = [100, 200, 400, 800, 1_600, 3_200];
+pub(crate) const FILE_RETRIES_US: [u64; 6] = [100, 200, 400, 800, 1_600, 3_200];
 /// Pauses of an owner whose lock file was replaced: a peer that locks the file alone may be trying the new one.
 const REPLACED_RETRIES_US: [u64; 8] = [100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800];
 
@@ -314,7 +314,9 @@ impl Pair {
 
     /// Whether the kernel says that the descriptors have the lock, in the process that took it.
     pub(crate) fn is_held(&self) -> bool {
-        let is_locked = |fd: Result<BorrowedFd<'_>, LockError>| fd.is_ok_and(|fd| sys::is_locked(fd).unwrap_or(true));
+        let is_locked = |fd: Result<BorrowedFd<'_>, LockError>| {
+            fd.is_ok_and(|fd| sys::is_locked(fd, Access::Exclusive).unwrap_or(true))
+        };
         // Where the caller vouches for the file system, the directory may have no lock.
         let is_dir_locked = || self.settings.filesystems == Filesystems::Any || is_locked(self.dir());
         self.file.is_at_home() && is_locked(self.file()) && is_dir_locked()
@@ -505,7 +507,7 @@ fn create_dir(path: &Path, mode: u32) -> io::Result<()> {
     }
 }
 
-fn inode_of(dir: &GuardedFd) -> io::Result<Inode> {
+pub(crate) fn inode_of(dir: &GuardedFd) -> io::Result<Inode> {
     Ok(Inode::of(&fstat(dir.get()?)?))
 }
 

@@ -56,18 +56,27 @@ impl GuardedFd {
     /// Opens a descriptor that no forked child has a copy of. It is opened again if a child was made meanwhile: that one has a
     /// copy of what was opened first, which nobody locks. So no fork waits for a file system that hangs.
     pub(crate) fn open(open: impl Fn() -> io::Result<OwnedFd>) -> io::Result<Self> {
-        watch_forks()?;
+        Self::open_with(|| Ok((open()?, ())), |error| error).map(|(guarded, ())| guarded)
+    }
+
+    /// The same with what is known of the descriptor besides, and with other errors than the system's.
+    pub(crate) fn open_with<T, E>(
+        open: impl Fn() -> Result<(OwnedFd, T), E>,
+        failed: impl Fn(io::Error) -> E,
+    ) -> Result<(Self, T), E> {
+        watch_forks().map_err(&failed)?;
         for _ in 0..OPENS_BESIDE_FORKS_MAX {
             let forked = FORKED.load(Ordering::Acquire);
-            let fd = open()?;
+            let (fd, known) = open()?;
             let gate = Gate::pass();
             if FORKED.load(Ordering::Acquire) == forked {
-                return Self::guard(fd, &gate);
+                return Self::guard(fd, &gate).map(|guarded| (guarded, known)).map_err(failed);
             }
         }
         // Somebody forks all the time: then it has to wait.
         let gate = Gate::pass();
-        Self::guard(open()?, &gate)
+        let (fd, known) = open()?;
+        Self::guard(fd, &gate).map(|guarded| (guarded, known)).map_err(failed)
     }
 
     /// Guards a descriptor that was received. A child that was forked since then has a copy.
@@ -250,4 +259,4 @@ pub(crate) fn pause(moment: std::time::Duration) {
 
 #[cfg(test)]
 #[path = "sys_tests.rs"]
-mod tests;
+pub(crate) mod tests;

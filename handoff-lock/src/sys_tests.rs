@@ -13,7 +13,7 @@ use super::{Gate, GuardedFd, OPENS_BESIDE_FORKS_MAX};
 use crate::{Attempt, DataDirLock, LOCK_FILE, LeaseState, LockError, Unlocked};
 
 /// Forks; the child leaves with what `child` says, and without running anything else.
-fn fork(mut child: impl FnMut() -> bool) -> Pid {
+pub(crate) fn fork(mut child: impl FnMut() -> bool) -> Pid {
     // SAFETY: fork(2); the child runs `child` only, which uses no other thread's locks but the allocator's, and that one is
     // usable in a forked child.
     let pid = unsafe { libc::fork() };
@@ -27,7 +27,7 @@ fn fork(mut child: impl FnMut() -> bool) -> Pid {
     Pid::from_raw(pid).expect("fork failed")
 }
 
-fn is_fine(child: Pid) -> bool {
+pub(crate) fn is_fine(child: Pid) -> bool {
     waitpid(Some(child), WaitOptions::empty()).unwrap().unwrap().1.exit_status() == Some(0)
 }
 
@@ -302,16 +302,21 @@ fn kept_out_of<T: Send>(hidden: &Path, act: impl FnOnce() -> T + Send) -> T {
     use std::os::unix::fs::PermissionsExt;
     let set_mode = |mode| std::fs::set_permissions(hidden, std::fs::Permissions::from_mode(mode)).unwrap();
     set_mode(0o000);
-    let result = std::thread::scope(|scope| {
+    let result = as_nobody(act);
+    set_mode(0o700);
+    result
+}
+
+/// Does it as a user who may do nothing with the files of this one.
+pub(crate) fn as_nobody<T: Send>(act: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
         let act = || {
             // SAFETY: setfsuid(2) changes how this thread alone is seen by the file system; it ends after this.
             unsafe { libc::setfsuid(65_534) };
             act()
         };
-        scope.spawn(act).join()
-    });
-    set_mode(0o700);
-    result.unwrap()
+        scope.spawn(act).join().unwrap()
+    })
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use rustix::process::Pid;
 
 use super::{Carried, Takers};
+use crate::flock::Access;
 
 /// How a directory is opened only to look up names in it.
 pub(crate) const TO_LOOK_UP: rustix::fs::OFlags = rustix::fs::OFlags::RDONLY;
@@ -92,7 +93,7 @@ pub(crate) fn path_of(_fd: BorrowedFd<'_>) -> Option<PathBuf> {
 }
 
 /// Whether a descriptor has a flock, which these systems don't show.
-pub(crate) fn is_locked(_fd: BorrowedFd<'_>) -> Option<bool> {
+pub(crate) fn is_locked(_fd: BorrowedFd<'_>, _access: Access) -> Option<bool> {
     None
 }
 
@@ -109,12 +110,16 @@ pub(crate) fn sync_bytes(fd: impl AsFd) -> rustix::io::Result<()> {
 }
 
 /// The kernel's table of locks, which these systems don't show: there is never one.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) enum LockTable {}
 
 impl LockTable {
     pub(crate) fn of(_dir: BorrowedFd<'_>, _file: Option<BorrowedFd<'_>>) -> Option<Self> {
         None
+    }
+
+    pub(crate) fn of_shared(self) -> Self {
+        match self {}
     }
 
     pub(crate) fn takers(&self) -> Takers {
