@@ -56,6 +56,42 @@
 //! A [`DataDirLock`] is released when it is dropped, and so by an early return and by a panic, while other threads may still
 //! write. A program whose threads serve makes it a [`ServingLock`]: that one is let go by a call alone.
 //!
+//! # Over fork and exec
+//!
+//! - **fork(2)**: the child has no descriptor of the lock and no part in it; what it does with its copy of a [`DataDirLock`] is
+//!   refused, and a drop there does nothing. It takes a lock of its own by another call, which is refused while its parent has
+//!   this one. So a daemon takes its lock after it has put itself into the background.
+//! - **Programs that are started** (fork or posix_spawn, then exec): all descriptors are closed by exec, so no program has the
+//!   lock of the one that started it. Until its exec a child that was made by vfork(2) has copies. A release does not wait for
+//!   it, as it unlocks; but if the owner dies in this moment, the lock is held that little longer.
+//! - **execve(2) by the owner itself** lets go of the lock, also of a [`ServingLock`], although the process lives on under the same
+//!   pid. The lease and the pidfile stand as they were; [`holder()`] says that nobody has it. A program that executes its next
+//!   build and wants nobody to come between passes the directory on, to itself:
+//!
+//! ```no_run
+//! use std::os::fd::AsFd;
+//! use std::os::unix::process::CommandExt;
+//! use std::process::Command;
+//!
+//! use handoff_lock::{Attempt, DataDirLock, LockError, Unlocked};
+//! # use std::path::Path;
+//!
+//! fn execute_the_next_build(mut lock: DataDirLock) -> Result<(), Box<dyn std::error::Error>> {
+//!     let directory = lock.directory()?;
+//!     let _unlocked = lock.seal_and_pass().map_err(|(_, error)| error)?;
+//!     Err(Command::new("/proc/self/exe").stdin(directory).exec().into()) // a standard stream stays open
+//! }
+//!
+//! fn start_in_its_place(dir: &Path) -> Result<DataDirLock, Box<dyn std::error::Error>> {
+//!     let mut unlocked = Unlocked::open(dir)?;
+//!     unlocked.adopt_directory(std::io::stdin().as_fd().try_clone_to_owned()?)?;
+//!     match unlocked.try_lock() {
+//!         Attempt::Locked(claim) => Ok(claim.claim(None).map_err(|(_, error)| error)?),
+//!         other => Err(format!("{other:?}").into()),
+//!     }
+//! }
+//! ```
+//!
 //! # From one process to the next
 //!
 //! [`DataDirLock`] alone is enough for a program that runs once per directory. A program that hands its directory to a

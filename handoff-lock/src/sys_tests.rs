@@ -166,6 +166,35 @@ fn a_signal_handler_that_forks_does_not_wait_for_the_thread_that_it_interrupted(
 }
 
 #[test]
+fn every_descriptor_that_stays_open_is_closed_by_exec() {
+    let base = tempfile::tempdir().unwrap();
+    let [owned, read] = ["owned", "read"].map(|name| base.path().join(name));
+    drop(DataDirLock::acquire(&read).unwrap());
+    let _reading = DataDirLock::acquire_shared(&read).unwrap();
+    let mut lock = DataDirLock::acquire(&owned).unwrap();
+    let mut watched = crate::WatchedLease::new(&owned);
+    watched.read().unwrap();
+    let passed = lock.directory().unwrap();
+    rustix::io::fcntl_setfd(&passed, rustix::io::FdFlags::empty()).unwrap();
+    let mut successor = Unlocked::open(&owned).unwrap();
+    successor.adopt_directory(passed).unwrap();
+    let _copy = lock.directory().unwrap();
+    let _apart = lock.seal().map_err(|(_, error)| error).unwrap();
+    // Each of the pairs and the reader: the directory, the one above it and the file; and the watched file, and the copy.
+    let open = descriptors(base.path());
+    assert_eq!(open.len(), 3 * 3 + 2);
+    for fd in open {
+        // SAFETY: the descriptor is one of those above, which live on.
+        let flags = rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(fd) }).unwrap();
+        assert!(
+            flags.contains(rustix::io::FdFlags::CLOEXEC),
+            "{:?}",
+            std::fs::read_link(format!("/proc/self/fd/{fd}"))
+        );
+    }
+}
+
+#[test]
 fn a_forked_child_undoes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let mut locks = Some((DataDirLock::acquire(dir.path()).unwrap(), Unlocked::open(dir.path()).unwrap()));
