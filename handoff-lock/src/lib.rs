@@ -36,6 +36,9 @@
 //! and the like) is refused with [`LockError::UnsupportedFilesystem`], unless the caller vouches for it with
 //! [`LockOptions::allow_any_filesystem`].
 //!
+//! On overlayfs and other stacked file systems a lock excludes those who come by the same mount. One that reaches the same files by
+//! the directory below it (the host, say, by the upper directory of a container) locks another inode: let all come by one path.
+//!
 //! A directory that is created for the lock is its owner's only (mode 0700). One that [others may read](exposure) can be
 //! locked by them, flock(2) needs no more; that is for the program to say, and is not refused.
 //!
@@ -159,7 +162,8 @@
 //!
 //! Linux in full. On macOS and the BSDs, and without `/proc`, the lock and the epoch are the same, and the holder is the one that
 //! wrote itself down and did not write that it let go. Where the system does not tell one boot from another (NetBSD, OpenBSD,
-//! Linux without `/proc`) each acquisition syncs twice.
+//! Linux without `/proc`) each acquisition syncs twice. NetBSD and illumos do not tell on which file system a directory is, so none is
+//! refused there.
 #![deny(unsafe_code)]
 
 mod data_dir_lock;

@@ -1,6 +1,7 @@
 //! The answers of macOS and the BSDs, as far as they have any: there is no table of locks to read, so a holder is known only
 //! from what it wrote down itself.
 
+use std::convert::Infallible;
 #[cfg(any(target_vendor = "apple", target_os = "freebsd"))]
 use std::ffi::CStr;
 use std::io;
@@ -111,7 +112,7 @@ pub(crate) fn sync_bytes(fd: impl AsFd) -> rustix::io::Result<()> {
 
 /// The kernel's table of locks, which these systems don't show: there is never one.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum LockTable {}
+pub(crate) struct LockTable(Infallible);
 
 impl LockTable {
     pub(crate) fn of(_dir: BorrowedFd<'_>, _file: Option<BorrowedFd<'_>>) -> Option<Self> {
@@ -119,23 +120,23 @@ impl LockTable {
     }
 
     pub(crate) fn of_shared(self) -> Self {
-        match self {}
+        match self.0 {}
     }
 
     pub(crate) fn takers(&self) -> Takers {
-        match *self {}
+        match self.0 {}
     }
 
     pub(crate) fn hides_dead_takers(&self) -> bool {
-        match *self {}
+        match self.0 {}
     }
 
     pub(crate) fn carried_by(&self, _pid: u32) -> Option<Carried> {
-        match *self {}
+        match self.0 {}
     }
 
     pub(crate) fn carriers(&self) -> Vec<(u32, Carried)> {
-        match *self {}
+        match self.0 {}
     }
 }
 
