@@ -22,7 +22,7 @@ use crate::held_by::HeldBy;
 use crate::holder::Holder;
 use crate::lease::{BUILD_ID_BYTES_MAX, Lease, LeaseState, Owner};
 use crate::lock_file::{Contents, Found};
-use crate::mark::{self, Marks, Method, NextEpoch, NoEpoch};
+use crate::mark::{self, Marks, Method, NextEpoch, NoEpoch, Step};
 use crate::options::LockOptions;
 use crate::pair::Pair;
 use crate::shared_lock::SharedLock;
@@ -408,16 +408,13 @@ fn reserve(pair: &mut Pair, mark: u64, method: Method) -> Result<(), LockError> 
     reserved
 }
 
-/// The second copy first, as who reads a mark in the lock file uses it at once.
 fn write_both(pair: &mut Pair, mark: u64, method: Method) -> Result<(), LockError> {
-    match method {
-        Method::Overwrite => {
-            pair.sync()?;
-            mark::overwrite_second_copy(pair.dir()?, pair.data_dir(), mark)?;
-        }
-        Method::Replace => mark::replace_second_copy(pair.dir()?, pair.data_dir(), mark)?,
-    }
-    pair.write_mark(mark)
+    method.steps().iter().try_for_each(|step| match step {
+        Step::SyncFirst => pair.sync(),
+        Step::OverwriteSecond => mark::overwrite_second_copy(pair.dir()?, pair.data_dir(), mark),
+        Step::ReplaceSecond => mark::replace_second_copy(pair.dir()?, pair.data_dir(), mark),
+        Step::WriteFirst => pair.write_mark(mark),
+    })
 }
 
 /// How long a lock whose holder is dead may take to come free: a process of several GiB holds its locks for 100 ms and more
