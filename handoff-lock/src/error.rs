@@ -299,6 +299,8 @@ mod tests {
             let line = error.to_string();
             assert!(line.contains("4711") && !line.contains('\n'), "{line}");
         }
+        let words = |alive| LockError::Held { holder: Some(holder(alive)) }.to_string();
+        assert!(words(true).contains("stop that process") && words(false).contains("try again"));
         let unknown = LockError::Held { holder: None }.to_string();
         assert!(unknown.contains("can't be seen"), "{unknown}");
     }

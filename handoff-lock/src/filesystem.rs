@@ -102,6 +102,7 @@ mod tests {
             DataDirLock::acquire(dir.path()).map(drop),
             DataDirLock::acquire_timeout(dir.path(), std::time::Duration::ZERO).map(drop),
             DataDirLock::acquire_or_break_stale(dir.path()).map(drop),
+            DataDirLock::acquire_shared(dir.path()).map(drop),
         ];
         for refused in refusals {
             match refused {

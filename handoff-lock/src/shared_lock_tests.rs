@@ -63,6 +63,21 @@ fn an_owner_excludes_readers_and_is_named() {
 }
 
 #[test]
+fn it_is_held_until_one_of_the_two_is_unlocked() {
+    let dir = had_an_owner();
+    let unlock: [fn(&Reader); 2] = [
+        |reader| unflock(reader.dir.get().unwrap()).unwrap(),
+        |reader| unflock(reader.file.as_ref().unwrap().get().unwrap()).unwrap(),
+    ];
+    for unlock in unlock {
+        let reading = DataDirLock::acquire_shared(dir.path()).unwrap();
+        assert!(reading.is_held());
+        unlock(&reading.reader);
+        assert!(!reading.is_held());
+    }
+}
+
+#[test]
 fn a_reader_is_no_holder_and_never_stale() {
     let dir = had_an_owner();
     let _reading = DataDirLock::acquire_shared(dir.path()).unwrap();
@@ -134,7 +149,8 @@ fn a_directory_that_goes_over_from_owner_to_owner_lets_no_reader_in() {
 fn a_lock_file_in_whose_place_is_something_else_is_refused() {
     let dir = scratch();
     std::os::unix::fs::symlink("elsewhere", dir.path().join(LOCK_FILE)).unwrap();
-    assert!(matches!(DataDirLock::acquire_shared(dir.path()), Err(LockError::NotALockFile { .. })));
+    let refused = DataDirLock::acquire_shared(dir.path()).unwrap_err();
+    assert!(matches!(&refused, LockError::NotALockFile { path } if *path == dir.path().join(LOCK_FILE)), "{refused}");
     assert!(try_flock(File::open(dir.path()).unwrap().as_fd()).unwrap(), "a failed try keeps nothing locked");
 }
 
