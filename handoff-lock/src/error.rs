@@ -10,7 +10,23 @@ use rustix::fs::Stat;
 use crate::held_by::HeldBy;
 use crate::holder::Holder;
 
-/// Why a lock was not taken, or a step under the lock was not done.
+/// Why a lock was not taken, or a step under the lock was not done: one variant for each cause.
+///
+/// ```
+/// use handoff_lock::{DataDirLock, LockError};
+/// # let scratch = tempfile::tempdir()?;
+/// # let dir = scratch.path();
+/// # std::os::unix::fs::symlink("elsewhere", dir.join(".handoff.lock"))?;
+///
+/// match DataDirLock::acquire(dir) {
+///     Ok(_lock) => { /* open the data */ }
+///     Err(LockError::Held { holder: Some(holder) }) => println!("pid {} serves already", holder.pid),
+///     Err(LockError::NewerFormat { .. }) => println!("this build is too old for the data"),
+///     Err(LockError::NotALockFile { path }) => println!("what is {}?", path.display()),
+///     Err(error) => println!("{error}"), // each says what to do
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LockError {

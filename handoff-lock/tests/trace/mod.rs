@@ -102,6 +102,7 @@ fn call(line: &str, base: &str) -> Option<String> {
         "openat" => format!("open {}", words[1]),
         "flock" if has("LOCK_UN") => format!("unlock {first}"),
         "flock" if has("LOCK_EX|LOCK_NB") => format!("lock {first}"),
+        "flock" if has("LOCK_SH|LOCK_NB") => format!("share {first}"),
         "pread64" => format!("read {first} at {last}"),
         "pwrite64" => format!("write {first} at {last}"),
         "rename" => format!("rename {first} to {last}"),
