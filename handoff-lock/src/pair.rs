@@ -482,11 +482,7 @@ impl Pair {
         Ok(())
     }
 
-    /// A child made by clone(2) past the fork handlers has the descriptor too, and must write nothing.
     fn write(&self, bytes: &[u8], at: u64) -> Result<(), LockError> {
-        if !self.file.is_at_home() {
-            return Err(LockError::io(&self.data_dir, sys::not_at_home()));
-        }
         write_all(self.file()?, bytes, at).map_err(|error| LockError::io(self.lock_path(), error))
     }
 }
