@@ -45,6 +45,13 @@ pub(crate) enum Filesystems {
     Any,
 }
 
+impl Filesystems {
+    /// Some of those that need the caller's word lock no directories: NFS wants a descriptor open for writing.
+    pub(crate) fn is_file_enough(self, error: Errno) -> bool {
+        self == Self::Any && is_no_lock_for_directories(error)
+    }
+}
+
 /// Whether a directory that is missing is created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Creation {
@@ -280,9 +287,8 @@ impl Pair {
         }
     }
 
-    /// Some of the file systems that need the caller's word lock no directories: NFS wants a descriptor open for writing.
     fn is_file_enough(&self, error: Errno) -> bool {
-        self.settings.filesystems == Filesystems::Any && is_no_lock_for_directories(error)
+        self.settings.filesystems.is_file_enough(error)
     }
 
     /// Releases the lock, the file first: who gets the directory finds the file free. A pidfile goes before, else it could be

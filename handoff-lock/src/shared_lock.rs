@@ -13,7 +13,7 @@ use rustix::io::{Errno, retry_on_intr};
 
 use crate::error::{Inode, LockError};
 use crate::filesystem;
-use crate::flock::{self, Access, is_no_lock_for_directories, unflock};
+use crate::flock::{self, Access, unflock};
 use crate::held_by::HeldBy;
 use crate::holder;
 use crate::lease::Lease;
@@ -212,7 +212,7 @@ impl Reader {
 
     fn lock_dir(&self) -> Result<bool, LockError> {
         match flock::try_flock_as(Access::Shared, self.dir()?) {
-            Err(error) if self.filesystems == Filesystems::Any && is_no_lock_for_directories(error) => Ok(true),
+            Err(error) if self.filesystems.is_file_enough(error) => Ok(true),
             locked => locked.map_err(|error| LockError::io(&self.data_dir, error)),
         }
     }
@@ -255,7 +255,7 @@ impl Reader {
             unlocked.map_err(|error| LockError::io(self.lock_path(), error))?;
         }
         match unflock(self.dir()?) {
-            Err(error) if self.filesystems == Filesystems::Any && is_no_lock_for_directories(error) => Ok(()),
+            Err(error) if self.filesystems.is_file_enough(error) => Ok(()),
             unlocked => unlocked.map_err(|error| LockError::io(&self.data_dir, error)),
         }
     }

@@ -78,6 +78,18 @@ fn it_is_held_until_one_of_the_two_is_unlocked() {
 }
 
 #[test]
+fn a_drop_unlocks_also_what_a_child_that_is_being_spawned_has_a_copy_of() {
+    let dir = had_an_owner();
+    let reading = DataDirLock::acquire_shared(dir.path()).unwrap();
+    let copies =
+        [&reading.reader.dir, reading.reader.file.as_ref().unwrap()].map(|fd| fd.get().unwrap().try_clone_to_owned());
+    drop(reading);
+    assert!(try_flock(File::open(dir.path()).unwrap().as_fd()).unwrap());
+    assert!(try_flock(File::open(dir.path().join(LOCK_FILE)).unwrap().as_fd()).unwrap());
+    drop(copies);
+}
+
+#[test]
 fn a_reader_is_no_holder_and_never_stale() {
     let dir = had_an_owner();
     let _reading = DataDirLock::acquire_shared(dir.path()).unwrap();
