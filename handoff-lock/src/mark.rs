@@ -317,6 +317,8 @@ mod tests {
     #[derive(Debug)]
     struct Disk {
         lease: Option<u64>,
+        /// The mark that a living owner knows.
+        owner: Option<u64>,
         this_boot: bool,
         durable_lease: Option<u64>,
         first: Copy,
@@ -364,22 +366,38 @@ mod tests {
         /// `None`: it died before it had its epoch.
         fn claim(&mut self, steps: u8) -> Option<u64> {
             let contents = self.contents();
-            let epoch = match next_if_reserved(&contents, 7) {
-                Some(next) if steps > 0 => next.epoch,
+            // The owner before has left.
+            self.owner = None;
+            let next = match next_if_reserved(&contents, 7) {
+                Some(next) if steps > 0 => next,
                 Some(_) => return None,
                 None => {
                     let next = next_above_all(&contents, self.second.seen, AHEAD).expect("one copy is always whole");
-                    self.reserve(next.mark, steps).then_some(next.epoch)?
+                    self.reserve(next.mark, steps).then_some(next)?
                 }
             };
-            (self.lease, self.this_boot) = (Some(epoch), true);
-            Some(epoch)
+            (self.lease, self.owner, self.this_boot) = (Some(next.epoch), Some(next.mark), true);
+            Some(next.epoch)
+        }
+
+        /// What an owner of the epoch `last` does.
+        fn reserve_epochs(&mut self, last: u64, steps: u8) {
+            if let Some(known) = self.owner.take() {
+                let mark = known.max(last + AHEAD);
+                self.owner = self.reserve(mark, steps).then_some(mark);
+            }
         }
     }
 
     fn no_epoch_is_used_twice(events: &[Event]) -> Result<(), String> {
-        let mut disk =
-            Disk { lease: None, this_boot: true, durable_lease: None, first: Copy::NOTHING, second: Copy::NOTHING };
+        let mut disk = Disk {
+            lease: None,
+            owner: None,
+            this_boot: true,
+            durable_lease: None,
+            first: Copy::NOTHING,
+            second: Copy::NOTHING,
+        };
         let mut last = 0;
         for event in events {
             match *event {
@@ -388,16 +406,12 @@ mod tests {
                     Some(epoch) => last = epoch,
                     None => {}
                 },
-                // An owner reserves, and so the lease is its own.
-                Event::Reserve(steps) if disk.lease == Some(last) && disk.this_boot => {
-                    disk.reserve(last + AHEAD, steps);
-                }
-                Event::Reserve(_) => {}
+                Event::Reserve(steps) => disk.reserve_epochs(last, steps),
                 Event::PowerFailure { lease, first, second } => {
                     if lease {
                         disk.durable_lease = disk.lease;
                     }
-                    (disk.lease, disk.this_boot) = (disk.durable_lease, false);
+                    (disk.lease, disk.owner, disk.this_boot) = (disk.durable_lease, None, false);
                     disk.first.fail(first);
                     disk.second.fail(second);
                 }
@@ -405,7 +419,7 @@ mod tests {
                 Event::LoseLockFile
                     if disk.second.durable == disk.second.seen && disk.second.seen != Found::Unreadable =>
                 {
-                    (disk.lease, disk.durable_lease, disk.first) = (None, None, Copy::NOTHING);
+                    (disk.lease, disk.owner, disk.durable_lease, disk.first) = (None, None, None, Copy::NOTHING);
                 }
                 Event::LoseLockFile => {}
             }
