@@ -104,10 +104,11 @@ pub(crate) enum Marks {
 }
 
 impl Method {
-    /// By what the lock file and the second copy hold.
+    /// By what the lock file and the second copy hold. A lower mark in the lock file is none to fall back on: epochs above it may
+    /// have been used, by a reservation that came no further than the second copy before the power failed.
     pub(crate) fn of(first: Found, second: Found) -> Self {
         match (first, second) {
-            (Found::Mark(_), Found::Mark(_)) => Self::Overwrite,
+            (Found::Mark(first), Found::Mark(second)) if first >= second => Self::Overwrite,
             _ => Self::Replace,
         }
     }
@@ -439,6 +440,19 @@ mod tests {
                 let events = [&claims[..], &died, &claims, &lost, &claims].concat();
                 assert_eq!(no_epoch_is_used_twice(&events), Ok(()), "{events:?}");
             }
+        }
+    }
+
+    #[test]
+    fn no_epoch_is_used_twice_where_the_lock_file_lost_its_mark_and_the_second_copy_is_torn() {
+        let (lost, torn) = ([Fate::Lost; 2], [Fate::Lost, Fate::Torn]);
+        let power_failure = |[first, second]: [Fate; 2]| Event::PowerFailure { lease: false, first, second };
+        for (dies, dies_again) in (0..8).flat_map(|first| (0..8).map(move |second| (first, second))) {
+            let claims = vec![Event::Claim(ALL); AHEAD as usize + 1];
+            let events = [Event::Claim(dies), Event::Claim(ALL), power_failure(lost)];
+            let again = [Event::Claim(dies_again), power_failure(torn), Event::Claim(ALL)];
+            let events = [&claims[..], &events, &again].concat();
+            assert_eq!(no_epoch_is_used_twice(&events), Ok(()), "{events:?}");
         }
     }
 
