@@ -14,17 +14,21 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::error::{Inode, LockError};
 use crate::exposure::{self, Exposure};
-use crate::holder;
+use crate::held_by::HeldBy;
+use crate::holder::Holder;
 use crate::lease::{BUILD_ID_BYTES_MAX, Lease, LeaseState, Owner};
 use crate::lock_file::{Contents, Found};
-use crate::mark::{self, Marks, Method, NextEpoch, NoEpoch};
+use crate::mark::{self, Marks, Method, NextEpoch, NoEpoch, Step};
+use crate::options::LockOptions;
 use crate::pair::Pair;
-use crate::sys::{self, End};
-use crate::unlocked::{Attempt, Unlocked};
+use crate::shared_lock::SharedLock;
+use crate::sys::End;
+use crate::unlocked::Unlocked;
+use crate::waiting::{self, Contender, Outcome};
 
 /// The lock of a data dir: while a process has one, it is the only one that may write there (promise 1).
 ///
@@ -42,29 +46,34 @@ pub struct DataDirLock {
 }
 
 impl DataDirLock {
-    /// Takes the lock of `dir`, which is created for its owner only (mode 0700) if it is missing, and returns at once.
+    /// The settings with which a lock is taken: how long to wait, what to create, and so on.
+    pub fn options() -> LockOptions {
+        LockOptions::default()
+    }
+
+    /// Takes the lock of `dir` with the usual settings: it is created for its owner only (mode 0700) if it is missing, and the
+    /// call returns at once.
     ///
     /// # Errors
-    /// [`LockError::Held`] if somebody else holds it, this process included; [`LockError::UnsupportedFilesystem`] where
-    /// flock(2) does not exclude other hosts; [`LockError::Lease`] if the lock's files can't be trusted; [`LockError::Io`].
+    /// As [`LockOptions::acquire`].
     pub fn acquire(dir: &Path) -> Result<Self, LockError> {
-        attempt(Unlocked::open(dir)?).or_held()
+        Self::options().acquire(dir)
     }
 
-    /// The same on any file system. The caller vouches that no other host uses the directory, or that flock excludes it.
+    /// The same, but it waits up to `wait` for who holds it.
     ///
     /// # Errors
-    /// As [`acquire`](Self::acquire), without [`LockError::UnsupportedFilesystem`].
-    pub fn acquire_on_any_filesystem(dir: &Path) -> Result<Self, LockError> {
-        attempt(Unlocked::open_on_any_filesystem(dir)?).or_held()
-    }
-
-    /// Takes the lock, and waits up to `wait` for who holds it.
-    ///
-    /// # Errors
-    /// As [`acquire`](Self::acquire); [`LockError::Held`] once the time is over. All others come at once.
+    /// As [`LockOptions::acquire`].
     pub fn acquire_timeout(dir: &Path, wait: Duration) -> Result<Self, LockError> {
-        attempt_within(Unlocked::open(dir)?, wait).or_held()
+        Self::options().timeout(wait).acquire(dir)
+    }
+
+    /// Takes the lock of who only reads `dir`, and returns at once. Nothing is created.
+    ///
+    /// # Errors
+    /// As [`LockOptions::acquire_shared`].
+    pub fn acquire_shared(dir: &Path) -> Result<SharedLock, LockError> {
+        Self::options().acquire_shared(dir)
     }
 
     /// Takes the lock, also when the process that is named as its holder has died and the kernel is about to free it.
@@ -74,19 +83,20 @@ impl DataDirLock {
     /// # Errors
     /// As [`acquire`](Self::acquire), with [`LockError::StaleLockBreakRefused`] in place of [`LockError::Held`].
     pub fn acquire_or_break_stale(dir: &Path) -> Result<Self, LockError> {
-        let unlocked = match attempt(Unlocked::open(dir)?) {
+        let unlocked = match Unlocked::open(dir)?.attempt() {
+            Outcome::Taken(lock) => return Ok(lock),
+            Outcome::Failed(error) => return Err(error),
             Outcome::Held(unlocked) => unlocked,
-            outcome => return outcome.or_held(),
         };
-        let holder = holder::of_held(&unlocked.pair);
-        if holder.as_ref().is_some_and(|holder| holder.alive) {
-            return Err(LockError::StaleLockBreakRefused { holder });
-        }
-        match attempt_within(unlocked, STALE_RETRIES) {
-            Outcome::Held(unlocked) => {
-                Err(LockError::StaleLockBreakRefused { holder: holder::of_held(&unlocked.pair).or(holder) })
+        let not_stale = |error, named: Option<Holder>| match error {
+            LockError::Held { holder } => LockError::StaleLockBreakRefused { holder: holder.or(named) },
+            error => error,
+        };
+        match unlocked.held_by() {
+            HeldBy::Owner(holder) if holder.as_ref().is_none_or(|holder| !holder.alive) => {
+                waiting::within(unlocked, STALE_RETRIES, None).map_err(|error| not_stale(error, holder))
             }
-            outcome => outcome.or_held(),
+            held_by => Err(not_stale(held_by.into(), None)),
         }
     }
 
@@ -123,6 +133,25 @@ impl DataDirLock {
     /// [`LockError::AnotherDirectory`] if not, [`LockError::Io`] if it can't be found out now.
     pub fn check_in_place(&self) -> Result<(), LockError> {
         self.pair.check_dir_in_place()
+    }
+
+    /// Whether this process still has the lock, by what the kernel says of the descriptors. Not in a forked child, and not if
+    /// something else in this process has unlocked or closed them. Where the kernel does not tell (no `/proc`), the answer is
+    /// what this crate knows: yes, except in a forked child.
+    ///
+    /// It does not say that the path still [leads to](Self::is_in_place) the directory that is locked.
+    ///
+    /// ```
+    /// use handoff_lock::DataDirLock;
+    /// # let scratch = tempfile::tempdir()?;
+    /// # let dir = scratch.path();
+    ///
+    /// let lock = DataDirLock::acquire(dir)?;
+    /// assert!(lock.is_held());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn is_held(&self) -> bool {
+        self.pair.is_held()
     }
 
     /// The fencing token: one higher at each acquisition, never lower again, also after a power failure and a removed lock
@@ -305,8 +334,8 @@ impl Claim {
     /// after a reboot; and each time where the system does not tell one boot from another (no `/proc`).
     ///
     /// # Errors
-    /// [`LockError::Lease`] if neither the lock file nor `.handoff.epoch` tells which epochs were used, [`LockError::Io`] if
-    /// the lease or the reservation can't be written. The lock is released.
+    /// [`LockError::EpochMarkLost`] if neither the lock file nor `.handoff.epoch` tells which epochs were used,
+    /// [`LockError::EpochsUsedUp`]; [`LockError::Io`] if the lease or the reservation can't be written. The lock is released.
     #[allow(clippy::result_large_err)]
     pub fn claim(self, handoff_id: Option<[u8; 16]>) -> Result<DataDirLock, (Unlocked, LockError)> {
         let mut lock = self.claim_quietly(handoff_id)?;
@@ -360,18 +389,11 @@ impl Claim {
     }
 
     fn no_epoch(&self, why: NoEpoch) -> LockError {
-        let second_copy = self.pair.data_dir().join(mark::SECOND_COPY);
-        let reason = match why {
-            NoEpoch::Exhausted => {
-                format!("the epochs are used up; remove it and {}, if no data carries epochs", second_copy.display())
-            }
-            NoEpoch::MarkLost => format!(
-                "neither it nor {} tells which epochs were used; restore one of them from a backup, or remove both if no \
-                 data carries epochs",
-                second_copy.display()
-            ),
-        };
-        LockError::lease(self.pair.lock_path(), reason)
+        let (path, second_copy) = (self.pair.lock_path(), self.pair.data_dir().join(mark::SECOND_COPY));
+        match why {
+            NoEpoch::Exhausted => LockError::EpochsUsedUp { path, second_copy },
+            NoEpoch::MarkLost => LockError::EpochMarkLost { path, second_copy },
+        }
     }
 }
 
@@ -386,69 +408,18 @@ fn reserve(pair: &mut Pair, mark: u64, method: Method) -> Result<(), LockError> 
     reserved
 }
 
-/// The second copy first, as who reads a mark in the lock file uses it at once.
 fn write_both(pair: &mut Pair, mark: u64, method: Method) -> Result<(), LockError> {
-    match method {
-        Method::Overwrite => {
-            pair.sync()?;
-            mark::overwrite_second_copy(pair.dir()?, pair.data_dir(), mark)?;
-        }
-        Method::Replace => mark::replace_second_copy(pair.dir()?, pair.data_dir(), mark)?,
-    }
-    pair.write_mark(mark)
+    method.steps().iter().try_for_each(|step| match step {
+        Step::SyncFirst => pair.sync(),
+        Step::OverwriteSecond => mark::overwrite_second_copy(pair.dir()?, pair.data_dir(), mark),
+        Step::ReplaceSecond => mark::replace_second_copy(pair.dir()?, pair.data_dir(), mark),
+        Step::WriteFirst => pair.write_mark(mark),
+    })
 }
 
 /// How long a lock whose holder is dead may take to come free: a process of several GiB holds its locks for 100 ms and more
 /// after its death.
 const STALE_RETRIES: Duration = Duration::from_millis(500);
-const WAIT_MIN: Duration = Duration::from_millis(1);
-const WAIT_MAX: Duration = Duration::from_millis(20);
-
-/// What came of acquiring.
-enum Outcome {
-    Acquired(DataDirLock),
-    Held(Unlocked),
-    Failed(LockError),
-}
-
-impl Outcome {
-    fn or_held(self) -> Result<DataDirLock, LockError> {
-        match self {
-            Self::Acquired(lock) => Ok(lock),
-            Self::Held(unlocked) => Err(LockError::Held { holder: holder::of_held(&unlocked.pair) }),
-            Self::Failed(error) => Err(error),
-        }
-    }
-}
-
-fn attempt(unlocked: Unlocked) -> Outcome {
-    match unlocked.try_lock() {
-        Attempt::Locked(claim) => match claim.claim(None) {
-            Ok(lock) => Outcome::Acquired(lock),
-            Err((_, error)) => Outcome::Failed(error),
-        },
-        Attempt::Held(unlocked) => Outcome::Held(unlocked),
-        Attempt::Failed(_, error) => Outcome::Failed(error),
-    }
-}
-
-/// Tries again with growing pauses: there is no flock that waits for a bounded time.
-fn attempt_within(mut unlocked: Unlocked, wait: Duration) -> Outcome {
-    let start = Instant::now();
-    let mut pause = WAIT_MIN;
-    loop {
-        match attempt(unlocked) {
-            Outcome::Held(still) => unlocked = still,
-            outcome => return outcome,
-        }
-        let left = wait.saturating_sub(start.elapsed());
-        if left.is_zero() {
-            return Outcome::Held(unlocked);
-        }
-        sys::pause(pause.min(left));
-        pause = (pause * 2).min(WAIT_MAX);
-    }
-}
 
 /// By the system clock, for people; a clock before 1970 counts as 1970.
 fn unix_ms() -> u64 {

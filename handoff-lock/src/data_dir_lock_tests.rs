@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use rustix::fs::{FlockOperation, flock};
 
 use super::*;
-use crate::LOCK_FILE;
-use crate::durable;
+use crate::{Attempt, LOCK_FILE, durable, holder};
 
 const PIDFILE: &str = ".handoff.pidfile";
 
@@ -22,7 +21,7 @@ fn lock_file_only(dir: &Path) -> File {
     file
 }
 
-fn own_pid(holder: Option<holder::Holder>) -> bool {
+fn own_pid(holder: Option<Holder>) -> bool {
     holder.is_some_and(|holder| holder.pid == std::process::id() && holder.alive && !holder.inherited)
 }
 
@@ -216,7 +215,7 @@ fn the_lease_tells_each_step() {
     let sealed = unlocked.read_lease().unwrap().unwrap();
     assert_eq!((sealed.state, sealed.epoch, sealed.handoff_id), (LeaseState::Sealed, 1, Some([9; 16])));
     assert!(!dir.path().join(PIDFILE).exists());
-    assert_eq!(holder::holder(dir.path()).unwrap(), None);
+    assert_eq!(holder(dir.path()).unwrap(), None);
 
     let Attempt::Locked(claim) = unlocked.try_lock() else { panic!("not locked") };
     assert_eq!(claim.found(), Some(&sealed));
@@ -343,13 +342,29 @@ fn a_lost_mark_is_refused_and_the_file_named() {
     damage(dir.path(), LOCK_FILE, 4100);
     damage(dir.path(), mark::SECOND_COPY, 9);
     match DataDirLock::acquire(dir.path()) {
-        Err(LockError::Lease { path, reason }) => {
-            assert_eq!(path, dir.path().join(LOCK_FILE));
-            assert!(reason.contains(mark::SECOND_COPY), "{reason}");
+        Err(LockError::EpochMarkLost { path, second_copy }) => {
+            assert_eq!((path, second_copy), (dir.path().join(LOCK_FILE), dir.path().join(mark::SECOND_COPY)));
         }
         other => panic!("{other:?}"),
     }
-    assert_eq!(holder::holder(dir.path()).unwrap(), None, "the refused one does not keep the lock");
+    assert_eq!(holder(dir.path()).unwrap(), None, "the refused one does not keep the lock");
+}
+
+#[test]
+fn the_last_epoch_has_no_next_one_and_both_files_are_named() {
+    let dir = scratch();
+    let lock = DataDirLock::acquire(dir.path()).unwrap();
+    let last = Lease { epoch: u64::MAX, ..lock.lease().clone() };
+    drop(lock);
+    let newest = crate::lease::Numbered { sequence: 9, file: 7, released: true, lease: last };
+    fs::write(dir.path().join(LOCK_FILE), crate::lock_file::image(&newest, u64::MAX)).unwrap();
+    let error = DataDirLock::acquire(dir.path()).unwrap_err();
+    assert!(matches!(error, LockError::EpochsUsedUp { .. }), "{error}");
+    for name in [LOCK_FILE, mark::SECOND_COPY] {
+        assert!(error.to_string().contains(&dir.path().join(name).display().to_string()), "{error}");
+        fs::remove_file(dir.path().join(name)).unwrap();
+    }
+    assert_eq!(epochs(dir.path()), 1, "what the words say helps");
 }
 
 #[test]
@@ -357,7 +372,7 @@ fn a_foreign_file_of_that_name_is_refused_and_kept() {
     for name in [LOCK_FILE, mark::SECOND_COPY] {
         let dir = scratch();
         fs::write(dir.path().join(name), "somebody's data").unwrap();
-        assert!(matches!(DataDirLock::acquire(dir.path()), Err(LockError::Lease { .. })), "{name}");
+        assert!(matches!(DataDirLock::acquire(dir.path()), Err(LockError::EpochMarkLost { .. })), "{name}");
         assert_eq!(fs::read(dir.path().join(name)).unwrap(), b"somebody's data");
     }
 }
@@ -476,6 +491,49 @@ fn waiting_ends_when_the_holder_leaves_or_the_time_is_over() {
     });
     lock.release().unwrap();
     assert_eq!(waiting.join().unwrap(), 2);
+}
+
+#[test]
+fn who_waits_is_told_for_whom_and_again_when_it_is_another() {
+    let dir = scratch();
+    let peer = lock_file_only(dir.path());
+    let (mut told, mut first) = (Vec::new(), Some(peer));
+    let mut second = None;
+    let waiting = DataDirLock::options().timeout(Duration::from_secs(60));
+    let lock = waiting.acquire_telling(dir.path(), |held_by| {
+        let HeldBy::Owner(Some(holder)) = held_by else { panic!("{held_by:?}") };
+        told.push(holder.since_unix_ms.is_some());
+        match told.len() {
+            1 => {
+                // The same process, now as an owner that has written a lease.
+                drop(first.take());
+                second = Some(DataDirLock::acquire_timeout(dir.path(), Duration::from_secs(60)).unwrap());
+            }
+            _ => drop(second.take()),
+        }
+        std::ops::ControlFlow::Continue(())
+    });
+    assert_eq!(lock.unwrap().epoch(), 2);
+    assert_eq!(told, [false, true]);
+}
+
+#[test]
+fn who_is_told_may_end_the_wait_and_nobody_is_told_who_does_not_wait() {
+    let dir = scratch();
+    let unneeded = |_: &HeldBy| panic!("there is nobody to wait for");
+    let lock = DataDirLock::options().timeout(Duration::MAX).acquire_telling(dir.path(), unneeded).unwrap();
+    let hurried = DataDirLock::options().acquire_telling(dir.path(), unneeded);
+    assert!(matches!(hurried, Err(LockError::Held { .. })));
+    let mut told = 0;
+    let ended = DataDirLock::options().timeout(Duration::MAX).acquire_telling(dir.path(), |_| {
+        told += 1;
+        std::ops::ControlFlow::Break(())
+    });
+    match ended {
+        Err(LockError::Held { holder }) => assert!(own_pid(holder)),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!((told, lock.epoch()), (1, 1));
 }
 
 #[test]

@@ -8,8 +8,25 @@ use rustix::io::{Errno, retry_on_intr};
 
 use crate::sys;
 
+/// For whom else a lock leaves room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Nobody.
+    Exclusive,
+    /// Others of this kind.
+    Shared,
+}
+
 pub(crate) fn try_flock(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
-    match retry_on_intr(|| flock(fd, FlockOperation::NonBlockingLockExclusive)) {
+    try_flock_as(Access::Exclusive, fd)
+}
+
+pub(crate) fn try_flock_as(access: Access, fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let operation = match access {
+        Access::Exclusive => FlockOperation::NonBlockingLockExclusive,
+        Access::Shared => FlockOperation::NonBlockingLockShared,
+    };
+    match retry_on_intr(|| flock(fd, operation)) {
         Ok(()) => Ok(true),
         Err(Errno::WOULDBLOCK) => Ok(false),
         Err(error) => Err(error),

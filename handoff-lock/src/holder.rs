@@ -4,7 +4,7 @@
 //! that they name is alive.
 
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -12,7 +12,8 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, test_kill_process};
 
 use crate::error::LockError;
-use crate::holder_search::{Found, find};
+use crate::held_by::HeldBy;
+use crate::holder_search::{Found, find, find_readers};
 use crate::lease::{Lease, LeaseState, Numbered, Owner};
 use crate::opened_file::{LOCK_FILE, open_to_read, settled_lease};
 use crate::pair::Pair;
@@ -45,12 +46,13 @@ pub struct Holder {
 /// Others' processes can be examined only by root; without that, the answer may lack a command,
 /// and a holder that inherited the lock may be missed.
 ///
+/// A lease that can't be read hides nobody: the kernel knows who has the lock. The answer then lacks since when.
+///
 /// # Errors
-/// [`LockError::Io`] if the directory or the lock file can't be read, [`LockError::Lease`] if a newer version of this crate
-/// wrote it.
+/// [`LockError::Io`] if the directory can't be opened.
 pub fn holder(dir: &Path) -> Result<Option<Holder>, LockError> {
-    let Some(place) = Place::open(dir)? else { return Ok(None) };
-    let newest = place.newest()?;
+    let Some(mut place) = Place::open(dir)? else { return Ok(None) };
+    let newest = place.newest().ok().flatten();
     Ok(match place.lock_table() {
         Some(table) => find(&table, owner_of(newest.as_ref())).map(|found| found.describe(newest.as_ref())),
         None => recorded(newest.as_ref(), &place.dir).filter(|holder| holder.alive),
@@ -64,18 +66,18 @@ pub fn holder(dir: &Path) -> Result<Option<Holder>, LockError> {
 /// ownership only by what [`Claim::found`](crate::Claim::found) says.
 ///
 /// # Errors
-/// As [`holder`].
+/// [`LockError::Io`] if the lock file can't be read, [`LockError::NotALockFile`] if it is none, [`LockError::NewerFormat`].
 pub fn read_lease(dir: &Path) -> Result<Option<Lease>, LockError> {
     WatchedLease::new(dir).read()
 }
 
 /// What can be seen of a lock from outside.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Look {
-    /// The lease.
-    pub lease: Option<Lease>,
-    /// The pid of who [holds](holder) the lock, if anybody does. Where the system does not tell (it does on Linux), a living owner that
-    /// the lease names and that has not sealed.
+    /// The lease, or why it can't be read.
+    pub lease: Result<Option<Lease>, LockError>,
+    /// The pid of who [holds](holder) the lock, if anybody does, also if the lease can't be read. Where the system does not
+    /// tell (it does on Linux), a living owner that the lease names and that has not sealed.
     pub locked_by: Option<u32>,
 }
 
@@ -88,35 +90,76 @@ pub struct Look {
 /// # Errors
 /// As [`holder`].
 pub fn look(dir: &Path) -> Result<Look, LockError> {
-    let Some(place) = Place::open(dir)? else { return Ok(Look { lease: None, locked_by: None }) };
+    let Some(mut place) = Place::open(dir)? else { return Ok(Look { lease: Ok(None), locked_by: None }) };
     let table = place.lock_table();
-    let newest = place.newest()?;
+    let lease = place.newest();
+    let newest = lease.as_ref().ok().and_then(Option::as_ref);
     let locked_by = match &table {
-        Some(table) => find(table, owner_of(newest.as_ref())).map(|found| found.pid),
-        None => recorded(newest.as_ref(), &place.dir).filter(|holder| holder.alive).map(|holder| holder.pid),
+        Some(table) => find(table, owner_of(newest)).map(|found| found.pid),
+        None => recorded(newest, &place.dir).filter(|holder| holder.alive).map(|holder| holder.pid),
     };
-    Ok(Look { lease: newest.map(|newest| newest.lease), locked_by })
+    Ok(Look { lease: lease.map(|newest| newest.map(|newest| newest.lease)), locked_by })
 }
 
-/// Who holds a lock that was just found to be held: the best guess if the kernel does not tell.
-pub(crate) fn of_held(pair: &Pair) -> Option<Holder> {
-    let (dir, file) = (pair.dir().ok()?, pair.file().ok()?);
+/// Who [reads](crate::SharedLock) a data dir now, at most eight of them; none if nobody does, or there is no such directory. They
+/// are no [`holder`], and keep one from coming. Where the kernel does not tell (no `/proc`), nobody is named.
+///
+/// # Errors
+/// As [`holder`].
+pub fn readers(dir: &Path) -> Result<Vec<Holder>, LockError> {
+    let Some(place) = Place::open(dir)? else { return Ok(Vec::new()) };
+    Ok(place.lock_table().map_or_else(Vec::new, |table| readers_in(&table)))
+}
+
+fn readers_in(table: &LockTable) -> Vec<Holder> {
+    const READERS_MAX: usize = 8;
+    let found = find_readers(&table.of_shared());
+    found.into_iter().take(READERS_MAX).map(|found| found.describe(None)).collect()
+}
+
+/// In whose way a lock is held that was just found to be: the best guess if the kernel does not tell.
+pub(crate) fn in_the_way(pair: &Pair) -> HeldBy {
+    let (Ok(dir), Ok(file)) = (pair.dir(), pair.file()) else { return HeldBy::Owner(None) };
     let newest = settled_lease(file, &pair.lock_path()).ok().flatten();
-    let found = LockTable::of(dir, Some(file)).and_then(|table| find(&table, owner_of(newest.as_ref())));
-    found.map(|found| found.describe(newest.as_ref())).or_else(|| recorded(newest.as_ref(), dir))
+    in_the_way_of(LockTable::of(dir, Some(file)), newest.as_ref(), dir)
 }
 
-/// Whether there is such a process. One that we may not signal is alive: only ESRCH means that it is gone, kill(2).
+/// The same of a data dir by its path.
+pub(crate) fn in_the_way_at(dir: &Path) -> HeldBy {
+    let Ok(Some(mut place)) = Place::open(dir) else { return HeldBy::Owner(None) };
+    let newest = place.newest().ok().flatten();
+    in_the_way_of(place.lock_table(), newest.as_ref(), place.dir.as_fd())
+}
+
+fn in_the_way_of(table: Option<LockTable>, newest: Option<&Numbered>, dir: BorrowedFd<'_>) -> HeldBy {
+    if let Some(found) = table.as_ref().and_then(|table| find(table, owner_of(newest))) {
+        return HeldBy::Owner(Some(found.describe(newest)));
+    }
+    match table.as_ref().map(readers_in) {
+        Some(readers) if !readers.is_empty() => HeldBy::Readers(readers),
+        _ => HeldBy::Owner(recorded(newest, dir)),
+    }
+}
+
+/// Who locked this file, which is not ours.
+pub(crate) fn of_file(file: BorrowedFd<'_>) -> Option<Holder> {
+    // One inode is searched for, as the directory is otherwise.
+    LockTable::of(file, None).and_then(|table| find(&table, None)).map(|found| found.describe(None))
+}
+
+/// Whether there is such a process. One that we may not signal is alive: only ESRCH means that it is gone, kill(2). The number
+/// may be a thread's by now, which kill(2) takes for its process.
 pub(crate) fn is_alive(pid: u32) -> bool {
     let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return false };
-    test_kill_process(raw) != Err(Errno::SRCH) && !sys::is_zombie(pid)
+    test_kill_process(raw) != Err(Errno::SRCH) && !sys::is_thread(raw) && !sys::is_zombie(pid)
 }
 
 /// The directory and the lock file, opened to be looked at.
 struct Place {
     path: PathBuf,
     dir: OwnedFd,
-    file: Option<OwnedFd>,
+    /// What kept it from being opened hides no lock of the directory, and who has that one is the holder.
+    file: Result<Option<OwnedFd>, LockError>,
 }
 
 impl Place {
@@ -128,16 +171,21 @@ impl Place {
             Err(error) => return Err(LockError::io(data_dir, error)),
         };
         let path = data_dir.join(LOCK_FILE);
-        let file = open_to_read(dir.as_fd(), LOCK_FILE.as_ref(), &path)?.map(|(file, _)| file);
+        let file = open_to_read(dir.as_fd(), LOCK_FILE.as_ref(), &path).map(|opened| opened.map(|(file, _)| file));
         Ok(Some(Self { path, dir, file }))
     }
 
     fn lock_table(&self) -> Option<LockTable> {
-        LockTable::of(self.dir.as_fd(), self.file.as_ref().map(AsFd::as_fd))
+        let file = self.file.as_ref().ok().and_then(Option::as_ref);
+        LockTable::of(self.dir.as_fd(), file.map(AsFd::as_fd))
     }
 
-    fn newest(&self) -> Result<Option<Numbered>, LockError> {
-        self.file.as_ref().map_or(Ok(None), |file| settled_lease(file.as_fd(), &self.path))
+    /// The newest lease.
+    fn newest(&mut self) -> Result<Option<Numbered>, LockError> {
+        let file = std::mem::replace(&mut self.file, Ok(None))?;
+        let newest = file.as_ref().map_or(Ok(None), |file| settled_lease(file.as_fd(), &self.path));
+        self.file = Ok(file);
+        newest
     }
 }
 
@@ -271,12 +319,29 @@ mod tests {
         }
     }
 
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_thread_is_no_process() {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let (end, wait) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            sender.send(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
+            let _ = wait.recv();
+        });
+        let id = receiver.recv().unwrap().cast_unsigned();
+        let alive = is_alive(id);
+        drop(end);
+        thread.join().unwrap();
+        assert!(!alive, "{id} is a thread of {}", std::process::id());
+    }
+
     #[test]
     fn nobody_holds_what_is_not_locked() {
         let dir = tempfile::tempdir().unwrap();
-        let nobody = Look { lease: None, locked_by: None };
-        assert_eq!((holder(dir.path()).unwrap(), look(dir.path()).unwrap()), (None, nobody.clone()));
-        assert_eq!(look(&dir.path().join("missing")).unwrap(), nobody);
+        for nowhere in [dir.path(), &dir.path().join("missing")] {
+            assert_eq!(holder(nowhere).unwrap(), None);
+            assert!(matches!(look(nowhere).unwrap(), Look { lease: Ok(None), locked_by: None }));
+        }
         DataDirLock::acquire(dir.path()).unwrap().release().unwrap();
         assert_eq!((holder(dir.path()).unwrap(), look(dir.path()).unwrap().locked_by), (None, None));
         assert!(!dir.path().join("missing").exists());
@@ -292,7 +357,32 @@ mod tests {
         let program = std::env::current_exe().unwrap().file_name().unwrap().to_string_lossy().into_owned();
         assert!(found.command.is_some_and(|command| command.contains(&program)));
         let seen = look(dir.path()).unwrap();
-        assert_eq!((seen.lease.as_ref(), seen.locked_by), (Some(lock.lease()), Some(std::process::id())));
+        assert_eq!((seen.lease.unwrap().as_ref(), seen.locked_by), (Some(lock.lease()), Some(std::process::id())));
+    }
+
+    #[test]
+    fn a_lease_that_can_not_be_read_hides_no_holder() {
+        type Spoil = fn(&Path);
+        let spoilers: [Spoil; 3] = [
+            |path| {
+                let newest = Numbered { sequence: 9, file: 7, released: false, lease: crate::lease::tests::lease(9) };
+                std::fs::write(path, crate::lease::tests::of_the_future(&newest, 2, 2)).unwrap();
+            },
+            |path| std::os::unix::fs::symlink("elsewhere", path).unwrap(),
+            |path| std::fs::create_dir(path).unwrap(),
+        ];
+        for spoil in spoilers {
+            let dir = tempfile::tempdir().unwrap();
+            let _lock = DataDirLock::acquire(dir.path()).unwrap();
+            let path = dir.path().join(LOCK_FILE);
+            std::fs::remove_file(&path).unwrap();
+            spoil(&path);
+            assert_eq!(holder(dir.path()).unwrap().map(|holder| holder.pid), Some(std::process::id()));
+            let seen = look(dir.path()).unwrap();
+            assert_eq!(seen.locked_by, Some(std::process::id()));
+            let why = seen.lease.unwrap_err().to_string();
+            assert!(why.contains(&path.display().to_string()), "{why}");
+        }
     }
 
     #[test]
@@ -351,7 +441,7 @@ mod tests {
         assert_eq!((found.pid, found.alive, found.inherited), (child, true, true));
         assert_eq!(found.command.as_deref(), Some("sleep 60"));
         assert_eq!(found.since_unix_ms, crate::read_lease(dir.path()).unwrap().map(|lease| lease.since_unix_ms));
-        assert_eq!(look(dir.path()).unwrap().lease.unwrap().owner.pid, parent_pid);
+        assert_eq!(look(dir.path()).unwrap().lease.unwrap().unwrap().owner.pid, parent_pid);
         assert_eq!(look(dir.path()).unwrap().locked_by, Some(child));
         let error = DataDirLock::acquire_or_break_stale(dir.path()).unwrap_err();
         assert!(matches!(&error, LockError::StaleLockBreakRefused { holder: Some(holder) } if *holder == found));

@@ -36,6 +36,34 @@ pub(crate) fn find(table: &LockTable, owner: Option<u32>) -> Option<Found> {
     search.holder(&|| all.get_or_init(|| table.carriers().into_iter().map(Seen::of).collect::<Vec<_>>()))
 }
 
+/// Who shares the lock with other readers: those that took it and have it still, else whoever has it by inheritance. `table` is
+/// that of the shared locks.
+pub(crate) fn find_readers(table: &LockTable) -> Vec<Found> {
+    let takers = table.takers();
+    let pids: BTreeSet<u32> = takers.dir.iter().chain(&takers.file).copied().collect();
+    if pids.is_empty() && !table.hides_dead_takers() {
+        return Vec::new();
+    }
+    let look = |pid: &u32| is_alive(*pid).then(|| Seen { pid: *pid, carried: table.carried_by(*pid) });
+    readers(&pids, pids.iter().filter_map(look), || table.carriers())
+}
+
+fn readers(
+    takers: &BTreeSet<u32>,
+    living: impl Iterator<Item = Seen>,
+    look_at_all: impl FnOnce() -> Vec<(u32, Carried)>,
+) -> Vec<Found> {
+    let found = |alive, inherited| move |pid| Found { pid, alive, inherited };
+    // One whose descriptors can't be seen is believed.
+    let reading = living.filter(|seen| seen.carried.is_none_or(|carried| carried.dir || carried.file));
+    let reading: Vec<Found> = reading.map(|seen| seen.pid).map(found(true, false)).collect();
+    if !reading.is_empty() {
+        return reading;
+    }
+    let inherited: Vec<Found> = look_at_all().into_iter().map(|(pid, _)| pid).map(found(true, true)).collect();
+    if inherited.is_empty() { takers.iter().copied().map(found(false, false)).collect() } else { inherited }
+}
+
 /// One of the two inodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Inode {
@@ -173,6 +201,19 @@ mod tests {
         assert_eq!(holder(&search(&[4], &[5], &[(4, UNSEEN), (5, UNSEEN)]), &[]), Some((5, true, false)));
         // The lease's owner took nothing.
         assert_eq!(holder(&search(&[4], &[], &[(1, UNSEEN)]), &[]), Some((4, false, false)));
+    }
+
+    #[test]
+    fn readers_are_those_who_have_it_and_only_without_one_somebody_else() {
+        let readers = |living: &[(u32, Option<Carried>)], all: &[(u32, Carried)]| {
+            let living = living.iter().map(|(pid, carried)| Seen { pid: *pid, carried: *carried });
+            let readers = readers(&BTreeSet::from([4, 5, 6]), living, || all.to_vec());
+            readers.into_iter().map(|found| (found.pid, found.alive, found.inherited)).collect::<Vec<_>>()
+        };
+        let taken = [(4, DIR), (5, NOTHING), (6, UNSEEN)];
+        assert_eq!(readers(&taken, &[]), [(4, true, false), (6, true, false)]);
+        assert_eq!(readers(&taken[1..2], &[(7, BOTH.unwrap())]), [(7, true, true)]);
+        assert_eq!(readers(&[], &[]), [(4, false, false), (5, false, false), (6, false, false)]);
     }
 
     #[test]

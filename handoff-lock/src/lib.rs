@@ -34,7 +34,10 @@
 //!
 //! A directory on a file system that other hosts can mount and where flock(2) may not exclude them (NFS, SMB, 9p, FUSE, Ceph
 //! and the like) is refused with [`LockError::UnsupportedFilesystem`], unless the caller vouches for it with
-//! [`DataDirLock::acquire_on_any_filesystem`].
+//! [`LockOptions::allow_any_filesystem`].
+//!
+//! On overlayfs and other stacked file systems a lock excludes those who come by the same mount. One that reaches the same files by
+//! the directory below it (the host, say, by the upper directory of a container) locks another inode: let all come by one path.
 //!
 //! A directory that is created for the lock is its owner's only (mode 0700). One that [others may read](exposure) can be
 //! locked by them, flock(2) needs no more; that is for the program to say, and is not refused.
@@ -46,10 +49,51 @@
 //! would open by that path now is not the data that it has locked. [`DataDirLock::is_in_place`] answers at any time. A directory
 //! above that may no longer be searched (setuid(2)), another root (chroot(2)) and another working directory change nothing.
 //!
+//! # While nobody writes
+//!
+//! A backup or a check takes a [`SharedLock`]: many may at a time, and while one does, nobody owns the directory. It writes nothing,
+//! gets no epoch, and is never the holder. A service can't start meanwhile.
+//!
 //! # While threads serve
 //!
 //! A [`DataDirLock`] is released when it is dropped, and so by an early return and by a panic, while other threads may still
 //! write. A program whose threads serve makes it a [`ServingLock`]: that one is let go by a call alone.
+//!
+//! # Over fork and exec
+//!
+//! - **fork(2)**: the child has no descriptor of the lock and no part in it; what it does with its copy of a [`DataDirLock`] is
+//!   refused, and a drop there does nothing. It takes a lock of its own by another call, which is refused while its parent has
+//!   this one. So a daemon takes its lock after it has put itself into the background.
+//! - **Programs that are started** (fork or posix_spawn, then exec): all descriptors are closed by exec, so no program has the
+//!   lock of the one that started it. Until its exec a child that was made by vfork(2) has copies. A release does not wait for
+//!   it, as it unlocks; but if the owner dies in this moment, the lock is held that little longer.
+//! - **execve(2) by the owner itself** lets go of the lock, also of a [`ServingLock`], although the process lives on under the same
+//!   pid. The lease and the pidfile stand as they were; [`holder()`] says that nobody has it. A program that executes its next
+//!   build and wants nobody to come between passes the directory on, to itself:
+//!
+//! ```no_run
+//! use std::os::fd::AsFd;
+//! use std::os::unix::process::CommandExt;
+//! use std::process::Command;
+//!
+//! use handoff_lock::{Attempt, DataDirLock, LockError, Unlocked};
+//! # use std::path::Path;
+//!
+//! fn execute_the_next_build(mut lock: DataDirLock) -> Result<(), Box<dyn std::error::Error>> {
+//!     let directory = lock.directory()?;
+//!     let _unlocked = lock.seal_and_pass().map_err(|(_, error)| error)?;
+//!     Err(Command::new("/proc/self/exe").stdin(directory).exec().into()) // a standard stream stays open
+//! }
+//!
+//! fn start_in_its_place(dir: &Path) -> Result<DataDirLock, Box<dyn std::error::Error>> {
+//!     let mut unlocked = Unlocked::open(dir)?;
+//!     unlocked.adopt_directory(std::io::stdin().as_fd().try_clone_to_owned()?)?;
+//!     match unlocked.try_lock() {
+//!         Attempt::Locked(claim) => Ok(claim.claim(None).map_err(|(_, error)| error)?),
+//!         other => Err(format!("{other:?}").into()),
+//!     }
+//! }
+//! ```
 //!
 //! # From one process to the next
 //!
@@ -118,7 +162,8 @@
 //!
 //! Linux in full. On macOS and the BSDs, and without `/proc`, the lock and the epoch are the same, and the holder is the one that
 //! wrote itself down and did not write that it let go. Where the system does not tell one boot from another (NetBSD, OpenBSD,
-//! Linux without `/proc`) each acquisition syncs twice.
+//! Linux without `/proc`) each acquisition syncs twice. NetBSD and illumos do not tell on which file system a directory is, so none is
+//! refused there.
 #![deny(unsafe_code)]
 
 mod data_dir_lock;
@@ -127,28 +172,35 @@ mod error;
 mod exposure;
 mod filesystem;
 mod flock;
+mod held_by;
 mod holder;
 mod holder_search;
 mod lease;
 mod lock_file;
 mod mark;
 mod opened_file;
+mod options;
 mod pair;
 mod pidfile;
 mod serving_lock;
+mod shared_lock;
 #[allow(unsafe_code)]
 mod sys;
 mod unlocked;
+mod waiting;
 mod watched_lease;
 
 pub use data_dir_lock::{Claim, DataDirLock};
 pub use error::{Inode, LockError};
 pub use exposure::{Exposure, exposure};
 pub use filesystem::check_filesystem;
-pub use holder::{Holder, Look, holder, look, read_lease};
+pub use held_by::HeldBy;
+pub use holder::{Holder, Look, holder, look, read_lease, readers};
 pub use lease::{BUILD_ID_BYTES_MAX, Lease, LeaseState, Owner};
 pub use opened_file::LOCK_FILE;
+pub use options::LockOptions;
 pub use serving_lock::ServingLock;
+pub use shared_lock::SharedLock;
 pub use unlocked::{Attempt, Unlocked};
 pub use watched_lease::WatchedLease;
 

@@ -10,6 +10,9 @@
 //! Invariants: lease `n` is in slot `n % 2`, so a write never touches the newest lease; no lease write touches the sector of
 //! the mark, also on a disk with sectors of 4096 bytes, so a power failure during one never tears the other.
 
+use std::path::PathBuf;
+
+use crate::error::LockError;
 use crate::lease::{CRC, Newer, Numbered, SLOT_BYTES, Slot};
 
 /// All that is ever read of a lock file.
@@ -42,11 +45,9 @@ pub(crate) enum Found {
 pub(crate) struct NewerFormat(pub(crate) u16);
 
 impl NewerFormat {
-    pub(crate) fn reason(self) -> String {
-        format!(
-            "it was written by a newer build (format {}), which this one does not understand; start that one",
-            self.0
-        )
+    /// Of the file at this path.
+    pub(crate) fn at(self, path: impl Into<PathBuf>) -> LockError {
+        LockError::NewerFormat { path: path.into(), format: self.0 }
     }
 }
 

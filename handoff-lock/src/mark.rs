@@ -85,6 +85,16 @@ pub(crate) enum Method {
     Replace,
 }
 
+/// One durable step of a reservation. Each is on the disk before the next one begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// What the lock file holds already, and its name.
+    SyncFirst,
+    OverwriteSecond,
+    ReplaceSecond,
+    WriteFirst,
+}
+
 /// Whether the marks that are there may be fallen back on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Marks {
@@ -94,11 +104,21 @@ pub(crate) enum Marks {
 }
 
 impl Method {
-    /// By what the lock file and the second copy hold.
+    /// By what the lock file and the second copy hold. A lower mark in the lock file is none to fall back on: epochs above it may
+    /// have been used, by a reservation that came no further than the second copy before the power failed.
     pub(crate) fn of(first: Found, second: Found) -> Self {
         match (first, second) {
-            (Found::Mark(_), Found::Mark(_)) => Self::Overwrite,
+            (Found::Mark(first), Found::Mark(second)) if first >= second => Self::Overwrite,
             _ => Self::Replace,
+        }
+    }
+
+    /// The second copy first, as who reads a mark in the lock file uses it at once. While it is overwritten it can be torn, so the
+    /// mark of the lock file that is fallen back on then is synced before.
+    pub(crate) fn steps(self) -> &'static [Step] {
+        match self {
+            Self::Overwrite => &[Step::SyncFirst, Step::OverwriteSecond, Step::WriteFirst],
+            Self::Replace => &[Step::ReplaceSecond, Step::WriteFirst],
         }
     }
 }
@@ -116,7 +136,7 @@ pub(crate) fn read_second_copy(dir: BorrowedFd<'_>, data_dir: &Path) -> Result<F
     };
     let mut bytes = [0; MARK_BYTES];
     match retry_on_intr(|| pread(&file, &mut bytes, 0)) {
-        Ok(len) => parse_mark(&bytes[..len]).map_err(|newer| LockError::lease(path, newer.reason())),
+        Ok(len) => parse_mark(&bytes[..len]).map_err(|newer| newer.at(path)),
         Err(Errno::ISDIR | Errno::SPIPE) => Ok(Found::Unreadable),
         Err(error) => Err(LockError::io(path, error)),
     }
@@ -232,6 +252,11 @@ mod tests {
         );
     }
 
+    /// Of the writes and syncs.
+    const ALL: u8 = u8::MAX;
+    /// So few that they are used up again and again.
+    const AHEAD: u64 = 3;
+
     /// A file that holds a mark: what a reader sees now, and what outlives a power failure.
     #[derive(Debug, Clone, Copy)]
     struct Copy {
@@ -243,10 +268,10 @@ mod tests {
 
     #[derive(Debug, Clone)]
     enum Event {
-        Claim,
-        /// A claim or a reservation that dies after this many of its writes and syncs.
-        Die(u8),
-        Reserve,
+        /// One that may die after this many of its writes and syncs.
+        Claim(u8),
+        /// Likewise.
+        Reserve(u8),
         /// Which unsynced writes reach the disk, and which of those are torn.
         PowerFailure {
             lease: bool,
@@ -266,9 +291,9 @@ mod tests {
     fn event() -> impl Strategy<Value = Event> {
         let fate = || prop_oneof![Just(Fate::Lost), Just(Fate::Torn), Just(Fate::Written)];
         prop_oneof![
-            8 => Just(Event::Claim),
-            2 => (0..5_u8).prop_map(Event::Die),
-            1 => Just(Event::Reserve),
+            8 => Just(Event::Claim(ALL)),
+            2 => (0..8_u8).prop_map(Event::Claim),
+            2 => prop_oneof![Just(ALL), 0..8_u8].prop_map(Event::Reserve),
             2 => (any::<bool>(), fate(), fate())
                 .prop_map(|(lease, first, second)| Event::PowerFailure { lease, first, second }),
             1 => Just(Event::LoseLockFile),
@@ -289,14 +314,26 @@ mod tests {
         }
     }
 
-    /// The disk, with the same order of writes and syncs as the real steps.
+    /// The disk. The order of writes and syncs is the real one.
     #[derive(Debug)]
     struct Disk {
         lease: Option<u64>,
+        /// The mark that a living owner knows.
+        owner: Option<u64>,
         this_boot: bool,
         durable_lease: Option<u64>,
         first: Copy,
         second: Copy,
+    }
+
+    impl Copy {
+        fn write(&mut self, mark: u64, in_place: bool) {
+            (self.seen, self.in_place) = (Found::Mark(mark), in_place);
+        }
+
+        fn sync(&mut self) {
+            self.durable = self.seen;
+        }
     }
 
     impl Disk {
@@ -305,79 +342,125 @@ mod tests {
             if self.this_boot { contents } else { of_another_boot(contents) }
         }
 
-        /// Reserves; dies after `steps` of: write the second copy, sync it, write the first, sync it.
-        fn reserve(&mut self, mark: u64, steps: u8) {
-            let mark = Found::Mark(mark);
-            if steps > 0 {
-                self.second.in_place = Method::of(self.first.seen, self.second.seen) == Method::Overwrite;
-                if self.second.in_place {
-                    self.first.durable = self.first.seen;
+        /// Reserves, unless it dies after so many writes and syncs; whether it did not.
+        fn reserve(&mut self, mark: u64, mut left: u8) -> bool {
+            for step in Method::of(self.first.seen, self.second.seen).steps() {
+                // What a step writes, and what it syncs then.
+                for is_sync in [false, true] {
+                    if left == 0 {
+                        return false;
+                    }
+                    left -= 1;
+                    match (step, is_sync) {
+                        (Step::SyncFirst, false) => {}
+                        (Step::OverwriteSecond, false) => self.second.write(mark, true),
+                        (Step::ReplaceSecond, false) => self.second.write(mark, false),
+                        (Step::WriteFirst, false) => self.first.write(mark, true),
+                        (Step::SyncFirst | Step::WriteFirst, true) => self.first.sync(),
+                        (Step::OverwriteSecond | Step::ReplaceSecond, true) => self.second.sync(),
+                    }
                 }
-                self.second.seen = mark;
             }
-            if steps > 1 {
-                self.second.durable = mark;
-            }
-            if steps > 2 {
-                self.first.seen = mark;
-            }
-            if steps > 3 {
-                self.first.durable = mark;
-            }
+            left > 0
         }
 
+        /// `None`: it died before it had its epoch.
         fn claim(&mut self, steps: u8) -> Option<u64> {
             let contents = self.contents();
-            let next = next_if_reserved(&contents, 7);
-            let next = next.or_else(|| {
-                let next =
-                    next_above_all(&contents, self.second.seen, RESERVED_AHEAD).expect("one copy is always whole");
-                self.reserve(next.mark, steps);
-                Some(next)
-            })?;
-            (steps > 4).then(|| {
-                (self.lease, self.this_boot) = (Some(next.epoch), true);
-                next.epoch
-            })
+            // The owner before has left.
+            self.owner = None;
+            let next = match next_if_reserved(&contents, 7) {
+                Some(next) if steps > 0 => next,
+                Some(_) => return None,
+                None => {
+                    let next = next_above_all(&contents, self.second.seen, AHEAD).expect("one copy is always whole");
+                    self.reserve(next.mark, steps).then_some(next)?
+                }
+            };
+            (self.lease, self.owner, self.this_boot) = (Some(next.epoch), Some(next.mark), true);
+            Some(next.epoch)
+        }
+
+        /// What an owner of the epoch `last` does.
+        fn reserve_epochs(&mut self, last: u64, steps: u8) {
+            if let Some(known) = self.owner.take() {
+                let mark = known.max(last + AHEAD);
+                self.owner = self.reserve(mark, steps).then_some(mark);
+            }
+        }
+    }
+
+    fn no_epoch_is_used_twice(events: &[Event]) -> Result<(), String> {
+        let mut disk = Disk {
+            lease: None,
+            owner: None,
+            this_boot: true,
+            durable_lease: None,
+            first: Copy::NOTHING,
+            second: Copy::NOTHING,
+        };
+        let mut last = 0;
+        for event in events {
+            match *event {
+                Event::Claim(steps) => match disk.claim(steps) {
+                    Some(epoch) if epoch <= last => return Err(format!("epoch {epoch} after {last}")),
+                    Some(epoch) => last = epoch,
+                    None => {}
+                },
+                Event::Reserve(steps) => disk.reserve_epochs(last, steps),
+                Event::PowerFailure { lease, first, second } => {
+                    if lease {
+                        disk.durable_lease = disk.lease;
+                    }
+                    (disk.lease, disk.owner, disk.this_boot) = (disk.durable_lease, None, false);
+                    disk.first.fail(first);
+                    disk.second.fail(second);
+                }
+                // Not while the second copy is on its way to the disk, or torn: that would be two faults at a time.
+                Event::LoseLockFile
+                    if disk.second.durable == disk.second.seen && disk.second.seen != Found::Unreadable =>
+                {
+                    (disk.lease, disk.owner, disk.durable_lease, disk.first) = (None, None, None, Copy::NOTHING);
+                }
+                Event::LoseLockFile => {}
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn no_epoch_is_used_twice_wherever_two_reservations_die() {
+        const FATES: [Fate; 3] = [Fate::Lost, Fate::Torn, Fate::Written];
+        let combinations = (0..8).flat_map(|first| (0..8).map(move |second| (first, second)));
+        for (dies, dies_again) in combinations {
+            for (first, second) in FATES.into_iter().flat_map(|first| FATES.map(|second| (first, second))) {
+                let claims = vec![Event::Claim(ALL); AHEAD as usize];
+                let died = [Event::Reserve(dies)];
+                let lost = [Event::Reserve(dies_again), Event::PowerFailure { lease: false, first, second }];
+                let events = [&claims[..], &died, &claims, &lost, &claims].concat();
+                assert_eq!(no_epoch_is_used_twice(&events), Ok(()), "{events:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_epoch_is_used_twice_where_the_lock_file_lost_its_mark_and_the_second_copy_is_torn() {
+        let (lost, torn) = ([Fate::Lost; 2], [Fate::Lost, Fate::Torn]);
+        let power_failure = |[first, second]: [Fate; 2]| Event::PowerFailure { lease: false, first, second };
+        for (dies, dies_again) in (0..8).flat_map(|first| (0..8).map(move |second| (first, second))) {
+            let claims = vec![Event::Claim(ALL); AHEAD as usize + 1];
+            let events = [Event::Claim(dies), Event::Claim(ALL), power_failure(lost)];
+            let again = [Event::Claim(dies_again), power_failure(torn), Event::Claim(ALL)];
+            let events = [&claims[..], &events, &again].concat();
+            assert_eq!(no_epoch_is_used_twice(&events), Ok(()), "{events:?}");
         }
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(500))]
+        #![proptest_config(ProptestConfig::with_cases(1_000))]
         #[test]
         fn no_epoch_is_used_twice_whatever_one_fault_at_a_time_does(events in proptest::collection::vec(event(), 1..60)) {
-            let mut disk = Disk { lease: None, this_boot: true, durable_lease: None, first: Copy::NOTHING, second: Copy::NOTHING };
-            let mut last = 0;
-            for event in events {
-                match event {
-                    Event::Claim => {
-                        let epoch = disk.claim(u8::MAX).unwrap();
-                        prop_assert!(epoch > last, "epoch {epoch} after {last}");
-                        last = epoch;
-                    }
-                    Event::Die(steps) => {
-                        disk.claim(steps.min(4));
-                    }
-                    Event::Reserve => {
-                        disk.reserve(last + RESERVED_AHEAD, u8::MAX);
-                    }
-                    Event::PowerFailure { lease, first, second } => {
-                        if lease {
-                            disk.durable_lease = disk.lease;
-                        }
-                        (disk.lease, disk.this_boot) = (disk.durable_lease, false);
-                        disk.first.fail(first);
-                        disk.second.fail(second);
-                    }
-                    // Not while the second copy is on its way to the disk, or torn: that would be two faults at a time.
-                    Event::LoseLockFile
-                        if disk.second.durable == disk.second.seen && disk.second.seen != Found::Unreadable =>
-                    {
-                        (disk.lease, disk.durable_lease, disk.first) = (None, None, Copy::NOTHING);
-                    }
-                    Event::LoseLockFile => {}
-                }
-            }
+            prop_assert_eq!(no_epoch_is_used_twice(&events), Ok(()));
         }
     }
 }

@@ -48,7 +48,7 @@ pub(crate) fn settled_lease(file: BorrowedFd<'_>, path: &Path) -> Result<Option<
 pub(crate) fn read_contents(file: BorrowedFd<'_>, path: &Path) -> Result<Contents, LockError> {
     let mut bytes = [0; FILE_BYTES];
     let len = read_all(file, &mut bytes).map_err(|error| LockError::io(path, error))?;
-    lock_file::parse(&bytes[..len]).map_err(|newer| LockError::lease(path, newer.reason()))
+    lock_file::parse(&bytes[..len]).map_err(|newer| newer.at(path))
 }
 
 /// Opens the lock file to lock it and to write it; creates it if it is missing.
@@ -72,18 +72,16 @@ fn check_is_file(file: BorrowedFd<'_>, path: &Path) -> Result<Inode, LockError> 
     let stat = fstat(file).map_err(|error| LockError::io(path, error))?;
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => Ok(Inode::of(&stat)),
-        _ => Err(LockError::lease(path, NOT_A_FILE)),
+        _ => Err(LockError::NotALockFile { path: path.into() }),
     }
 }
-
-const NOT_A_FILE: &str = "it is not a regular file, so it is no lock file; remove it";
 
 fn refused_open(dir: BorrowedFd<'_>, name: &Path, path: &Path, error: impl Into<io::Error>) -> LockError {
     let error = error.into();
     let is_there = || statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
     match Errno::from_io_error(&error) {
         // FreeBSD says EMLINK of a link. A loop of links on the way to it is not its own.
-        Some(Errno::LOOP | Errno::MLINK | Errno::ISDIR) if is_there() => LockError::lease(path, NOT_A_FILE),
+        Some(Errno::LOOP | Errno::MLINK | Errno::ISDIR) if is_there() => LockError::NotALockFile { path: path.into() },
         _ => LockError::io(path, error),
     }
 }

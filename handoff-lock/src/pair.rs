@@ -24,7 +24,8 @@ use rustix::io::{Errno, retry_on_intr};
 use crate::durable::{sync_bytes, sync_names};
 use crate::error::{Inode, LockError};
 use crate::filesystem;
-use crate::flock::{flock_within, is_no_lock_for_directories, try_flock, unflock};
+use crate::flock::{Access, flock_within, is_no_lock_for_directories, try_flock, unflock};
+use crate::holder;
 use crate::lease::{Lease, LeaseState, Numbered, Owner};
 use crate::lock_file::{self, Contents, MARK_BYTES, MARK_OFFSET};
 use crate::mark::Marks;
@@ -33,7 +34,7 @@ use crate::pidfile;
 use crate::sys::{self, End, GuardedFd};
 
 mod passing;
-mod place;
+pub(crate) mod place;
 
 use place::Place;
 
@@ -44,6 +45,36 @@ pub(crate) enum Filesystems {
     Any,
 }
 
+impl Filesystems {
+    /// Some of those that need the caller's word lock no directories: NFS wants a descriptor open for writing.
+    pub(crate) fn is_file_enough(self, error: Errno) -> bool {
+        self == Self::Any && is_no_lock_for_directories(error)
+    }
+}
+
+/// Whether a directory that is missing is created.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Creation {
+    Never,
+    /// With these permissions, less the umask.
+    WithMode(u32),
+}
+
+/// Whether an owner writes its pid for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PidfileUse {
+    Write,
+    Without,
+}
+
+/// How a lock is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Settings {
+    pub(crate) filesystems: Filesystems,
+    pub(crate) creation: Creation,
+    pub(crate) pidfile: PidfileUse,
+}
+
 /// Both descriptors. Dropping a pair that holds the lock releases it as [`Pair::unlock`] does, unless it is to be kept; in a
 /// forked child it does nothing at all.
 #[derive(Debug)]
@@ -51,17 +82,18 @@ pub(crate) struct Pair {
     /// As given, for messages.
     data_dir: PathBuf,
     place: Place,
-    filesystems: Filesystems,
+    settings: Settings,
     holding: Holding,
     pidfile: Pidfile,
     sharing: Sharing,
     identity: Identity,
     marks: Marks,
     end: End,
-    dir: GuardedFd,
-    dir_inode: Inode,
+    // Closed in the order in which they are unlocked: who gets the directory finds the file free.
     file: GuardedFd,
     file_inode: Inode,
+    dir: GuardedFd,
+    dir_inode: Inode,
 }
 
 #[derive(Debug)]
@@ -112,34 +144,34 @@ pub(crate) enum Locking {
     Busy,
 }
 
-const DIR_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+pub(crate) const DIR_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// How often a start over is worth it: each means that somebody replaced the file or the directory in this very moment.
-const ROUNDS_MAX: u32 = 8;
+pub(crate) const ROUNDS_MAX: u32 = 8;
 /// Pauses, in microseconds, before both are tried again by one who got the directory but not the file. A process that dies
 /// loses the two one after the other.
-const FILE_RETRIES_US: [u64; 6] = [100, 200, 400, 800, 1_600, 3_200];
+pub(crate) const FILE_RETRIES_US: [u64; 6] = [100, 200, 400, 800, 1_600, 3_200];
 /// Pauses of an owner whose lock file was replaced: a peer that locks the file alone may be trying the new one.
 const REPLACED_RETRIES_US: [u64; 8] = [100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800];
-const REPLACED_AGAIN: &str = "it is replaced again and again; find out by whom and end that";
 
 impl Pair {
-    /// Creates the directory if it is missing.
-    pub(crate) fn open(data_dir: &Path, filesystems: Filesystems) -> Result<Self, LockError> {
+    pub(crate) fn open(data_dir: &Path, settings: Settings) -> Result<Self, LockError> {
         // A daemon may change its working directory later; the checks below must go on naming the same directory.
         let path = std::path::absolute(data_dir).map_err(|error| LockError::io(data_dir, error))?;
-        match Self::open_existing(data_dir, &path, filesystems) {
-            Err(LockError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                create_dir(&path).map_err(|error| LockError::io(data_dir, error))?;
-                Self::open_existing(data_dir, &path, filesystems)
+        match (Self::open_existing(data_dir, &path, settings), settings.creation) {
+            (Err(LockError::Io { source, .. }), Creation::WithMode(mode))
+                if source.kind() == io::ErrorKind::NotFound =>
+            {
+                create_dir(&path, mode).map_err(|error| LockError::io(data_dir, error))?;
+                Self::open_existing(data_dir, &path, settings)
             }
-            opened => opened,
+            (opened, _) => opened,
         }
     }
 
-    fn open_existing(data_dir: &Path, path: &Path, filesystems: Filesystems) -> Result<Self, LockError> {
+    fn open_existing(data_dir: &Path, path: &Path, settings: Settings) -> Result<Self, LockError> {
         let dir = GuardedFd::open(|| Ok(retry_on_intr(|| openat(CWD, path, DIR_FLAGS, Mode::empty()))?));
         let dir = dir.map_err(|error| LockError::io(data_dir, error))?;
-        if filesystems == Filesystems::Local {
+        if settings.filesystems == Filesystems::Local {
             let opened = dir.get().map_err(|error| LockError::io(data_dir, error))?;
             filesystem::check_opened(opened, data_dir)?;
         }
@@ -151,17 +183,17 @@ impl Pair {
         Ok(Self {
             data_dir: data_dir.into(),
             place,
-            filesystems,
+            settings,
             holding: Holding::Nothing,
             pidfile: Pidfile::MayBeThere,
             sharing: Sharing::Alone,
             identity: Identity::Name,
             marks: Marks::Trusted,
             end: End::Close,
-            dir,
-            dir_inode,
             file,
             file_inode,
+            dir,
+            dir_inode,
         })
     }
 
@@ -204,12 +236,12 @@ impl Pair {
                 return Ok(Locking::Busy);
             }
         }
-        Err(LockError::lease(self.lock_path(), REPLACED_AGAIN))
+        Err(LockError::KeepsBeingReplaced { path: self.lock_path() })
     }
 
     fn open_what_the_path_names(&mut self) -> Result<(), LockError> {
         match self.identity {
-            Identity::Name => *self = Self::open_existing(&self.data_dir, self.place.path(), self.filesystems)?,
+            Identity::Name => *self = Self::open_existing(&self.data_dir, self.place.path(), self.settings)?,
             Identity::Inode => return Err(self.is_elsewhere(self.dir()?)),
         }
         Ok(())
@@ -255,9 +287,8 @@ impl Pair {
         }
     }
 
-    /// Some of the file systems that need the caller's word lock no directories: NFS wants a descriptor open for writing.
     fn is_file_enough(&self, error: Errno) -> bool {
-        self.filesystems == Filesystems::Any && is_no_lock_for_directories(error)
+        self.settings.filesystems.is_file_enough(error)
     }
 
     /// Releases the lock, the file first: who gets the directory finds the file free. A pidfile goes before, else it could be
@@ -285,6 +316,16 @@ impl Pair {
         // If the file is another's by now, that one is the owner, and the directory comes free when its descriptor is closed.
         self.holding = Holding::Nothing;
         Ok(())
+    }
+
+    /// Whether the kernel says that the descriptors have the lock, in the process that took it.
+    pub(crate) fn is_held(&self) -> bool {
+        let is_locked = |fd: Result<BorrowedFd<'_>, LockError>| {
+            fd.is_ok_and(|fd| sys::is_locked(fd, Access::Exclusive).unwrap_or(true))
+        };
+        // Where the caller vouches for the file system, the directory may have no lock.
+        let is_dir_locked = || self.settings.filesystems == Filesystems::Any || is_locked(self.dir());
+        self.file.is_at_home() && is_locked(self.file()) && is_dir_locked()
     }
 
     /// Which directory is open.
@@ -410,16 +451,13 @@ impl Pair {
             let (file, inode) = open_file(&self.dir, &path)?;
             let new = file.get().map_err(|error| LockError::io(&path, error))?;
             if !flock_within(new, &REPLACED_RETRIES_US).map_err(|error| LockError::io(&path, error))? {
-                return Err(LockError::lease(
-                    path,
-                    "it was replaced, and another process locked the new one; end that process",
-                ));
+                return Err(LockError::LockFileTaken { path, holder: holder::of_file(new) });
             }
             let newest = Numbered { file: inode.number, ..record.newest.clone() };
             write_all(new, &lock_file::image(&newest, record.mark), 0).map_err(|error| LockError::io(&path, error))?;
             (self.file, self.file_inode) = (file, inode);
         }
-        Err(LockError::lease(self.lock_path(), REPLACED_AGAIN))
+        Err(LockError::KeepsBeingReplaced { path: self.lock_path() })
     }
 
     /// What a drop does: release the lock, or keep it until the process exits.
@@ -429,6 +467,9 @@ impl Pair {
 
     /// Best effort, as all about the pidfile.
     pub(crate) fn write_pidfile(&mut self) {
+        if self.settings.pidfile == PidfileUse::Without {
+            return;
+        }
         self.pidfile = Pidfile::MayBeThere;
         if let Ok(dir) = self.dir.get() {
             pidfile::write_own(dir);
@@ -454,8 +495,8 @@ impl Pair {
 
 /// Nobody but its owner needs to read a data dir, and who may read it can lock it. Directories above it are as anybody would
 /// have made them: others may have to pass through.
-fn create_dir(path: &Path) -> io::Result<()> {
-    let create = || match std::fs::DirBuilder::new().mode(0o700).create(path) {
+fn create_dir(path: &Path, mode: u32) -> io::Result<()> {
+    let create = || match std::fs::DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         created => created,
     };
@@ -468,7 +509,7 @@ fn create_dir(path: &Path) -> io::Result<()> {
     }
 }
 
-fn inode_of(dir: &GuardedFd) -> io::Result<Inode> {
+pub(crate) fn inode_of(dir: &GuardedFd) -> io::Result<Inode> {
     Ok(Inode::of(&fstat(dir.get()?)?))
 }
 

@@ -7,7 +7,7 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering, compiler_fence};
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod linux;
@@ -53,15 +53,42 @@ impl Home {
 }
 
 impl GuardedFd {
-    /// Opens a descriptor and guards it in one step as a fork sees it.
-    pub(crate) fn open(open: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<Self> {
+    /// Opens a descriptor that no forked child has a copy of. It is opened again if a child was made meanwhile: that one has a
+    /// copy of what was opened first, which nobody locks. So no fork waits for a file system that hangs.
+    pub(crate) fn open(open: impl Fn() -> io::Result<OwnedFd>) -> io::Result<Self> {
+        Self::open_with(|| Ok((open()?, ())), |error| error).map(|(guarded, ())| guarded)
+    }
+
+    /// The same with what is known of the descriptor besides, and with other errors than the system's.
+    pub(crate) fn open_with<T, E>(
+        open: impl Fn() -> Result<(OwnedFd, T), E>,
+        failed: impl Fn(io::Error) -> E,
+    ) -> Result<(Self, T), E> {
+        watch_forks().map_err(&failed)?;
+        for _ in 0..OPENS_BESIDE_FORKS_MAX {
+            let forked = FORKED.load(Ordering::Acquire);
+            let (fd, known) = open()?;
+            let gate = Gate::pass();
+            if FORKED.load(Ordering::Acquire) == forked {
+                return Self::guard(fd, &gate).map(|guarded| (guarded, known)).map_err(failed);
+            }
+        }
+        // Somebody forks all the time: then it has to wait.
+        let gate = Gate::pass();
+        let (fd, known) = open()?;
+        Self::guard(fd, &gate).map(|guarded| (guarded, known)).map_err(failed)
+    }
+
+    /// Guards a descriptor that was received. A child that was forked since then has a copy.
+    pub(crate) fn adopt(fd: OwnedFd) -> io::Result<Self> {
         watch_forks()?;
-        let _gate = Gate::pass();
-        let place = TABLE.iter().position(|place| place.load(Ordering::Relaxed) == FREE).ok_or_else(|| {
+        Self::guard(fd, &Gate::pass())
+    }
+
+    fn guard(fd: OwnedFd, gate: &Gate) -> io::Result<Self> {
+        let place = gate.enter(fd.as_raw_fd()).ok_or_else(|| {
             io::Error::new(io::ErrorKind::QuotaExceeded, "this process has too many data-dir locks open (512)")
         })?;
-        let fd = open()?;
-        TABLE[place].store(fd.as_raw_fd(), Ordering::Release);
         Ok(Self { fd: ManuallyDrop::new(fd), place, home: Home::current(), end: End::Close })
     }
 
@@ -94,34 +121,65 @@ impl Drop for GuardedFd {
         if !self.is_at_home() || self.end == End::Keep {
             return;
         }
-        // Before the close: once closed, the number may be another file's, which a forked child must not lose.
-        TABLE[self.place].store(FREE, Ordering::Release);
+        // A child that is made between the two would keep a copy, and with it the lock of a directory that is shared.
+        let gate = Gate::pass();
+        gate.leave(self.place);
         // SAFETY: ManuallyDrop::drop; `fd` is dropped here only, and not used after.
         unsafe { ManuallyDrop::drop(&mut self.fd) };
     }
 }
 
 const FREE: i32 = -1;
+const OPENS_BESIDE_FORKS_MAX: u32 = 8;
 static TABLE: [AtomicI32; 1024] = [const { AtomicI32::new(FREE) }; 1024];
+/// How many forks this process has begun.
+static FORKED: AtomicU32 = AtomicU32::new(0);
 /// How many forks lie between the first process of this program and this one.
 static FORKS: AtomicU32 = AtomicU32::new(0);
 static GATE: AtomicBool = AtomicBool::new(false);
 
-/// No fork happens while one is held: else a child could be made between the open and the entry in the table.
+thread_local! {
+    /// Whether this thread has the gate, or is about to.
+    static PASSING: AtomicBool = const { AtomicBool::new(false) };
+}
+
+/// No fork happens while one is held. Only who has it touches the table of descriptors that a forked child closes.
+///
+/// A fork by a signal handler that interrupted the one who has it can't wait for that one, and does not: its child may keep a
+/// copy of a descriptor.
 struct Gate;
 
 impl Gate {
     fn pass() -> Self {
+        PASSING.with(|passing| passing.store(true, Ordering::Relaxed));
+        compiler_fence(Ordering::SeqCst);
+        Self::wait();
+        Self
+    }
+
+    fn wait() {
         while GATE.compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
             std::thread::yield_now();
         }
-        Self
+    }
+
+    /// The place that the descriptor has got in the table; `None` if there is none left.
+    fn enter(&self, fd: i32) -> Option<usize> {
+        let place = TABLE.iter().position(|place| place.load(Ordering::Relaxed) == FREE)?;
+        TABLE[place].store(fd, Ordering::Release);
+        Some(place)
+    }
+
+    fn leave(&self, place: usize) {
+        TABLE[place].store(FREE, Ordering::Release);
     }
 }
 
 impl Drop for Gate {
     fn drop(&mut self) {
         GATE.store(false, Ordering::Release);
+        compiler_fence(Ordering::SeqCst);
+        PASSING.with(|passing| passing.store(false, Ordering::Relaxed));
     }
 }
 
@@ -135,11 +193,20 @@ fn watch_forks() -> io::Result<()> {
 }
 
 extern "C" fn before_fork() {
-    std::mem::forget(Gate::pass());
+    if !is_this_thread_passing() {
+        Gate::wait();
+    }
+    FORKED.fetch_add(1, Ordering::AcqRel);
 }
 
 extern "C" fn after_fork_in_parent() {
-    GATE.store(false, Ordering::Release);
+    if !is_this_thread_passing() {
+        GATE.store(false, Ordering::Release);
+    }
+}
+
+fn is_this_thread_passing() -> bool {
+    PASSING.with(|passing| passing.load(Ordering::Relaxed))
 }
 
 /// Atomics and close(2) only: nothing else is allowed between a fork of a program with threads and its exec.
@@ -191,209 +258,5 @@ pub(crate) fn pause(moment: std::time::Duration) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs::File;
-    use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-    use std::path::Path;
-    use std::process::{Command, Stdio};
-
-    use rustix::fs::{FlockOperation, flock};
-    use rustix::process::{Pid, WaitOptions, waitpid};
-
-    use crate::{Attempt, DataDirLock, LOCK_FILE, LeaseState, LockError, Unlocked};
-
-    /// Forks; the child leaves with what `child` says, and without running anything else.
-    fn fork(mut child: impl FnMut() -> bool) -> Pid {
-        // SAFETY: fork(2); the child runs `child` only, which uses no other thread's locks but the allocator's, and that one is
-        // usable in a forked child.
-        let pid = unsafe { libc::fork() };
-        if pid == 0 {
-            let fine = std::panic::catch_unwind(std::panic::AssertUnwindSafe(&mut child)).unwrap_or(false);
-            // SAFETY: _exit(2).
-            unsafe { libc::_exit(i32::from(!fine)) };
-        }
-        // What the child closure owns is still the parent's.
-        std::mem::forget(child);
-        Pid::from_raw(pid).expect("fork failed")
-    }
-
-    fn is_fine(child: Pid) -> bool {
-        waitpid(Some(child), WaitOptions::empty()).unwrap().unwrap().1.exit_status() == Some(0)
-    }
-
-    /// The descriptors of this process that lead into the data dir.
-    fn descriptors(dir: &Path) -> Vec<RawFd> {
-        let all = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
-        let lead = all.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|target| target.starts_with(dir)));
-        lead.map(|fd| fd.file_name().to_str().unwrap().parse().unwrap()).collect()
-    }
-
-    /// As a death does it. The numbers stay in use, so that the lock's drop closes nothing of the tests beside this one.
-    fn close_without_unlock(dir: &Path, lock: DataDirLock) {
-        let nothing = File::open("/dev/null").unwrap();
-        for fd in descriptors(dir) {
-            // SAFETY: dup2(2); the number is the lock's, which is dropped below.
-            assert_eq!(unsafe { libc::dup2(nothing.as_raw_fd(), fd) }, fd);
-        }
-        drop(lock);
-    }
-
-    fn is_file_locked(dir: &Path) -> bool {
-        let file = File::open(dir.join(LOCK_FILE)).unwrap();
-        let locked = flock(&file, FlockOperation::NonBlockingLockExclusive).is_err();
-        flock(&file, FlockOperation::Unlock).unwrap();
-        locked
-    }
-
-    #[test]
-    fn a_forked_child_has_no_descriptor_of_the_lock() {
-        let dir = tempfile::tempdir().unwrap();
-        let _lock = DataDirLock::acquire(dir.path()).unwrap();
-        let _unlocked = Unlocked::open(dir.path()).unwrap();
-        let ours = descriptors(dir.path());
-        assert_eq!(ours.len(), 4);
-        // SAFETY: fcntl(2) with F_GETFD reads the table of descriptors only.
-        let is_open = |fd: &RawFd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } != -1;
-        assert!(is_fine(fork(|| !ours.iter().any(is_open))));
-        assert!(ours.iter().all(is_open));
-    }
-
-    #[test]
-    fn a_forked_child_undoes_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut locks = Some((DataDirLock::acquire(dir.path()).unwrap(), Unlocked::open(dir.path()).unwrap()));
-        let child = fork(|| {
-            // What has the number now is another file, which the parent's lock must leave alone.
-            let other = File::open("/dev/null").unwrap();
-            drop(locks.take());
-            other.metadata().is_ok()
-        });
-        assert!(is_fine(child));
-        assert!(is_file_locked(dir.path()));
-        assert!(dir.path().join(".handoff.pidfile").exists());
-        assert!(matches!(DataDirLock::acquire(dir.path()), Err(LockError::Held { .. })));
-    }
-
-    #[test]
-    fn a_forked_child_can_do_nothing_with_the_lock() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut lock = Some(DataDirLock::acquire(dir.path()).unwrap());
-        let before = crate::read_lease(dir.path()).unwrap();
-        let elsewhere = tempfile::NamedTempFile::new().unwrap();
-        let child = fork(|| {
-            // What has the numbers now is another file.
-            let others: Vec<File> = (0..4).map(|_| elsewhere.reopen().unwrap()).collect();
-            let refused =
-                |result: Result<(), LockError>| result.is_err_and(|error| error.to_string().contains("forked child"));
-            let Some(mut lock) = lock.take() else { return false };
-            refused(lock.activate(b"child"))
-                && refused(lock.reserve_epochs())
-                && refused(lock.seal().map(drop).map_err(|(_, error)| error))
-                && others.iter().all(|other| other.metadata().is_ok_and(|stat| stat.len() == 0))
-        });
-        assert!(is_fine(child));
-        assert_eq!(crate::read_lease(dir.path()).unwrap(), before);
-        assert!(is_file_locked(dir.path()));
-    }
-
-    #[test]
-    fn a_forked_child_that_lives_on_does_not_keep_a_dead_parents_lock() {
-        let dir = tempfile::tempdir().unwrap();
-        let lock = DataDirLock::acquire(dir.path()).unwrap();
-        let (end_of_life, keep_alive) = std::io::pipe().unwrap();
-        let child = fork(|| {
-            let mut end_of_life = end_of_life.try_clone().unwrap();
-            // SAFETY: close(2); the child's copy of the parent's end, which the child does not use.
-            unsafe { libc::close(keep_alive.as_raw_fd()) };
-            std::io::Read::read(&mut end_of_life, &mut [0]).is_ok()
-        });
-        close_without_unlock(dir.path(), lock);
-        // Waits, as children of tests beside this one may have copies for a moment; the child above lives on.
-        let again = DataDirLock::acquire_timeout(dir.path(), std::time::Duration::from_secs(60)).unwrap();
-        assert_eq!(again.epoch(), 2);
-        drop(keep_alive);
-        assert!(is_fine(child));
-    }
-
-    #[test]
-    fn a_taker_that_has_no_descriptor_is_not_the_holder() {
-        let dir = tempfile::tempdir().unwrap();
-        let lock = DataDirLock::acquire(dir.path()).unwrap();
-        // SAFETY: the descriptor is the lock's, which lives on.
-        let inherited = |fd: &RawFd| unsafe { BorrowedFd::borrow_raw(*fd) }.try_clone_to_owned().unwrap();
-        let [stdin, stdout] = descriptors(dir.path()).iter().map(inherited).collect::<Vec<_>>().try_into().unwrap();
-        let mut child =
-            Command::new("sleep").arg("60").stdin(stdin).stdout(stdout).stderr(Stdio::null()).spawn().unwrap();
-        close_without_unlock(dir.path(), lock);
-        // The taker's pid is this process's, as if it had been reused; it has a lock no more.
-        let holder = crate::holder(dir.path());
-        child.kill().unwrap();
-        child.wait().unwrap();
-        let holder = holder.unwrap().unwrap();
-        assert_eq!((holder.pid, holder.inherited), (child.id(), true));
-    }
-
-    #[test]
-    fn a_child_made_past_the_handlers_undoes_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let lock = DataDirLock::acquire(dir.path()).unwrap();
-        // SAFETY: clone(2) by its number, like fork(2) but without the handlers; the child drops the lock and leaves.
-        let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
-        if pid == 0 {
-            drop(lock);
-            // SAFETY: _exit(2).
-            unsafe { libc::_exit(0) };
-        }
-        assert!(is_fine(Pid::from_raw(pid as i32).expect("clone failed")));
-        assert!(is_file_locked(dir.path()));
-        assert!(dir.path().join(".handoff.pidfile").exists());
-    }
-
-    /// Does it as a user who may do nothing with `hidden`.
-    fn kept_out_of<T: Send>(hidden: &Path, act: impl FnOnce() -> T + Send) -> T {
-        use std::os::unix::fs::PermissionsExt;
-        let set_mode = |mode| std::fs::set_permissions(hidden, std::fs::Permissions::from_mode(mode)).unwrap();
-        set_mode(0o000);
-        let result = std::thread::scope(|scope| {
-            let act = || {
-                // SAFETY: setfsuid(2) changes how this thread alone is seen by the file system; it ends after this.
-                unsafe { libc::setfsuid(65_534) };
-                act()
-            };
-            scope.spawn(act).join()
-        });
-        set_mode(0o700);
-        result.unwrap()
-    }
-
-    #[test]
-    fn an_owner_that_may_no_longer_search_the_way_to_its_directory_goes_on() {
-        let base = tempfile::tempdir().unwrap();
-        let hidden = base.path().join("hidden");
-        for below in ["data", "parent/data"] {
-            let mut lock = DataDirLock::acquire(&hidden.join(below)).unwrap();
-            // The data dir itself is that user's.
-            let everything = std::os::unix::fs::PermissionsExt::from_mode(0o777);
-            std::fs::set_permissions(lock.data_dir(), everything).unwrap();
-            kept_out_of(&hidden, || {
-                lock.activate(b"build").unwrap();
-                assert!(lock.is_in_place());
-                let unlocked = lock.seal().map_err(|(_, error)| error).unwrap();
-                let Attempt::Locked(claim) = unlocked.try_lock() else { panic!("it can't be taken back") };
-                assert_eq!(claim.found().map(|lease| lease.state), Some(LeaseState::Sealed));
-            });
-        }
-    }
-
-    #[test]
-    fn an_unreadable_directory_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let result = kept_out_of(dir.path(), || DataDirLock::acquire(dir.path()));
-        match result {
-            Err(LockError::Io { path, source }) => {
-                assert_eq!((path.as_path(), source.kind()), (dir.path(), std::io::ErrorKind::PermissionDenied));
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-}
+#[path = "sys_tests.rs"]
+pub(crate) mod tests;

@@ -3,11 +3,14 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use crate::data_dir_lock::Claim;
+use crate::data_dir_lock::{Claim, DataDirLock};
 use crate::error::{Inode, LockError};
 use crate::exposure::{self, Exposure};
+use crate::held_by::HeldBy;
+use crate::holder;
 use crate::lease::Lease;
-use crate::pair::{Filesystems, Locking, Pair};
+use crate::pair::{Locking, Pair};
+use crate::waiting::{Contender, Outcome};
 
 /// A data dir whose lock is not held, with all that is needed to take it: no descriptor and no file has to be made for it.
 ///
@@ -32,22 +35,14 @@ pub enum Attempt {
 }
 
 impl Unlocked {
-    /// Opens the directory and its lock file, both of which are created if they are missing: the directory for its owner only
+    /// With the usual settings of [`LockOptions::open`](crate::LockOptions::open): opens the directory and its lock file, both of which are created if they are missing: the directory for its owner only
     /// (mode 0700), directories above it as mkdir(1) with `-p` does.
     ///
     /// # Errors
-    /// [`LockError::UnsupportedFilesystem`] where flock(2) does not exclude other hosts, [`LockError::Lease`] if the lock
-    /// file is not a regular file, [`LockError::Io`] for the rest. None of them is this process's to mend at run time.
+    /// [`LockError::UnsupportedFilesystem`] where flock(2) does not exclude other hosts, [`LockError::NotALockFile`] if the
+    /// lock file is not a regular file, [`LockError::Io`] for the rest. None of them is this process's to mend at run time.
     pub fn open(dir: &Path) -> Result<Self, LockError> {
-        Ok(Self { pair: Pair::open(dir, Filesystems::Local)? })
-    }
-
-    /// The same on any file system. The caller vouches that no other host uses the directory, or that flock excludes it.
-    ///
-    /// # Errors
-    /// As [`open`](Unlocked::open), without [`LockError::UnsupportedFilesystem`].
-    pub fn open_on_any_filesystem(dir: &Path) -> Result<Self, LockError> {
-        Ok(Self { pair: Pair::open(dir, Filesystems::Any)? })
+        DataDirLock::options().open(dir)
     }
 
     /// The directory, as given.
@@ -80,7 +75,7 @@ impl Unlocked {
     /// only by what [`Claim::found`] says.
     ///
     /// # Errors
-    /// [`LockError::Io`], or [`LockError::Lease`] if a newer version of this crate wrote the file.
+    /// [`LockError::Io`], [`LockError::NotALockFile`], [`LockError::NewerFormat`].
     pub fn read_lease(&self) -> Result<Option<Lease>, LockError> {
         self.pair.read_lease()
     }
@@ -114,5 +109,24 @@ impl Unlocked {
             Ok(Locking::Busy) => Attempt::Held(self),
             Err(error) => Attempt::Failed(self, error),
         }
+    }
+}
+
+impl Contender for Unlocked {
+    type Lock = DataDirLock;
+
+    fn attempt(self) -> Outcome<Self> {
+        match self.try_lock() {
+            Attempt::Locked(claim) => match claim.claim(None) {
+                Ok(lock) => Outcome::Taken(lock),
+                Err((_, error)) => Outcome::Failed(error),
+            },
+            Attempt::Held(unlocked) => Outcome::Held(unlocked),
+            Attempt::Failed(_, error) => Outcome::Failed(error),
+        }
+    }
+
+    fn held_by(&self) -> HeldBy {
+        holder::in_the_way(&self.pair)
     }
 }

@@ -65,7 +65,7 @@ mod tests {
         std::os::unix::fs::symlink(&b, &a).unwrap();
         assert!(matches!(WatchedLease::new(&a).read(), Err(LockError::Io { .. })));
         std::os::unix::fs::symlink(&a, dir.path().join(LOCK_FILE)).unwrap();
-        assert!(matches!(WatchedLease::new(dir.path()).read(), Err(LockError::Lease { .. })));
+        assert!(matches!(WatchedLease::new(dir.path()).read(), Err(LockError::NotALockFile { .. })));
     }
 
     #[test]

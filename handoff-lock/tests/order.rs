@@ -47,6 +47,10 @@ fn plays_the_lock() {
     die_with_the_lock(base);
     let lock = step(base, "break a dead owner's lock", || DataDirLock::acquire_or_break_stale(base)).unwrap();
     step(base, "drop", || drop(lock));
+    let reading = step(base, "read while nobody writes", || DataDirLock::acquire_shared(base)).unwrap();
+    let refused = step(base, "acquire what is being read", || DataDirLock::acquire(base));
+    assert!(matches!(refused, Err(LockError::BeingRead { .. })));
+    step(base, "read no more", || drop(reading));
     pass_it_on(base);
 }
 

@@ -4,6 +4,9 @@
 #[path = "processes/elsewhere.rs"]
 mod elsewhere;
 #[cfg(target_os = "linux")]
+#[path = "processes/executed.rs"]
+mod executed;
+#[cfg(target_os = "linux")]
 #[path = "processes/passing.rs"]
 mod passing;
 
@@ -45,6 +48,11 @@ impl Role {
 
     fn says(&mut self, word: &str) {
         assert!(self.lines.any(|line| line == word), "the process ended without saying {word:?}");
+    }
+
+    /// To go on.
+    fn tell(&mut self) {
+        self.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
     }
 
     fn kill(self) {
@@ -101,6 +109,9 @@ fn play_on_linux(role: &str, dir: &Path) {
         "root-changer-and-moved" => elsewhere::change_root_and_be_moved(dir),
         "directory-changer" => elsewhere::change_directory(dir),
         "without-proc" => elsewhere::see_no_proc(dir),
+        "exec-leaver" => executed::leave_by_exec(dir),
+        "exec-goer" => executed::go_on_by_exec(dir),
+        "executed" => executed::be_executed(dir),
         "mounted-over" => elsewhere::be_mounted_over(dir),
         other => panic!("no role {other}"),
     }

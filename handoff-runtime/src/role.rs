@@ -9,7 +9,7 @@ use std::net::{TcpListener, UdpSocket};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use handoff_lock::{ServingLock, Unlocked};
+use handoff_lock::{DataDirLock, ServingLock, Unlocked};
 use handoff_proto::{BeginMode, HandoffId, Timing};
 
 use crate::crash::{self, fail_here, points};
@@ -300,7 +300,7 @@ impl BegunSuccessor {
     /// As [`lock`](Self::lock).
     pub fn lock_on_any_filesystem(&mut self, data_dir: &Path) -> Result<ServingLock> {
         self.place.check(data_dir)?;
-        self.take(Unlocked::open_on_any_filesystem(data_dir)?)
+        self.take(DataDirLock::options().allow_any_filesystem(true).open(data_dir)?)
     }
 
     fn take(&mut self, unlocked: Unlocked) -> Result<ServingLock> {

@@ -37,7 +37,7 @@ impl Pair {
         self.check_dir_in_place()?;
         // Whoever received it may have forgotten to ask for it.
         fcntl_setfd(&passed, FdFlags::CLOEXEC).map_err(failed)?;
-        self.dir = GuardedFd::open(|| Ok(passed)).map_err(|error| LockError::io(&self.data_dir, error))?;
+        self.dir = GuardedFd::adopt(passed).map_err(|error| LockError::io(&self.data_dir, error))?;
         self.share();
         Ok(())
     }

@@ -18,7 +18,7 @@ use crate::error::Inode;
 use crate::sys;
 
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     /// Absolute: the working directory may change.
     path: PathBuf,
     /// The root that the path starts at.
@@ -43,11 +43,11 @@ enum Lead {
 
 impl Place {
     /// Of the directory that was just opened by `path`.
-    pub(super) fn of(path: &Path, opened: BorrowedFd<'_>, inode: Inode) -> Self {
+    pub(crate) fn of(path: &Path, opened: BorrowedFd<'_>, inode: Inode) -> Self {
         Self { path: path.into(), root: Inode::at("/"), parent: Parent::of(path, opened, inode) }
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
@@ -55,7 +55,7 @@ impl Place {
     ///
     /// # Errors
     /// It can't be found out now.
-    pub(super) fn leads_to(&self, inode: Inode) -> Result<bool, Errno> {
+    pub(crate) fn leads_to(&self, inode: Inode) -> Result<bool, Errno> {
         match lead(stat(&self.path).map(|stat| Inode::of(&stat)))? {
             Lead::To(named) if named == inode => Ok(true),
             Lead::Hidden => self.parent_leads_to(inode),

@@ -9,9 +9,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 
 use rustix::fs::{OFlags, fstat, fstatfs, major, minor};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{Carried, Takers};
 use crate::filesystem::refused_by_magic;
+use crate::flock::Access;
 
 /// How a directory is opened only to look up names in it: no permission to read it is needed, open(2).
 pub(crate) const TO_LOOK_UP: OFlags = OFlags::PATH;
@@ -35,6 +38,25 @@ pub(crate) fn start_time(pid: u32) -> Option<u64> {
 /// It can't be read now.
 pub(crate) fn start_time_of_self() -> io::Result<Option<u64>> {
     Ok(if_there("/proc/self/stat")?.and_then(|text| parse_stat(&text)).map(|stat| stat.start_time))
+}
+
+/// Whether this is the number of a thread, and of no process.
+pub(crate) fn is_thread(id: Pid) -> bool {
+    match pidfd_open(id, PidfdFlags::empty()) {
+        Ok(_) => false,
+        // Of a thread: INVAL up to Linux 6.15, NOENT since.
+        Err(Errno::INVAL | Errno::NOENT) => true,
+        // Before Linux 5.3 and in some sandboxes there is no such call, and sometimes no descriptor left.
+        Err(_) => read_lossy(&format!("/proc/{id}/status")).is_some_and(|status| is_of_a_thread(&status, id)),
+    }
+}
+
+/// From the text of `/proc/PID/status`, proc_pid_status(5), which is there for a thread's number too.
+fn is_of_a_thread(status: &str, id: Pid) -> bool {
+    let process = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
+    process
+        .and_then(|process| process.trim().parse().ok())
+        .is_some_and(|process: i32| process != id.as_raw_nonzero().get())
 }
 
 /// Whether a process has ended and only waits for its parent: it holds no lock any more.
@@ -63,22 +85,35 @@ pub(crate) fn path_of(fd: BorrowedFd<'_>) -> Option<PathBuf> {
     fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()
 }
 
+/// Whether this descriptor of the calling process has such a flock; `None` if the system does not tell. What it means that
+/// its `/proc/PID/fdinfo` has no such line stands in proc_pid_fdinfo(5).
+pub(crate) fn is_locked(fd: BorrowedFd<'_>, access: Access) -> Option<bool> {
+    let info = read_lossy(&format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+    Some(flocks_of(&info).any(|flock| flock.access == access))
+}
+
 /// Makes a file's bytes durable, fdatasync(2).
 pub(crate) fn sync_bytes(fd: impl AsFd) -> rustix::io::Result<()> {
     rustix::fs::fdatasync(fd)
 }
 
-/// The two inodes of a lock, as the kernel's table of locks names them.
-#[derive(Debug)]
+/// The two inodes of a lock, as the kernel's table of locks names them, and of which locks of them it tells.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct LockTable {
     dir: Key,
     file: Option<Key>,
+    access: Access,
 }
 
 impl LockTable {
-    /// The table for these inodes; `None` where the system has none (no `/proc`).
+    /// The table for the exclusive locks of these inodes; `None` where the system has none (no `/proc`).
     pub(crate) fn of(dir: BorrowedFd<'_>, file: Option<BorrowedFd<'_>>) -> Option<Self> {
-        Some(Self { dir: key_of(dir)?, file: file.and_then(key_of) })
+        Some(Self { dir: key_of(dir)?, file: file.and_then(key_of), access: Access::Exclusive })
+    }
+
+    /// The table for the shared ones.
+    pub(crate) fn of_shared(self) -> Self {
+        Self { access: Access::Shared, ..self }
     }
 
     /// The pids that took a flock on one of the inodes. Such a process may be gone and its lock live on in a descriptor that
@@ -92,8 +127,8 @@ impl LockTable {
     fn read_takers(&self) -> Takers {
         let table = read_in_large_pieces("/proc/locks").unwrap_or_default();
         let of = |wanted| {
-            let locks = table.lines().filter_map(parse_flock);
-            locks.filter(|(pid, key)| *pid != 0 && Some(*key) == wanted).map(|(pid, _)| pid).collect()
+            let flocks = table.lines().filter_map(parse_flock).filter(|flock| flock.access == self.access);
+            flocks.filter(|flock| flock.pid != 0 && Some(flock.key) == wanted).map(|flock| flock.pid).collect()
         };
         Takers { dir: of(Some(self.dir)), file: of(self.file) }
     }
@@ -120,9 +155,9 @@ impl LockTable {
     }
 
     fn add_locks_in(&self, info: &str, carried: &mut Carried) {
-        for (_, key) in info.lines().filter_map(|line| line.strip_prefix("lock:")).filter_map(parse_flock) {
-            carried.dir |= key == self.dir;
-            carried.file |= Some(key) == self.file;
+        for flock in flocks_of(info).filter(|flock| flock.access == self.access) {
+            carried.dir |= flock.key == self.dir;
+            carried.file |= Some(flock.key) == self.file;
         }
     }
 
@@ -157,18 +192,35 @@ fn device_of_mount(mounts: &str, id: u64) -> Option<(u32, u32)> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// Pid and inode of a flock that is held, from a line like `1: FLOCK  ADVISORY  WRITE 359 fe:00:11691 0 EOF`,
-/// proc_locks(5). A line of one who waits (`1: -> FLOCK …`) is not of a holder.
-fn parse_flock(line: &str) -> Option<(u32, Key)> {
+/// A flock that is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Flock {
+    access: Access,
+    pid: u32,
+    key: Key,
+}
+
+/// Those of a descriptor, from the text of its `/proc/PID/fdinfo`.
+fn flocks_of(info: &str) -> impl Iterator<Item = Flock> {
+    info.lines().filter_map(|line| line.strip_prefix("lock:")).filter_map(parse_flock)
+}
+
+/// From a line like `1: FLOCK  ADVISORY  WRITE 359 fe:00:11691 0 EOF`, proc_locks(5). A line of one who waits (`1: -> FLOCK …`) is
+/// not of a holder.
+fn parse_flock(line: &str) -> Option<Flock> {
     let mut fields = line.split_whitespace().skip(1);
     if fields.next()? != "FLOCK" {
         return None;
     }
+    let access = match fields.nth(1)? {
+        "READ" => Access::Shared,
+        _ => Access::Exclusive,
+    };
     // A pid of another pid namespace is shown as 0 or not at all.
-    let pid = fields.nth(2)?.parse::<i64>().ok()?.try_into().unwrap_or(0);
+    let pid = fields.next()?.parse::<i64>().ok()?.try_into().unwrap_or(0);
     let mut key = fields.next()?.split(':');
     let (major, minor) = (u32::from_str_radix(key.next()?, 16).ok()?, u32::from_str_radix(key.next()?, 16).ok()?);
-    Some((pid, (major, minor, key.next()?.parse().ok()?)))
+    Some(Flock { access, pid, key: (major, minor, key.next()?.parse().ok()?) })
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -231,10 +283,19 @@ mod tests {
     }
 
     #[test]
+    fn a_status_tells_a_thread_from_its_process() {
+        let status = |tgid| format!("Name:\tstored\nTgid:\t{tgid}\nPid:\t8\n");
+        let id = Pid::from_raw(8).unwrap();
+        assert!(is_of_a_thread(&status(7), id) && !is_of_a_thread(&status(8), id) && !is_of_a_thread("", id));
+    }
+
+    #[test]
     fn a_line_of_the_lock_table_names_pid_and_inode() {
+        let flock = |access, pid, key| Some(Flock { access, pid, key });
         let line = "1: FLOCK  ADVISORY  WRITE 10110 fe:0a:10018891 0 EOF";
-        assert_eq!(parse_flock(line), Some((10110, (0xfe, 0x0a, 10018891))));
-        assert_eq!(parse_flock("1: FLOCK  ADVISORY  WRITE -1 00:2f:7 0 EOF"), Some((0, (0, 0x2f, 7))));
+        assert_eq!(parse_flock(line), flock(Access::Exclusive, 10110, (0xfe, 0x0a, 10018891)));
+        let line = "1: FLOCK  ADVISORY  READ  -1 00:2f:7 0 EOF";
+        assert_eq!(parse_flock(line), flock(Access::Shared, 0, (0, 0x2f, 7)));
         assert_eq!(parse_flock("1: -> FLOCK  ADVISORY  WRITE 10110 fe:00:1 0 EOF"), None);
         assert_eq!(parse_flock("2: POSIX  ADVISORY  WRITE 10110 fe:00:1 0 EOF"), None);
         assert_eq!(parse_flock("3: LEASE"), None);

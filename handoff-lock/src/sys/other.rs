@@ -1,12 +1,17 @@
 //! The answers of macOS and the BSDs, as far as they have any: there is no table of locks to read, so a holder is known only
 //! from what it wrote down itself.
 
+use std::convert::Infallible;
+#[cfg(any(target_vendor = "apple", target_os = "freebsd"))]
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 
+use rustix::process::Pid;
+
 use super::{Carried, Takers};
+use crate::flock::Access;
 
 /// How a directory is opened only to look up names in it.
 pub(crate) const TO_LOOK_UP: rustix::fs::OFlags = rustix::fs::OFlags::RDONLY;
@@ -54,6 +59,11 @@ pub(crate) fn start_time_of_self() -> io::Result<Option<u64>> {
     Ok(start_time(std::process::id()))
 }
 
+/// Whether this is the number of a thread, and of no process: threads have numbers of their own here.
+pub(crate) fn is_thread(_id: Pid) -> bool {
+    false
+}
+
 /// Whether a process has ended and only waits for its parent; this system is not asked.
 pub(crate) fn is_zombie(_pid: u32) -> bool {
     false
@@ -83,6 +93,11 @@ pub(crate) fn path_of(_fd: BorrowedFd<'_>) -> Option<PathBuf> {
     None
 }
 
+/// Whether a descriptor has a flock, which these systems don't show.
+pub(crate) fn is_locked(_fd: BorrowedFd<'_>, _access: Access) -> Option<bool> {
+    None
+}
+
 /// Makes a file's bytes durable. On macOS fsync(2) leaves them in the drive's cache.
 #[cfg(target_vendor = "apple")]
 pub(crate) fn sync_bytes(fd: impl AsFd) -> rustix::io::Result<()> {
@@ -96,28 +111,32 @@ pub(crate) fn sync_bytes(fd: impl AsFd) -> rustix::io::Result<()> {
 }
 
 /// The kernel's table of locks, which these systems don't show: there is never one.
-#[derive(Debug)]
-pub(crate) enum LockTable {}
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LockTable(Infallible);
 
 impl LockTable {
     pub(crate) fn of(_dir: BorrowedFd<'_>, _file: Option<BorrowedFd<'_>>) -> Option<Self> {
         None
     }
 
+    pub(crate) fn of_shared(self) -> Self {
+        match self.0 {}
+    }
+
     pub(crate) fn takers(&self) -> Takers {
-        match *self {}
+        match self.0 {}
     }
 
     pub(crate) fn hides_dead_takers(&self) -> bool {
-        match *self {}
+        match self.0 {}
     }
 
     pub(crate) fn carried_by(&self, _pid: u32) -> Option<Carried> {
-        match *self {}
+        match self.0 {}
     }
 
     pub(crate) fn carriers(&self) -> Vec<(u32, Carried)> {
-        match *self {}
+        match self.0 {}
     }
 }
 

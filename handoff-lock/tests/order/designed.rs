@@ -103,6 +103,33 @@ pub(crate) const LOCK: &[Step] = &[
             ("unlock .", "as above"),
         ],
     },
+    Step {
+        name: "read while nobody writes",
+        calls: &[
+            ("open .", "as above"),
+            ("open ..", "as above"),
+            ("share .", "first, as an owner locks it: who owns the data has it"),
+            ("open .handoff.lock", "to read only; a reader creates nothing"),
+            ("share .handoff.lock", "against peers that lock the file alone"),
+        ],
+    },
+    Step {
+        name: "acquire what is being read",
+        calls: &[
+            ("open .", "as above"),
+            ("open ..", "as above"),
+            ("create or open .handoff.lock", "as above"),
+            ("lock .: EAGAIN", "as of what is held"),
+            ("read .handoff.lock at 0", "as of what is held"),
+        ],
+    },
+    Step {
+        name: "read no more",
+        calls: &[
+            ("unlock .handoff.lock", "in the opposite order, and explicitly, as an owner does"),
+            ("unlock .", "nothing is written"),
+        ],
+    },
     Step { name: "copy the directory", calls: &[] },
     Step { name: "adopt it", calls: &[] },
     Step {

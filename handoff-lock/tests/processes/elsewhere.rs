@@ -50,7 +50,7 @@ pub(crate) fn change_directory(base: &Path) {
     fs::remove_file(dir.join(".handoff.lock")).unwrap();
     std::os::unix::fs::symlink("elsewhere", dir.join(".handoff.lock")).unwrap();
     let Attempt::Failed(_, error) = unlocked.try_lock() else { panic!("locked through a link") };
-    assert!(matches!(error, LockError::Lease { .. }), "{error}");
+    assert!(matches!(error, LockError::NotALockFile { .. }), "{error}");
 }
 
 /// Where there is no `/proc`: no boot has a name, and the kernel shows no locks.

@@ -24,7 +24,11 @@ pub(crate) fn assert_as_designed(play: &str, designed: &[Step]) {
     let base = dir.path().join("base");
     fs::create_dir(&base).unwrap();
     let Some(lines) = lines_of(play, &base, &dir.path().join("trace")) else { return };
-    let recorded = steps(&lines, base.to_str().unwrap());
+    let base = base.to_str().unwrap();
+    for line in lines.iter().filter(|line| line.contains("openat(") && line.contains(base)) {
+        assert!(line.contains("O_CLOEXEC"), "a program that is executed would have it: {line}");
+    }
+    let recorded = steps(&lines, base);
     let names: Vec<&str> = designed.iter().map(|step| step.name).collect();
     assert_eq!(recorded.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), names);
     for ((name, calls), step) in recorded.iter().zip(designed) {
@@ -98,6 +102,7 @@ fn call(line: &str, base: &str) -> Option<String> {
         "openat" => format!("open {}", words[1]),
         "flock" if has("LOCK_UN") => format!("unlock {first}"),
         "flock" if has("LOCK_EX|LOCK_NB") => format!("lock {first}"),
+        "flock" if has("LOCK_SH|LOCK_NB") => format!("share {first}"),
         "pread64" => format!("read {first} at {last}"),
         "pwrite64" => format!("write {first} at {last}"),
         "rename" => format!("rename {first} to {last}"),

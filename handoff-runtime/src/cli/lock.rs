@@ -27,10 +27,10 @@ pub(super) fn lock(args: &LockArgs) -> Result<ExitCode, String> {
     if args.json {
         output::json(&holder.as_ref().map(held))?;
     } else {
-        output::line(&match &holder {
-            None => format!("{} is free", dir.display()),
-            Some(holder) => format!("{} is held by {}", dir.display(), described(holder)),
-        });
+        let lease = handoff_lock::read_lease(dir);
+        let unreadable = lease.err().map(|error| format!("; its lease is unreadable: {error}")).unwrap_or_default();
+        let readers = handoff_lock::readers(dir).map_err(|error| error.to_string())?;
+        output::line(&format!("{} is {}{unreadable}", dir.display(), taken(holder.as_ref(), &readers)));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -42,6 +42,18 @@ fn held(holder: &Holder) -> Held<'_> {
         command: holder.command.as_deref(),
         since_unix_ms: holder.since_unix_ms,
         inherited: holder.inherited,
+    }
+}
+
+/// Readers are no holders; they count only while there is none.
+fn taken(holder: Option<&Holder>, readers: &[Holder]) -> String {
+    match (holder, readers) {
+        (Some(holder), _) => format!("held by {}", described(holder)),
+        (None, []) => "free".to_owned(),
+        (None, readers) => {
+            let readers: Vec<String> = readers.iter().map(described).collect();
+            format!("being read by {}", readers.join(", by "))
+        }
     }
 }
 
@@ -76,5 +88,9 @@ mod tests {
         assert_eq!(described(&holder()), "pid 7 (d -x) since 1970-01-01T00:00:00Z");
         let odd = Holder { alive: false, command: None, since_unix_ms: None, inherited: true, ..holder() };
         assert!(described(&odd).starts_with("pid 7, through a descriptor that it inherited, which is dead"));
+        assert_eq!(taken(Some(&holder()), &[odd]), "held by pid 7 (d -x) since 1970-01-01T00:00:00Z");
+        assert_eq!(taken(None, &[]), "free");
+        let reader = || Holder { since_unix_ms: None, ..holder() };
+        assert_eq!(taken(None, &[reader(), reader()]), "being read by pid 7 (d -x), by pid 7 (d -x)");
     }
 }

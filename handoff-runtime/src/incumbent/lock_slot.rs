@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use handoff_lock::{Attempt, Claim, LockError, ServingLock, Unlocked, look};
+use handoff_lock::{Attempt, Claim, LockError, ServingLock, Unlocked};
 use handoff_proto::incumbent::{Directory, LockTried};
 use handoff_proto::{HandoffId, LeaseView};
 
@@ -116,9 +116,9 @@ impl LockSlot {
         }
     }
 
-    /// The pid that holds the lock, if the system shows it.
+    /// The pid that holds the lock, or keeps it from being taken, if the system shows it.
     pub(super) fn holder(&self) -> Option<u32> {
-        look(&self.data_dir).ok().and_then(|look| look.locked_by)
+        ownership::in_the_way(&self.data_dir).ok().flatten()
     }
 
     /// Tries to take it.

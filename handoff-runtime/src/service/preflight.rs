@@ -35,17 +35,18 @@ pub(super) fn check(config: &ServiceConfig, binary: &Path) -> Result<(), Service
     }
 }
 
-/// Whether nobody holds the data directory's lock. Looks only: the lock is the daemon's to take.
+/// Whether nobody holds the data directory's lock, or reads there. Looks only: the lock is the daemon's to take.
 ///
 /// # Errors
-/// [`ServiceError::DataDirLock`] names the holder.
+/// [`ServiceError::DataDirLock`] names the holder, or the readers.
 pub(super) fn check_data_dir_is_free(config: &ServiceConfig) -> Result<(), ServiceError> {
     let Some(data_dir) = &config.data_dir else { return Ok(()) };
     let refused = |source| ServiceError::DataDirLock { path: data_dir.clone(), source };
-    match handoff_lock::holder(data_dir).map_err(refused)? {
-        None => Ok(()),
-        holder => Err(refused(LockError::Held { holder })),
+    if let Some(holder) = handoff_lock::holder(data_dir).map_err(refused)? {
+        return Err(refused(LockError::Held { holder: Some(holder) }));
     }
+    let readers = handoff_lock::readers(data_dir).map_err(refused)?;
+    if readers.is_empty() { Ok(()) } else { Err(refused(LockError::BeingRead { readers })) }
 }
 
 /// Says so if other users may read the data directory, and with it lock it. Some want theirs to be read, so nothing is refused.
@@ -166,6 +167,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let config = config(&dir.path().join("d".repeat(120)));
         assert!(refusal(&config).contains("use a shorter path"));
+    }
+
+    #[test]
+    fn a_data_dir_that_is_being_read_is_not_free_and_the_reader_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(dir.path());
+        config.data_dir = Some(dir.path().join("data"));
+        std::fs::create_dir(dir.path().join("data")).unwrap();
+        check_data_dir_is_free(&config).unwrap();
+        let reading = handoff_lock::DataDirLock::acquire_shared(&dir.path().join("data")).unwrap();
+        let refused = check_data_dir_is_free(&config).unwrap_err().to_string();
+        assert!(refused.contains(&format!("read by pid {}", std::process::id())), "{refused}");
+        drop(reading);
+        check_data_dir_is_free(&config).unwrap();
     }
 
     #[test]

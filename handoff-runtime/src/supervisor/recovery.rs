@@ -15,6 +15,7 @@ use crate::crash_here;
 use crate::error::{Error, Result};
 use crate::events;
 use crate::outcome::{GivenBack, Recovery};
+use crate::ownership;
 use crate::process::Process;
 use crate::sys::poll;
 use crate::timers::{Timers, instant_after};
@@ -278,14 +279,10 @@ impl Run<'_> {
 
     /// Without an answer nobody is known to hold it: then it is the lock itself that stops whoever is started beside its owner.
     fn lock_holder(&self) -> Option<u32> {
-        let look = handoff_lock::look(self.supervisor.data_dir.as_ref()?.path());
-        look.map_or_else(
-            |error| {
-                events::warn!(%error, "who holds the data dir can't be seen");
-                None
-            },
-            |look| look.locked_by,
-        )
+        ownership::in_the_way(self.supervisor.data_dir.as_ref()?.path()).unwrap_or_else(|error| {
+            events::warn!(%error, "who holds the data dir can't be seen");
+            None
+        })
     }
 }
 

@@ -23,7 +23,7 @@ use handoff_runtime::crash::maybe_fail;
 use handoff_runtime::crash_here;
 use handoff_runtime::{
     BegunSuccessor, DataDirLock, DrainContext, DrainReport, Drainable, HookError, Incumbent, ReadinessSnapshot, Resume,
-    Role, SealContext, SealReport, StateSnapshot, detect_role,
+    Role, SealContext, SealReport, ServingLock, StateSnapshot, detect_role,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::ioctl_fionbio;
