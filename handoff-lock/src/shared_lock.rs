@@ -57,7 +57,7 @@ use crate::waiting::{Contender, Outcome};
 ///   locked as well if it is there and this user may read it. If not, a peer that locks the file alone and creates it is not
 ///   excluded.
 /// - **It keeps a service from starting.** Keep it short. In a handover whose directory is [passed
-///   on](DataDirLock::seal_and_pass) no reader comes between; in one by a plain [`seal`](DataDirLock::seal) one can, and both
+///   on](crate::DataDirLock::seal_and_pass) no reader comes between; in one by a plain [`seal`](crate::DataDirLock::seal) one can, and both
 ///   sides wait for it.
 /// - **It never becomes the other lock.** flock(2) would let go in between, so a reader that wants to write releases it,
 ///   acquires, and looks at the epoch again.
