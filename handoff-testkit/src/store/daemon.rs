@@ -170,6 +170,11 @@ fn take_over(options: &Options, successor: Successor) -> Result<(), Box<dyn Erro
     successor.warmed()?;
     let mut begun = successor.wait_for_begin()?;
     let lock = begun.lock(&options.data_dir)?;
+    // The store opens its files by the directory's name, and writes while it does.
+    if let Err(error) = lock.check_in_place() {
+        begun.give_up(&error);
+        return Err(error.into());
+    }
     let opened = daemon.open(lock.epoch()).map_err(Into::into).and_then(|contents| check(&begun, contents));
     let names = begun.listener_names();
     let sockets = Sockets {
